@@ -1,0 +1,71 @@
+"""Rewrites of a deployed model into one that computes the same and that a target can take, or runs faster.
+
+A lowering is one idea in one file: a function ``Model -> Model`` over stock layers. It returns the very model it was
+given where it finds nothing to do. Most are written with `keras_efficient.deploy.rebuild`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Lowering", "apply", "operations", "rebuild_if"]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A named rewrite.
+
+    Args:
+        name: as the report shows it, such as ``split-grouped-convolutions``.
+        function: the rewrite; returns its argument where nothing is to be done.
+        targets: names of the targets that it serves; a trailing ``*`` stands for any ending.
+        equality: what stays: ``"exact"`` (the same bits) or ``"rounding"`` (another order of the same sums).
+        summary: one line for people.
+    """
+
+    name: str
+    function: Callable[[keras.Model], keras.Model]
+    targets: tuple[str, ...]
+    equality: str
+    summary: str
+
+
+def apply(model: keras.Model, lowerings: Iterable[Lowering]) -> tuple[keras.Model, tuple[str, ...]]:
+    """Applies lowerings in order; returns the model and the names of those that changed it."""
+    names: list[str] = []
+    for lowering in lowerings:
+        lowered = lowering.function(model)
+        if lowered is not model:
+            names.append(lowering.name)
+            model = lowered
+    return model, tuple(names)
+
+
+def rebuild_if(
+    model: keras.Model,
+    applies: Callable[[keras.Operation], bool],
+    make: Callable[[Any], keras.Operation],
+) -> keras.Model:
+    """`model` with every operation that `applies` replaced by what `make` gives; the same object if there is none.
+
+    Layers and `keras.ops` operations are looked at, also those inside nested models and wrappers.
+    """
+    from keras_efficient.deploy import rebuild
+
+    if not any(applies(operation) for operation in operations(model)):
+        return model
+    return rebuild(model, lambda operation, path: make(operation) if applies(operation) else None)
+
+
+def operations(model: keras.Model) -> Iterator[keras.Operation]:
+    """All layers and `keras.ops` operations of a model, also those inside nested models and wrappers."""
+    for layer in model._flatten_layers():
+        yield layer
+        for operation in getattr(layer, "operations", ()):
+            if not hasattr(operation, "_flatten_layers"):  # a layer comes by itself
+                yield operation

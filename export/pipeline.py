@@ -1,0 +1,334 @@
+"""From a Keras model to a verified file: read `save` from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras_efficient
+from keras_efficient.errors import (
+    ConversionError,
+    FileProblem,
+    UnknownName,
+    VerificationError,
+    WrongArgument,
+)
+from keras_efficient.export import signature
+from keras_efficient.export.calibration import calibration_from, to_samples
+from keras_efficient.export.report import Report
+from keras_efficient.export.targets import Built, Request, Target, registry
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_efficient.export.runtime import ExportedModel
+    from keras_efficient.export.verify import Verification
+
+__all__ = ["load", "save"]
+
+_log = logging.getLogger("keras_efficient")
+
+
+def save(
+    model: keras.Model,
+    path: str | Path,
+    *,
+    target: str | None = None,
+    precision: str = "float32",
+    calibration: Any = None,
+    samples: Any = None,
+    input_shape: Any = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Deploys, lowers, converts, compiles and verifies `model`, and puts the file in its place.
+
+    Args:
+        model: a Functional or Sequential Keras 3 model, ours or not. It is not changed.
+        path: where the file goes; its suffix picks the target when none is named.
+        target: a name out of `export.targets`.
+        precision: one out of the target's `precisions`.
+        calibration: real inputs for ``int8`` and ``int16x8``: an array with a batch axis (several inputs: a list or
+            dict of arrays), a folder of images, a generator or a `tf.data.Dataset`. 100 to 500 are good.
+        samples: inputs on which the file is compared with the model, in the same forms; by default some of the
+            calibration data, else seeded random numbers (a note says so).
+        input_shape: fixes free axes: ``(H, W)`` for one image input, or a shape without or with the batch axis; for
+            several inputs a dict by name. By default free axes stay free where the target can have them.
+        overwrite: whether an existing file may be replaced.
+        verify: `False` keeps a file that misses its tolerance; the numbers are in the report all the same.
+        metadata: written into the file besides ours, such as ``{"scale": 2, "preprocessing": …}``; JSON values.
+        on_progress: called with one line at the start of each stage.
+        **options: what the target takes besides; see ``export.targets[name].options``.
+
+    Returns:
+        A `Report` of what was measured.
+
+    Raises:
+        WrongArgument: an argument, or a combination, that cannot be served (`UnknownName`, `CalibrationError`).
+        UnsupportedLayer: a layer that cannot be deployed or that the target cannot run, named by its path.
+        ConversionError: the converter or compiler failed, or wrote something else than was asked for.
+        VerificationError: the file does not compute what the model computes; nothing is put in place.
+        FileProblem: the file exists, or cannot be written.
+    """
+    path = Path(path)
+    request = _request(model, path, target, precision, input_shape, metadata, on_progress, options)
+    _refuse_bad_place(path, overwrite)
+    request = _with_calibration(request, calibration)
+    checked_samples, sample_notes = _samples(model, request, samples)
+    with tempfile.TemporaryDirectory(prefix="keras_efficient-", ignore_cleanup_errors=True) as folder:
+        request.on_progress("deploying the model")
+        deployed = _deploy(model)
+        built = _build(deployed, request, Path(folder))
+        request.on_progress("verifying the file")
+        run = request.target.open(built.runnable, None)
+        request = _as_converted(request, run)
+        checked, latency, latency_note = _verify(model, run, request, checked_samples)
+        if verify and checked.problem:
+            raise VerificationError(
+                f"The {request.precision} file does not match the model: {checked.problem}",
+                hint="Use more calibration data or a higher precision, or keep the file with verify=False.",
+            )
+        report = Report(
+            target=request.target.name,
+            precision=request.precision,
+            bytes=built.path.stat().st_size,
+            parameters=deployed.count_params(),
+            **request.target.inspect(built.runnable, _shapes(checked_samples, request)),
+            sqnr_db=checked.sqnr_db,
+            max_error=checked.max_error,
+            latency_ms=latency,
+            lowerings=built.lowerings,
+            notes=(*built.notes, *sample_notes, *checked.notes, *latency_note, *_failed(checked)),
+            npu=built.npu,
+            kernels=built.kernels,
+        )
+        _place(built.path, path, overwrite)
+    return report
+
+
+def load(path: str | Path, *, threads: int | None = None) -> ExportedModel:
+    """Opens an exported file (or one of somebody else's) as a callable: float arrays in, float arrays out.
+
+    Args:
+        path: a `.tflite` or `.onnx`.
+        threads: that the runtime may use; by default 1.
+
+    Returns:
+        A callable that takes one array, or several as a list or dict, and gives what the model gave. It has the
+        attributes `metadata`, `input_names`, `input_shapes`, `output_names`, `scale`.
+
+    Raises:
+        FileProblem: missing, damaged, or compiled for an NPU.
+    """
+    path = Path(path)
+    return registry.find(None, path).open(path, threads)
+
+
+def _request(
+    model: keras.Model,
+    path: Path,
+    target: str | None,
+    precision: str,
+    input_shape: Any,
+    metadata: Mapping[str, Any] | None,
+    on_progress: Callable[[str], None] | None,
+    options: Mapping[str, Any],
+) -> Request:
+    """Checks every argument that can be checked before any work."""
+    chosen = registry.find(target, path)
+    if precision not in chosen.precisions:
+        raise UnknownName(f"precision of target {chosen.name!r}", precision, chosen.precisions)
+    inputs = signature.resolve_shapes(signature.input_specs(model), input_shape)
+    if chosen.static:
+        inputs = tuple(replace(spec, shape=(spec.shape[0] or 1, *spec.shape[1:])) for spec in inputs)
+        for spec in inputs:
+            if None in spec.shape:
+                raise WrongArgument(
+                    f"Target {chosen.name!r} needs fixed sizes, input {spec.name!r} has shape {spec.shape}.",
+                    hint="Give input_shape=, such as (1080, 1920).",
+                )
+    return Request(
+        target=chosen,
+        precision=precision,
+        inputs=inputs,
+        options=_options(chosen, options),
+        metadata={
+            **(metadata or {}),
+            "keras_efficient": keras_efficient.__version__,
+            "target": chosen.name,
+            "precision": precision,
+            **_options(chosen, options),
+            **signature.describe(model, inputs),
+        },
+        on_progress=on_progress or _log.info,
+    )
+
+
+def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The target's options with the caller's values in the place of the defaults."""
+    for name, value in given.items():
+        if name not in target.options:
+            raise UnknownName(f"option of target {target.name!r}", name, target.options)
+        choices = target.options[name].choices
+        if choices and value not in choices:
+            raise WrongArgument(f"Option {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
+    return {name: given.get(name, option.default) for name, option in target.options.items()}
+
+
+def _refuse_bad_place(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise FileProblem(path, "is a folder.", hint="Give the name of a file.")
+    if not path.parent.is_dir():
+        raise FileProblem(path.parent, "no such folder.", hint="Make it first, or correct the path.")
+    if path.exists() and not overwrite:
+        raise FileProblem(path, "exists already.", hint="Pass overwrite=True (--force) to replace it.")
+
+
+def _with_calibration(request: Request, data: Any) -> Request:
+    if request.precision not in request.target.calibrated:
+        if data is not None:
+            request.on_progress(f"{request.precision} needs no calibration; the data serves as samples")
+            return request
+        return request
+    calibration = calibration_from(data, request.inputs)
+    return replace(request, calibration=calibration)
+
+
+def _samples(model: keras.Model, request: Request, given: Any) -> tuple[list[Any], tuple[str, ...]]:
+    """What the file is compared on: the caller's samples, else calibration data, else synthetic data."""
+    from keras_efficient.export import verify
+
+    limit = verify.verify_limit(request.inputs)
+    if given is not None:
+        chosen = to_samples(given, request.inputs, limit)
+        return chosen, (f"Verified on {len(chosen)} given samples.",)
+    if request.calibration is not None:
+        chosen = to_samples(request.calibration, request.inputs, limit)
+        return chosen, (
+            f"Calibrated on {request.calibration.source}.",
+            f"Verified on {len(chosen)} of the calibration samples.",
+        )
+    chosen = verify.synthetic_samples(model, request.inputs, min(limit, verify.SYNTHETIC_COUNT))
+    return chosen, (
+        f"Verified on {len(chosen)} synthetic samples (seeded random numbers); pass samples= for real ones.",
+    )
+
+
+def _deploy(model: keras.Model) -> keras.Model:
+    from keras_efficient.deploy import deploy
+
+    return deploy(model)
+
+
+def _build(deployed: keras.Model, request: Request, folder: Path) -> Built:
+    """Lowers, converts and compiles, in a child process where Keras does not run on TensorFlow."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        return build(deployed, request, folder)
+    from keras_efficient.export._worker import build_in_child
+
+    request.on_progress("converting in a process of its own, with Keras on TensorFlow")
+    return build_in_child(deployed, request, folder)
+
+
+def build(deployed: keras.Model, request: Request, folder: Path) -> Built:
+    """Lowers, converts and compiles a deployed model in this process, which must run the TensorFlow backend.
+
+    Raises:
+        ConversionError: no candidate could be converted; the message is the last candidate's.
+    """
+    target, best, failures = request.target, None, []
+    for number, candidate in enumerate(target.lower(deployed, request)):
+        place = folder / f"candidate-{number}"
+        place.mkdir()
+        request.on_progress(f"converting {' + '.join(candidate.lowerings) or 'the model'} to {target.name}")
+        try:
+            built = _build_candidate(candidate, request, place)
+        except ConversionError as err:
+            failures.append(err)
+            continue
+        if best is None or (built.cost is not None and (best.cost is None or built.cost < best.cost)):
+            best = built
+    if best is None:
+        raise failures[-1] if failures else ConversionError(f"Target {target.name!r} offered no candidate.")
+    return best
+
+
+def _build_candidate(candidate: Any, request: Request, folder: Path) -> Built:
+    target = request.target
+    converted = folder / f"model{target.suffix}"
+    notes = target.convert(candidate.model, request, converted)
+    if target.check is not None:
+        notes = (*notes, *target.check(converted, candidate.model, request))
+    target.write_metadata(converted, {**request.metadata, "lowerings": list(candidate.lowerings)})
+    built = Built(converted, converted, candidate.lowerings, (*candidate.notes, *notes))
+    if target.compile is None:
+        return built
+    request.on_progress(f"compiling for {target.name}")
+    return target.compile(built, request, folder)
+
+
+def _verify(
+    model: keras.Model, run: ExportedModel, request: Request, samples: list[Any]
+) -> tuple[Verification, float | None, tuple[str, ...]]:
+    from keras_efficient.export import verify
+
+    checked = verify.verify(model, run, samples, request.precision, request.inputs)
+    if request.target.compile is not None:
+        return checked, None, ("latency_ms is not measured: the file runs on another machine.",)
+    latency, note = verify.measure_latency(run, next(verify.grouped(samples, request.inputs)))
+    return checked, latency, (note,)
+
+
+def _as_converted(request: Request, run: ExportedModel) -> Request:
+    """The request with the shapes that the file really has: a converter may have had to fix a free axis."""
+    return replace(request, inputs=tuple(replace(spec, shape=run.input_shapes[spec.name]) for spec in request.inputs))
+
+
+def _shapes(samples: list[Any], request: Request) -> dict[str, tuple[int, ...]]:
+    """The input shapes of one verified inference, by name."""
+    from keras_efficient.export import verify
+
+    return {name: array.shape for name, array in next(verify.grouped(samples, request.inputs)).items()}
+
+
+def _failed(checked: Verification) -> tuple[str, ...]:
+    return (f"MISSES ITS TOLERANCE: {checked.problem}",) if checked.problem else ()
+
+
+def _place(source: Path, path: Path, overwrite: bool) -> None:
+    """Copies the file beside its place, syncs and renames it: at any moment `path` is the old file or the new one."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    except OSError as err:
+        raise FileProblem(path, f"cannot be written: {err.strerror or err}.") from err
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(source.read_bytes())
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        _refuse_bad_place(path, overwrite)
+        os.replace(temporary, path)
+    except OSError as err:
+        if isinstance(err, FileProblem):
+            raise
+        raise FileProblem(path, f"cannot be written: {err.strerror or err}.", hint="Is the disk full?") from err
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask; there is no way to read it without setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

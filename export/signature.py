@@ -1,0 +1,177 @@
+"""A model's inputs and outputs as a file's signature: flat, in a fixed order, each with a name, and back again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from keras_efficient.errors import UnsupportedLayer, WrongArgument
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = [
+    "InputSpec",
+    "describe",
+    "flat_call",
+    "input_specs",
+    "input_structure",
+    "output_names",
+    "output_structure",
+    "pack",
+    "resolve_shapes",
+]
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model: its name, full shape with the batch axis (`None`: free) and NumPy dtype."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
+    """The model's inputs in the order in which its structure flattens.
+
+    Raises:
+        UnsupportedLayer: the model is no Functional or built Sequential model.
+    """
+    tensors = getattr(model, "inputs", None)
+    if not tensors:
+        raise UnsupportedLayer(
+            model.name,
+            "it has no symbolic inputs, so its signature is unknown.",
+            hint="Export a Functional or a built Sequential model (call it, or begin it with keras.Input).",
+        )
+    names = _unique(tensor.name for tensor in tensors)
+    shapes = (tuple(tensor.shape) for tensor in tensors)
+    return tuple(
+        InputSpec(name, shape, "float32" if tensor.dtype in ("float16", "bfloat16", "float64") else tensor.dtype)
+        for name, shape, tensor in zip(names, shapes, tensors, strict=True)
+    )
+
+
+def output_names(model: keras.Model) -> tuple[str, ...]:
+    """A name for each output: the keys where the model returns a dict, else the names of the layers that make them."""
+    import keras
+
+    structure = output_structure(model)
+    if isinstance(structure, dict):
+        return _unique("_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure))
+    return _unique(getattr(model, "output_names", None) or [tensor.name for tensor in model.outputs])
+
+
+def input_structure(model: keras.Model) -> Any:
+    """The model's inputs as they were given to it: one tensor, a list, a dict, or nested."""
+    functional = getattr(model, "_functional", None) or model
+    return getattr(functional, "_inputs_struct", model.inputs)
+
+
+def output_structure(model: keras.Model) -> Any:
+    """The model's outputs as it returns them."""
+    functional = getattr(model, "_functional", None) or model
+    return getattr(functional, "_outputs_struct", model.outputs)
+
+
+def _unique(names: Any) -> tuple[str, ...]:
+    """Names of letters, digits and underscores only, no two alike: every format accepts them."""
+    result: list[str] = []
+    for name in names:
+        clean = re.sub(r"\W", "_", name, flags=re.ASCII).lstrip("_") or "tensor"
+        clean = clean if clean[0].isalpha() else f"t_{clean}"
+        count, candidate = 1, clean
+        while candidate in result:
+            count, candidate = count + 1, f"{clean}_{count}"
+        result.append(candidate)
+    return tuple(result)
+
+
+def flat_call(model: keras.Model) -> Callable[..., dict[str, Any]]:
+    """The model in inference as ``(*flat inputs) -> {output name: tensor}``."""
+    import keras
+
+    names, structure = output_names(model), input_structure(model)
+
+    def call(*flat: Any) -> dict[str, Any]:
+        packed = keras.tree.pack_sequence_as(structure, list(flat))
+        return dict(zip(names, keras.tree.flatten(model(packed, training=False)), strict=True))
+
+    return call
+
+
+def describe(model: keras.Model, specs: Sequence[InputSpec]) -> dict[str, Any]:
+    """The signature as data for a file's metadata: order of inputs, order and structure of outputs."""
+    import keras
+
+    names = list(output_names(model))
+    places = keras.tree.pack_sequence_as(output_structure(model), list(range(len(names))))
+    return {
+        "inputs": [spec.name for spec in specs],
+        "outputs": {"names": names, "structure": places},
+    }
+
+
+def pack(flat: Sequence[Any], outputs: Mapping[str, Any] | None) -> Any:
+    """Gives flat outputs the structure that `describe` recorded; without a record one output comes bare."""
+    if not outputs:
+        return flat[0] if len(flat) == 1 else list(flat)
+
+    def place(structure: Any) -> Any:
+        if isinstance(structure, dict):
+            return {key: place(value) for key, value in structure.items()}
+        return [place(value) for value in structure] if isinstance(structure, list) else flat[structure]
+
+    return place(outputs["structure"])
+
+
+def resolve_shapes(specs: Sequence[InputSpec], given: Any) -> tuple[InputSpec, ...]:
+    """Applies the caller's `input_shape` to the model's inputs.
+
+    Args:
+        specs: the model's inputs.
+        given: `None` (keep the model's shapes, free axes included), or for one input a tuple: ``(H, W)`` for images,
+            the shape without, or with the batch axis; for several a dict by name or a list of such tuples. Given
+            without a batch axis, the batch is 1.
+
+    Raises:
+        WrongArgument: a shape does not fit the model's input.
+    """
+    if given is None:
+        return tuple(specs)
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - {spec.name for spec in specs})
+        if unknown:
+            raise WrongArgument(f"input_shape names {unknown[0]!r}; inputs: {', '.join(s.name for s in specs)}.")
+        return tuple(_resolve(spec, given[spec.name]) if spec.name in given else spec for spec in specs)
+    if given and isinstance(given[0], (list, tuple)):
+        if len(given) != len(specs):
+            raise WrongArgument(f"input_shape holds {len(given)} shapes, the model has {len(specs)} inputs.")
+        return tuple(_resolve(spec, shape) for spec, shape in zip(specs, given, strict=True))
+    if len(specs) != 1:
+        raise WrongArgument(f"The model has {len(specs)} inputs: give input_shape as a dict of shapes by name.")
+    return (_resolve(specs[0], given),)
+
+
+def _resolve(spec: InputSpec, given: Sequence[int | None]) -> InputSpec:
+    given = tuple(given)
+    rank = len(spec.shape)
+    if len(given) == rank:
+        shape = given
+    elif len(given) == rank - 1:
+        shape = (1, *given)
+    elif len(given) == 2 and rank == 4:
+        shape = (1, *given, spec.shape[-1])
+    else:
+        raise WrongArgument(f"input_shape {given} does not fit input {spec.name!r} of shape {spec.shape}.")
+    for axis, (want, have) in enumerate(zip(shape, spec.shape, strict=True)):
+        if want is not None and (not isinstance(want, int) or want < 1):
+            raise WrongArgument(f"input_shape {given}: {want!r} is no size.", hint="Sizes are whole numbers from 1 on.")
+        if have is not None and want != have and axis:
+            raise WrongArgument(f"input_shape {given} does not fit input {spec.name!r} of shape {spec.shape}.")
+    return replace(spec, shape=shape)

@@ -1,0 +1,260 @@
+"""Target `tflite`: LiteRT files for phones and computers, and the conversion that the Ethos-U targets build on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_efficient.errors import ConversionError
+from keras_efficient.export import flatbuffer, lowerings, signature
+from keras_efficient.export.targets import Lowered, Request, Target
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["CALIBRATED", "PRECISIONS", "TARGETS", "check", "convert", "inspect", "lower"]
+
+PRECISIONS = ("float32", "float16", "int8", "int16x8", "dynamic", "int8-weights", "int4-weights")
+CALIBRATED = ("int8", "int16x8")
+
+
+def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
+    """One candidate: what the converter would refuse, or what would run slowly in integers, is rewritten first."""
+    from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
+    from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
+    from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
+    from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
+
+    needed = [PLAIN_ARG_EXTREMES]
+    if request.precision in CALIBRATED:
+        needed.append(PRELU_AS_RELU)
+    if request.precision == "int8":
+        needed.append(INTEGER_NORMALIZATION)
+    if request.precision == "int16x8":
+        needed.append(TRANSPOSED_SHUFFLE)
+    yield Lowered(*lowerings.apply(model, needed))
+
+
+def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
+    """Writes `model` (stock layers only) as a `.tflite` of the request's precision; returns notes for the report.
+
+    Raises:
+        ConversionError: the converter refused; the message names its reason.
+    """
+    notes: tuple[str, ...] = ()
+    try:
+        data = _convert_once(model, request)
+    except ConversionError as err:
+        # A recurrent layer's list of time steps can be lowered only when the batch is known.
+        if "tensor list" not in str(err).lower() or all(spec.shape[0] is not None for spec in request.inputs):
+            raise
+        inputs = tuple(replace(spec, shape=(spec.shape[0] or 1, *spec.shape[1:])) for spec in request.inputs)
+        data = _convert_once(model, replace(request, inputs=inputs))
+        notes = ("The batch is fixed to 1: TFLite's loops cannot have a free one.",)
+    path.write_bytes(data)
+    if request.precision.endswith("-weights"):
+        _quantize_weights(path, request.precision)
+    return notes
+
+
+def _convert_once(model: keras.Model, request: Request) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
+        save_model(model, request, Path(folder))
+        return _convert_saved_model(folder, request)
+
+
+def save_model(model: keras.Model, request: Request, folder: Path) -> None:
+    """Writes a TensorFlow SavedModel whose signature has the model's input and output names.
+
+    Not `TFLiteConverter.from_keras_model`, which prints to stdout, nor `from_concrete_functions`, which loses the
+    weights when it is given the model.
+    """
+    import keras
+    import tensorflow as tf
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    specs = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in request.inputs]
+    archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
+    archive.write_out(str(folder), verbose=False)
+
+
+def _convert_saved_model(folder: str, request: Request) -> bytes:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    match request.precision:
+        case "float16":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        case "dynamic":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        case "int8":
+            _quantize_fully(converter, request, tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.int8)
+        case "int16x8":
+            ops = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+            _quantize_fully(converter, request, ops, tf.int16)
+    try:
+        return converter.convert()
+    except Exception as err:  # ConverterError, ValueError, RuntimeError: whatever the converter met
+        raise ConversionError(f"The TFLite converter refused the model: {_reason(err)}") from err
+
+
+def _quantize_fully(converter: Any, request: Request, ops: Any, dtype: Any) -> None:
+    """All operators, inputs and outputs in integers. Naming the operator set makes an operator without an integer
+    kernel an error; without it that operator would silently stay float."""
+    import tensorflow as tf
+
+    calibration = request.calibration
+    assert calibration is not None, "the pipeline gives calibrated precisions their data"
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: _feeds(calibration, request)
+    converter.target_spec.supported_ops = [ops]
+    if all(spec.dtype == "float32" for spec in request.inputs):
+        converter.inference_input_type = dtype
+    converter.inference_output_type = dtype
+
+
+def _feeds(calibration: Any, request: Request) -> Iterator[Any]:
+    for sample in calibration:
+        yield dict(sample) if len(request.inputs) > 1 else [sample[request.inputs[0].name]]
+
+
+def _reason(err: Exception) -> str:
+    """What a converter's error says of the operator and its place, without its trace of locations."""
+    text = str(err)
+    operator = re.search(r"'tf\.(\w+)' op is neither a custom op nor a flex op", text)
+    if operator:
+        place = re.search(r'"([^"@:]+)@', text)
+        where = f"{flatbuffer.layer_path(place.group(1))}: " if place else ""
+        return f"{where}TFLite has no operator for TensorFlow's {operator.group(1)}."
+    lines = [line.strip().removeprefix("<unknown>:0:").strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("error: loc(", "note: "))]
+    for words in ("not yet supported", "Lowering tensor list", "error:", "failed"):
+        for line in telling:
+            if words in line:
+                return line.removeprefix("error:").strip()[:300]
+    return (telling or lines or [type(err).__name__])[0][:300]
+
+
+def _quantize_weights(path: Path, precision: str) -> None:
+    """Weights in 8 or 4 bits, activations float: ai-edge-quantizer's weight-only recipes."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    chosen = recipe.weight_only_wi8_afp32() if precision == "int8-weights" else recipe.weight_only_wi4_afp32()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its sizes and times
+        work = quantizer.Quantizer(str(path))
+        work.load_quantization_recipe(chosen)
+        quantized = work.quantize().quantized_model
+    path.write_bytes(bytes(quantized))
+
+
+def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
+    """Refuses a file that the converter wrote without complaint although it is not what was asked for.
+
+    Returns:
+        Notes on what is allowed and worth knowing.
+
+    Raises:
+        ConversionError: the file lacks its weights, needs TensorFlow's kernels, or is not all integers.
+    """
+    data = flatbuffer.read_bytes(path)
+    graph = flatbuffer.unpack(data)
+    operators = flatbuffer.operators(graph)
+    known = {operation.name for operation in lowerings.operations(model)} - {model.name}
+    for operator in operators:
+        where = f"Layer {operator.layer_among(known)!r}"
+        if operator.name in ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"):
+            raise ConversionError(f"{where}: its weights are not in the file ({operator.name}).")
+        if operator.custom:
+            raise ConversionError(f"{where}: {operator.name} is no operator of TFLite's own.")
+    if request.precision in CALIBRATED:
+        _refuse_float(operators, known, request.precision)
+    least = _weight_bytes(model) * _WEIGHT_BYTES[request.precision] / 4
+    if len(data) < 0.5 * least:  # half: position tables may be cut to the rows in use
+        raise ConversionError(f"The file has {len(data)} bytes, its weights alone need {least:.0f}.")
+    return _notes(graph, operators, request)
+
+
+_WEIGHT_BYTES = {"float32": 4, "float16": 2, "int4-weights": 0.5}
+_WEIGHT_BYTES |= dict.fromkeys(("int8", "int16x8", "dynamic", "int8-weights"), 1)
+
+
+def _refuse_float(operators: list[flatbuffer.Operator], known: Collection[str], precision: str) -> None:
+    """An operator without an integer kernel stays float between DEQUANTIZE and QUANTIZE: it is the one to name."""
+    floats = [op for op in operators if any(dtype.startswith("float") for dtype in op.dtypes)]
+    if not floats:
+        return
+    named = next((op for op in floats if op.name not in ("QUANTIZE", "DEQUANTIZE")), floats[0])
+    raise ConversionError(
+        f"Layer {named.layer_among(known)!r}: {named.name} has no {precision} kernel, it would stay float.",
+        hint="Replace the layer, or choose precision float16, dynamic or int8-weights.",
+    )
+
+
+def _weight_bytes(model: keras.Model) -> int:
+    """Bytes of the distinct kernels and tables in float32; vectors may be folded away, equal ones are stored once."""
+    import hashlib
+
+    import numpy as np
+
+    distinct = {}
+    for weight in model.weights:
+        if len(weight.shape) > 1:
+            values = np.asarray(weight)
+            distinct[hashlib.blake2b(values.tobytes()).digest()] = 4 * values.size
+    return sum(distinct.values())
+
+
+def _notes(graph: Any, operators: list[flatbuffer.Operator], request: Request) -> tuple[str, ...]:
+    notes = []
+    wide = [tensor.name for tensor in flatbuffer.borders(graph) if tensor.dtype == "int64"]
+    if wide:
+        notes.append(f"64-bit integers at the borders ({', '.join(wide)}): microcontrollers and NPUs want 32.")
+    if request.precision in ("dynamic", "int8-weights", "int4-weights"):
+        constants = {
+            t.dtype for op in operators for t in op.inputs if t is not None and t.constant and len(t.shape) > 1
+        }
+        if not constants & {"int8", "int4"}:
+            notes.append("No weight was quantised: all of them are too small to gain by it. The file is float32.")
+    return tuple(notes)
+
+
+def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
+    """Operators in a `.tflite`, and multiply-accumulates of one inference at the given input shapes."""
+    from keras_efficient.export.runtime import LiteRTModel
+
+    model = flatbuffer.unpack(flatbuffer.read_bytes(path))
+    run_time_shapes = LiteRTModel(path, delegate=False).tensor_shapes(shapes)
+    return {"ops": flatbuffer.count_ops(model), "macs": flatbuffer.count_macs(model, run_time_shapes)}
+
+
+def open_file(path: Path, threads: int | None = None) -> Any:
+    """The file as a callable."""
+    from keras_efficient.export.runtime import LiteRTModel
+
+    return LiteRTModel(path, threads)
+
+
+TARGETS = (
+    Target(
+        name="tflite",
+        suffix=".tflite",
+        precisions=PRECISIONS,
+        calibrated=CALIBRATED,
+        lower=lower,
+        convert=convert,
+        check=check,
+        open=open_file,
+        inspect=inspect,
+        write_metadata=flatbuffer.write_metadata,
+        default=True,
+        summary="LiteRT (TensorFlow Lite) on phones, microcontrollers and computers",
+    ),
+)

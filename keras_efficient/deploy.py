@@ -1,0 +1,369 @@
+"""The one bridge between the two forms of a model: what is trained, and the stock Keras layers that are shipped.
+
+A layer of this package trains in a form of its own (expanded convolutions, hashed tables, a posterior) and answers
+``deploy()`` with stock layers that compute the same inference. :func:`deploy` does so for a whole model::
+
+    from keras_efficient.deploy import deploy
+
+    deploy(model).save("model.keras")      # opens in a process where this package is not installed
+
+Everything downstream (compression, lowering, conversion) sees deployed models only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+from keras.src.models.functional import Functional
+
+from keras_efficient.errors import UnsupportedLayer
+
+__all__ = ["Deployable", "deploy", "foreign_layers", "rebuild"]
+
+Replace = Callable[[keras.Operation, str], keras.Operation | None]
+Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
+
+
+@runtime_checkable
+class Deployable(Protocol):
+    """A layer, or a model, that knows stock layers with the same inference."""
+
+    def deploy(self) -> keras.Layer:
+        """Returns a built stock layer, or a functional or Sequential model of them, with its weights set.
+
+        It may be called on built layers only. What it returns is copied, so sharing variables with it does no harm.
+        """
+        ...
+
+
+def deploy(model: keras.Model) -> keras.Model:
+    """Returns the deployed form of a model: stock Keras layers that compute the same inference.
+
+    Every :class:`Deployable` layer is replaced by what its ``deploy()`` returns, wherever it sits: in nested models, in
+    ``TimeDistributed``, ``Bidirectional``, ``RNN`` and other stock wrappers. Stock layers and the user's own layers are
+    copied (:func:`foreign_layers` lists the latter). Names of inputs, outputs and layers, the structure of inputs and
+    outputs and the sharing of layers stay; reduced precision (``mixed_float16``, ``bfloat16``, ...) becomes float32.
+
+    Args:
+        model: a built functional or Sequential model, or a model with a ``deploy()`` of its own. It is not changed, and
+            the result shares no variable with it.
+
+    Returns:
+        An uncompiled functional or Sequential model. Deploying it again gives an equal model.
+
+    Raises:
+        UnsupportedLayer: a subclassed model without ``deploy()``, an unbuilt model or layer, or a layer that cannot be
+            made again from its configuration; the error names its path.
+    """
+    return rebuild(model, _deployed)
+
+
+def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = None) -> keras.Model:
+    """Copies a model, giving some of its operations another form, or something behind them.
+
+    Args:
+        model: a built functional or Sequential model. It is not changed.
+        replace: ``replace(operation, path)`` is asked once for every layer and ``keras.ops`` operation (and for the
+            model itself, with an empty path); `path` joins the names of the models and wrappers around it by ``/``. It
+            returns `None` to keep the operation, or the layer, model or operation to put in its place: called with the
+            same arguments, weights set.
+        follow: ``follow(path, tensor)`` is asked for every input and for every operation with a single output. What it
+            returns takes the tensor's place inside the model; the model's outputs (and those of the models in it) stay
+            what their operation gives, so that they keep their names. A Sequential model becomes a functional one.
+
+    Returns:
+        A new model that shares no variable with the given one or with the replacements.
+
+    Raises:
+        UnsupportedLayer: as :func:`deploy`.
+    """
+    with _default_policy_in_float32():
+        return _Rebuilding(replace, follow).run(model)
+
+
+def foreign_layers(model: keras.Model) -> tuple[str, ...]:
+    """Paths of the layers that are the user's own: classes that do not come with Keras, and ``Lambda``.
+
+    They pass through :func:`deploy` unchanged, and whoever opens the saved model needs their code.
+    """
+    found: dict[str, None] = {}
+
+    def visit(layer: keras.Layer, path: str) -> None:
+        for inner in layer._flatten_layers(include_self=False, recursive=False):
+            inner_path = _join(path, inner.name)
+            # A Sequential holds a Functional of its own layers, under another name.
+            if isinstance(layer, keras.Sequential) and isinstance(inner, Functional) and inner not in layer.layers:
+                continue
+            if _is_stock(inner) or (isinstance(inner, keras.Model) and _has_graph(inner)):
+                visit(inner, inner_path)
+            else:
+                found[inner_path] = None
+
+    visit(model, "")
+    return tuple(found)
+
+
+class _Rebuilding:
+    """One copy in the making: which operation has become which, and whose state must still be copied."""
+
+    def __init__(self, replace: Replace, follow: Follow | None):
+        self._replace = replace
+        self._follow = follow
+        # Keyed by identity, so that a shared layer stays shared; the original is held to keep its id taken.
+        self._twins: dict[int, tuple[keras.Operation, keras.Operation]] = {}
+        self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
+
+    def run(self, model: keras.Model) -> keras.Model:
+        replacement = self._replace(model, "")
+        twin = self._model(model if replacement is None else replacement, "", model.name)
+        for source, copy, path in self._states:
+            self._copy_state(source, copy, path)
+        return twin
+
+    def _twin(self, operation: keras.Operation, path: str) -> keras.Operation:
+        if id(operation) not in self._twins:
+            self._twins[id(operation)] = (operation, self._make(operation, _join(path, operation.name)))
+        return self._twins[id(operation)][1]
+
+    def _make(self, operation: keras.Operation, path: str) -> keras.Operation:
+        source = self._source(operation, path)
+        if isinstance(source, keras.Model):
+            return self._model(source, path, operation.name, is_replacement=source is not operation)
+        if not isinstance(source, keras.Layer):
+            return _copy_unbuilt(source, path, operation.name)
+        twin = self._wrapper(source, path, operation.name) or _copy_unbuilt(source, path, operation.name)
+        if isinstance(operation, keras.Layer) and not operation.trainable:
+            twin.trainable = False
+        self._states.append((source, twin, path))
+        return twin
+
+    def _source(self, operation: keras.Operation, path: str) -> keras.Operation:
+        replacement = self._replace(operation, path)
+        return operation if replacement is None else replacement
+
+    def _model(self, model: keras.Model, path: str, name: str, is_replacement: bool = False) -> keras.Model:
+        if not isinstance(model, keras.Model) or not _has_graph(model):
+            raise UnsupportedLayer(
+                path or name,
+                f"{type(model).__name__} is a subclassed model: its graph of layers is not known",
+                hint="Build it with the functional API, or give it a deploy() that returns a functional model.",
+            )
+        # Nobody asks for the inputs of a replacement by name, and Keras numbers them anew at every deploy().
+        rename = {id(x): f"input_{i}" for i, x in enumerate(keras.tree.flatten(model.inputs))} if is_replacement else {}
+        if isinstance(model, keras.Sequential):
+            twin = self._sequential(model, path, name, rename)
+        else:
+            twin = self._functional(model, path, name, rename)
+        if not model.trainable:
+            twin.trainable = False
+        # Keeps replacements alive as long as their inner layers' ids serve as keys.
+        self._twins[id(model)] = (model, twin)
+        return twin
+
+    def _functional(self, model: Functional, path: str, name: str, rename: dict[int, str]) -> keras.Model:
+        inputs = keras.tree.map_structure(lambda tensor: _copy_input(tensor, rename), model.input)
+        if self._follow is None:
+            outputs = model._run_through_graph(inputs, operation_fn=lambda operation: self._twin(operation, path))
+            return keras.Model(inputs, outputs, name=name)
+        originals: dict[int, tuple[keras.KerasTensor, keras.KerasTensor]] = {}
+
+        def followed(tensor, operation_name):
+            result = self._follow(_join(path, operation_name), tensor)
+            originals[id(result)] = (result, tensor)
+            return result
+
+        def call(operation):
+            def run(*args, **kwargs):
+                outputs = self._twin(operation, path)(*args, **kwargs)
+                single = isinstance(outputs, keras.KerasTensor) and not isinstance(operation, keras.Model)
+                return followed(outputs, operation.name) if single else outputs
+
+            return run
+
+        started = keras.tree.map_structure(lambda x: followed(x, x._keras_history.operation.name), inputs)
+        outputs = model._run_through_graph(started, operation_fn=call)
+        outputs = keras.tree.map_structure(lambda x: originals[id(x)][1] if id(x) in originals else x, outputs)
+        return keras.Model(inputs, outputs, name=name)
+
+    def _sequential(self, model: keras.Sequential, path: str, name: str, rename: dict[int, str]) -> keras.Model:
+        if not model.built or model._functional is None:
+            raise UnsupportedLayer(
+                path or name,
+                "this Sequential model is not built",
+                hint="Start it with keras.Input(shape), or call it once.",
+            )
+        if self._follow is not None:
+            return self._functional(model._functional, path, name, rename)
+        layers = [self._twin(layer, path) for layer in model.layers]
+        return keras.Sequential([_copy_input(model.inputs[0], rename), *layers], name=name)
+
+    def _wrapper(self, layer: keras.Layer, path: str, name: str) -> keras.Layer | None:
+        """Copies a stock layer that holds other layers given by the user; `None` where it is no such layer."""
+        config = _float32(layer.get_config()) | {"name": name} if _is_stock(layer) else {}
+        if isinstance(layer, keras.layers.Bidirectional) and config:
+            return self._bidirectional(layer, path, config)
+        if isinstance(layer, keras.layers.Wrapper) and config:
+            return type(layer)(**config | {"layer": self._twin(layer.layer, path)})
+        if type(layer) is keras.layers.RNN:
+            return keras.layers.RNN(**config | {"cell": self._twin(layer.cell, path)})
+        if type(layer) is keras.layers.StackedRNNCells:
+            return keras.layers.StackedRNNCells(**config | {"cells": [self._twin(cell, path) for cell in layer.cells]})
+        if type(layer) is keras.layers.Pipeline:
+            return keras.layers.Pipeline(**config | {"layers": [self._twin(inner, path) for inner in layer.layers]})
+        return None
+
+    def _bidirectional(self, layer: keras.layers.Bidirectional, path: str, config: dict) -> keras.Layer:
+        forward, forward_path = layer.forward_layer, _join(path, layer.forward_layer.name)
+        source = self._source(forward, forward_path)
+        backward = self._twin(layer.backward_layer, path)
+        template = _copy_unbuilt(source, forward_path, forward.name)
+        twin = type(layer)(**config | {"layer": template, "backward_layer": backward})
+        # The constructor makes its own forward layer from the template's configuration.
+        self._twins[id(forward)] = (forward, twin.forward_layer)
+        self._states.append((source, twin.forward_layer, forward_path))
+        return twin
+
+    def _copy_state(self, source: keras.Layer, twin: keras.Layer, path: str) -> None:
+        """Copies variables, random states and assets (vocabularies) of a layer and of the layers inside it."""
+        inner, inner_twins = ([*x._flatten_layers(include_self=False, recursive=False)] for x in (source, twin))
+        if len(inner) != len(inner_twins):
+            raise UnsupportedLayer(
+                path,
+                f"it holds {len(inner)} layers, its copy made from its configuration {len(inner_twins)}",
+                hint="get_config() must describe all that the constructor makes.",
+            )
+        try:
+            _copy_own_state(source, twin)
+        except Exception as error:
+            reason = f"its weights do not fit a copy made from its configuration ({_first_line(error)})"
+            raise UnsupportedLayer(path, reason, hint="Is it built, and does get_config() say all of it?") from error
+        for layer, layer_twin in zip(inner, inner_twins, strict=True):
+            if id(layer) not in self._twins:
+                self._copy_state(layer, layer_twin, _join(path, layer.name))
+
+
+def _deployed(operation: keras.Operation, path: str) -> keras.Operation | None:
+    """The deployed form of one operation; `None` where it has none of its own."""
+    result = None
+    while isinstance(operation, Deployable) and not _is_stock(operation):
+        if not operation.built:
+            raise UnsupportedLayer(
+                path or operation.name, "it is not built", hint="Call the model once, or build() it."
+            )
+        result = operation.deploy()
+        if result is operation or not isinstance(result, keras.Layer):
+            raise UnsupportedLayer(path or operation.name, f"its deploy() returned {result!r}, which is no other layer")
+        operation = result
+    return result
+
+
+def _is_stock(operation: keras.Operation) -> bool:
+    # A Lambda's class is stock, its code is the user's.
+    return type(operation).__module__.partition(".")[0] == "keras" and not isinstance(operation, keras.layers.Lambda)
+
+
+def _has_graph(model: keras.Model) -> bool:
+    """Whether the model computes what its graph of layers says; a subclass with a call() of its own need not."""
+    return any(isinstance(model, kind) and type(model).call is kind.call for kind in (Functional, keras.Sequential))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _copy_input(tensor: keras.KerasTensor, rename: dict[int, str]) -> keras.KerasTensor:
+    layer = tensor._keras_history.operation
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=_FLOAT32.get(tensor.dtype, tensor.dtype),
+        sparse=tensor.sparse,
+        ragged=tensor.ragged,
+        name=rename.get(id(tensor), layer.name),
+        optional=layer.optional,
+    )
+
+
+def _copy_unbuilt(operation: keras.Operation, path: str, name: str) -> keras.Operation:
+    try:
+        if isinstance(operation, keras.layers.Lambda):
+            # Its configuration holds byte code, which Keras would refuse to read back.
+            return keras.layers.Lambda(
+                operation.function,
+                output_shape=operation._output_shape,
+                mask=operation.mask,
+                arguments=operation.arguments,
+                dtype=_float32(operation.get_config()["dtype"]),
+                name=name,
+            )
+        twin = type(operation).from_config(_float32(operation.get_config()))
+    except Exception as error:
+        raise UnsupportedLayer(
+            path,
+            f"{type(operation).__name__} cannot be made again from its configuration ({_first_line(error)})",
+            hint="Give it a get_config() and register what it names: keras.saving.register_keras_serializable().",
+        ) from error
+    # Not every operation takes a name in its constructor, and a replacement takes over the original's.
+    twin.name = name
+    return twin
+
+
+def _copy_own_state(source: keras.Layer, twin: keras.Layer) -> None:
+    store: dict[str, Any] = {}
+    source.save_own_variables(store)
+    twin.load_own_variables({key: _plain_array(value) for key, value in store.items()})
+    for generator, generator_twin in zip(source._seed_generators, twin._seed_generators, strict=True):
+        generator_twin.state.assign(keras.ops.convert_to_numpy(generator.state))
+    if hasattr(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            twin.load_assets(folder)
+
+
+def _plain_array(value: Any) -> np.ndarray:
+    array = keras.ops.convert_to_numpy(value) if isinstance(value, keras.Variable) else np.asarray(value)
+    return array.astype("float32") if str(array.dtype) in _FLOAT32 else array
+
+
+# Policies and dtypes of reduced precision, which a deployed model does not have.
+_FLOAT32 = dict.fromkeys(("mixed_float16", "mixed_bfloat16", "float16", "bfloat16"), "float32")
+
+
+def _float32(config: Any, key: str = "") -> Any:
+    """A copy of a configuration in which no dtype and no policy is of reduced precision."""
+    if isinstance(config, dict):
+        is_policy = str(config.get("class_name")).endswith("DTypePolicy")
+        return {
+            k: _float32(v, "policy" if is_policy and k == "config" else _policy_key(key, k)) for k, v in config.items()
+        }
+    if isinstance(config, list | tuple) and not hasattr(config, "_fields"):
+        return type(config)(_float32(item) for item in config)
+    if isinstance(config, str) and key == "dtype":
+        return _FLOAT32.get(config, config)
+    return config
+
+
+def _policy_key(outer: str, key: str) -> str:
+    return "dtype" if outer == "policy" and key in ("name", "source_name") else key
+
+
+@contextmanager
+def _default_policy_in_float32() -> Iterator[None]:
+    """Models and layers made inside follow a float32 policy, whatever policy the user has set for training."""
+    policy = keras.config.dtype_policy()
+    if policy.name not in _FLOAT32:
+        yield
+        return
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)

@@ -1,0 +1,113 @@
+"""Fake quantisation: training sees the rounding that an integer file will do (Jacob et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+__all__ = ["FakeQuantize", "fake_quantize_kernel"]
+
+
+def fake_quantize_kernel(kernel, bits=8):
+    """Rounds a convolution kernel to integers times a scale, one scale per output channel (the last axis).
+
+    `scale = max|kernel| / (2^(bits-1) − 1)`, `result = round(kernel / scale) · scale`: symmetric and without the lowest
+    integer, as LiteRT stores weights. The gradient passes the rounding unchanged (straight-through).
+    """
+    levels = 2 ** (bits - 1) - 1
+    largest = ops.max(ops.abs(kernel), axis=tuple(range(len(kernel.shape) - 1)), keepdims=True)
+    # The scale is a constant to the gradient: LiteRT takes it from the kernel when the file is written.
+    scale = ops.stop_gradient(ops.maximum(largest, 1e-12)) / levels
+    return _round_straight_through(kernel / scale) * scale
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class FakeQuantize(keras.layers.Layer):
+    """Rounds activations to `2^bits` levels between a learned minimum and maximum, one pair for the tensor.
+
+    ```
+    scale = (maximum − minimum) / (2^bits − 1),   zero = round(−minimum / scale)
+    outputs = (clip(round(inputs / scale) + zero, 0, 2^bits − 1) − zero) · scale
+    ```
+
+    In training the range follows the batches' extremes by a moving average; in inference it stands still. The gradient
+    passes inside the range and stops outside. `deploy()` gives an identity: an integer file takes its ranges from the
+    calibration data, which this layer has taught the network to live with.
+
+    Args:
+        bits: Integer. 8 as in int8 files, 16 for int16x8.
+        momentum: Float in [0, 1). Of the moving average.
+        minimum, maximum: Floats or `None`. A fixed range (both given), for a signal whose range is known.
+
+    Input shape: any. Output shape: the same.
+
+    Raises:
+        ValueError: `bits` below 2, or only one end of the range, or an empty range.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+    CVPR 2018, section 3.
+    """
+
+    def __init__(self, bits=8, momentum=0.99, minimum=None, maximum=None, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(bits, int) or bits < 2:
+            raise ValueError(f"`bits` must be an integer of at least 2. Received: bits={bits!r}.")
+        if (minimum is None) != (maximum is None) or (minimum is not None and not minimum < maximum):
+            raise ValueError(
+                "`minimum` and `maximum` must both be None, or minimum < maximum. "
+                f"Received: minimum={minimum}, maximum={maximum}."
+            )
+        self.bits = bits
+        self.momentum = momentum
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def build(self, input_shape):
+        options = {"trainable": False, "dtype": self.variable_dtype, "autocast": False}
+        low, high = (0.0, 0.0) if self.minimum is None else (self.minimum, self.maximum)
+        self.range_min = self.add_weight(name="range_min", shape=(), initializer=_constant(low), **options)
+        self.range_max = self.add_weight(name="range_max", shape=(), initializer=_constant(high), **options)
+        self.built = True
+
+    def call(self, inputs, training=False):
+        if training and self.minimum is None:
+            self._follow(ops.cast(inputs, self.variable_dtype))
+        levels = 2**self.bits - 1
+        # Zero must be one of the levels (padding is zero), so the range is widened to hold it.
+        low = ops.minimum(ops.convert_to_tensor(self.range_min), 0.0)
+        high = ops.maximum(ops.convert_to_tensor(self.range_max), 0.0)
+        scale = ops.maximum(high - low, 1e-6) / levels
+        zero = ops.round(-low / scale)
+        values = ops.cast(inputs, self.variable_dtype)
+        steps = ops.clip(_round_straight_through(values / scale) + zero, 0, levels)
+        return ops.cast((steps - zero) * scale, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def deploy(self):
+        """A stock identity: rounding belongs to the integer file."""
+        identity = keras.layers.Identity(name=self.name, dtype=self.variable_dtype)
+        identity.build(())
+        return identity
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(bits=self.bits, momentum=self.momentum, minimum=self.minimum, maximum=self.maximum)
+        return config
+
+    def _follow(self, inputs):
+        low, high = ops.stop_gradient(ops.min(inputs)), ops.stop_gradient(ops.max(inputs))
+        # Before the first batch both ends are zero: take its range at once.
+        unset = ops.equal(ops.convert_to_tensor(self.range_max), ops.convert_to_tensor(self.range_min))
+        keep = ops.where(unset, 0.0, self.momentum)
+        self.range_min.assign(keep * self.range_min + (1 - keep) * low)
+        self.range_max.assign(keep * self.range_max + (1 - keep) * high)
+
+
+def _round_straight_through(values):
+    return values + ops.stop_gradient(ops.round(values) - values)
+
+
+def _constant(value):
+    return keras.initializers.Constant(value)

@@ -1,0 +1,8 @@
+"""Functions that build functional Keras models, named like those of `keras.applications`."""
+
+from keras_efficient.models.fsrcnn import FSRCNN
+from keras_efficient.models.quicksrnet import QUICKSRNET_VARIANTS, QuickSRNet
+from keras_efficient.models.sesr import SESR, SESR_VARIANTS
+from keras_efficient.models.sesr_npu import SESRNPU
+
+__all__ = ["FSRCNN", "QUICKSRNET_VARIANTS", "SESR", "SESRNPU", "SESR_VARIANTS", "QuickSRNet"]

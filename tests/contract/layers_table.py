@@ -1,0 +1,80 @@
+"""The table of our layers: a new layer is one row here, and gets every check of test_layers.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_efficient import layers
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer and what it promises.
+
+    name: identifies the row. make: makes the layer from `name=` and `dtype=`. input_shape: with the batch, free
+    dimensions `None`. stock: the stock layer that it drops in for, `None` for one without a model. extra: its arguments
+    that the stock layer lacks, keyword-only. changed: arguments of the stock layer that it leaves out, or whose default
+    differs. num_ids: for a layer of integer ids, how many there are. approximates: why the deployed form's inference
+    differs from the layer's, `None` where it is equal.
+    """
+
+    name: str
+    make: Callable[..., keras.Layer]
+    input_shape: tuple[int | None, ...]
+    stock: type[keras.Layer] | None = None
+    extra: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    num_ids: int | None = None
+    approximates: str | None = None
+
+    def sample(self, *, batch: int = 2, free: int = 9, seed: int = 0) -> np.ndarray:
+        shape = (batch, *(free if n is None else n for n in self.input_shape[1:]))
+        rng = np.random.default_rng(seed)
+        if self.num_ids is not None:
+            return rng.integers(0, self.num_ids, shape).astype("int32")
+        return rng.normal(size=shape).astype("float32")
+
+    def input(self) -> keras.KerasTensor:
+        dtype = "float32" if self.num_ids is None else "int32"
+        return keras.Input(batch_shape=self.input_shape, dtype=dtype, name="input")
+
+    def model(self, dtype: str = "float32") -> keras.Model:
+        """The layer alone, between an input and an output; made alike at every call."""
+        keras.utils.set_random_seed(7)
+        inputs = self.input()
+        model = keras.Model(inputs, self.make(name="layer", dtype=dtype)(inputs), name="model")
+        # No weight stays zero, or a bias lost on the way would not be seen.
+        rng = np.random.default_rng(8)
+        for weight in model.trainable_variables:
+            weight.assign(weight + rng.normal(scale=0.05, size=weight.shape))
+        return model
+
+
+_COLLAPSIBLE = ("expansion", "residual", "collapsed", "kernel_bits")
+
+LAYERS = (
+    LayerRow(
+        name="CollapsibleLinearBlock",
+        make=lambda **k: layers.CollapsibleLinearBlock(6, 3, padding="same", activation="relu", expansion=16, **k),
+        input_shape=(None, None, None, 6),
+        stock=keras.layers.Conv2D,
+        extra=_COLLAPSIBLE,
+    ),
+    LayerRow(
+        name="CollapsibleLinearBlock-strides-groups",
+        make=lambda **k: layers.CollapsibleLinearBlock(8, (5, 2), strides=2, groups=2, expansion=8, **k),
+        input_shape=(None, None, None, 4),
+        stock=keras.layers.Conv2D,
+        extra=_COLLAPSIBLE,
+    ),
+    LayerRow(
+        name="FakeQuantize",
+        make=lambda **k: layers.FakeQuantize(minimum=-4.0, maximum=4.0, **k),
+        input_shape=(None, None, 3),
+        approximates="rounding belongs to the integer file",
+    ),
+)
