@@ -90,12 +90,12 @@ class Operator:
     @property
     def layer(self) -> str:
         """Path of the Keras layer that it came from, as far as the converter kept it."""
-        return self.layer_among(())
+        return self.layer_among(()) or self.name
 
     def layer_among(self, known: Collection[str]) -> str:
-        """Path of the Keras layer that it came from, in the words of a model whose layers have the names `known`."""
+        """Path of the Keras layer that it came from, by a model's layer names `known`; empty where nothing tells it."""
         paths = [layer_path(name, known) for name in self.names if not name.startswith(_NAMELESS)]
-        return next((path for path in paths if path), self.name)
+        return next((path for path in paths if path), "")
 
 
 _NAMELESS = ("StatefulPartitionedCall", "PartitionedCall", "tfl.", "arith.")

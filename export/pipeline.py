@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -106,7 +107,7 @@ def save(
             max_error=checked.max_error,
             latency_ms=latency,
             lowerings=built.lowerings,
-            notes=(*built.notes, *sample_notes, *checked.notes, *latency_note, *_failed(checked)),
+            notes=(*built.notes, *_foreign(deployed), *sample_notes, *checked.notes, *latency_note, *_failed(checked)),
             npu=built.npu,
             kernels=built.kernels,
         )
@@ -155,6 +156,10 @@ def _request(
                     f"Target {chosen.name!r} needs fixed sizes, input {spec.name!r} has shape {spec.shape}.",
                     hint="Give input_shape=, such as (1080, 1920).",
                 )
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as err:
+        raise WrongArgument(f"metadata must hold JSON values: {err}.") from err
     return Request(
         target=chosen,
         precision=precision,
@@ -299,6 +304,13 @@ def _shapes(samples: list[Any], request: Request) -> dict[str, tuple[int, ...]]:
     from keras_efficient.export import verify
 
     return {name: array.shape for name, array in next(verify.grouped(samples, request.inputs)).items()}
+
+
+def _foreign(deployed: keras.Model) -> tuple[str, ...]:
+    from keras_efficient.deploy import foreign_layers
+
+    paths = foreign_layers(deployed)
+    return (f"Your own layers, converted as they are: {', '.join(paths)}.",) if paths else ()
 
 
 def _failed(checked: Verification) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_efficient.errors import FileProblem, UnknownName
-from keras_efficient.zoo.card import Card, read_card, write_card
+from keras_efficient.zoo.schema import Card, read_card, write_card
 
 if TYPE_CHECKING:
     import keras

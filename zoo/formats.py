@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_efficient.zoo.card import Card, Tensor
+from keras_efficient.zoo.schema import Card, Tensor
 
 __all__ = ["to_arm", "to_hub"]
 

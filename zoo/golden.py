@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_efficient.errors import FileProblem
-from keras_efficient.zoo.card import replace_file
+from keras_efficient.zoo.schema import replace_file
 
 if TYPE_CHECKING:
     import keras

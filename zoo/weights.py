@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_efficient.errors import FileProblem
-from keras_efficient.zoo.card import Card, Weights
+from keras_efficient.zoo.schema import Card, Weights
 
 if TYPE_CHECKING:
     import h5py

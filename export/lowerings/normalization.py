@@ -46,7 +46,9 @@ class _GroupNormalization(keras.layers.GroupNormalization):
         # N×positions×groups×channels: SQUARED_DIFFERENCE takes four axes.
         x = keras.ops.reshape(reshaped_inputs, (-1, math.prod(input_shape[1:-1]), self.groups, each))
         shape = (1, 1, self.groups, each)
-        gamma, beta = (None if weight is None else keras.ops.reshape(weight, shape) for weight in (self.gamma, self.beta))
+        gamma, beta = (
+            None if weight is None else keras.ops.reshape(weight, shape) for weight in (self.gamma, self.beta)
+        )
         return _normalize(x, [1, 3], self.epsilon, gamma, beta)
 
 
@@ -57,7 +59,7 @@ def integer_normalization(model: keras.Model) -> keras.Model:
 
 def _applies(operation: Any) -> bool:
     if type(operation) is keras.layers.GroupNormalization:
-        return operation.built and None not in operation.input.shape[1:]
+        return operation.built and None not in operation.get_build_config()["input_shape"][1:]
     return type(operation) is keras.layers.LayerNormalization and operation.built and not operation.rms_scaling
 
 

@@ -168,8 +168,6 @@ class Targets(Mapping[str, Target]):
         if self._targets is None:
             found: dict[str, Target] = {}
             for module in _OWN_MODULES:
-                if not (Path(__file__).parent / f"{module}.py").exists():  # TEMPORARY until every target is written
-                    continue
                 for target in _targets_of(importlib.import_module(f"{__name__}.{module}").TARGETS):
                     found[target.name] = target
             self._add_plugins(found)

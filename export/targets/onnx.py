@@ -15,6 +15,7 @@ from keras_efficient.export import signature
 from keras_efficient.export.flatbuffer import METADATA_KEY
 from keras_efficient.export.runtime import ExportedModel
 from keras_efficient.export.targets import Lowered, Option, Request, Target
+from keras_efficient.export.targets.tflite import tracing_error
 
 if TYPE_CHECKING:
     import keras
@@ -29,9 +30,10 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     """One candidate: what tf2onnx would write wrongly is rewritten first."""
     from keras_efficient.export.lowerings import apply
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
+    from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import SPLIT_GROUPED_CONVOLUTIONS
 
-    yield Lowered(*apply(model, [PLAIN_ARG_EXTREMES, SPLIT_GROUPED_CONVOLUTIONS]))
+    yield Lowered(*apply(model, [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, SPLIT_GROUPED_CONVOLUTIONS]))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -69,7 +71,10 @@ def _frozen_graph(model: keras.Model, request: Request) -> tuple[Any, list[str],
         return [tf.identity(outputs[name]) for name in names]
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in request.inputs]
-    concrete = tf.function(flat).get_concrete_function(*specs)
+    try:
+        concrete = tf.function(flat, autograph=False).get_concrete_function(*specs)
+    except Exception as err:  # whatever a layer's call raises when TensorFlow traces it
+        raise tracing_error(err, request) from err
     frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False, aggressive_inlining=True)
     inputs = [tensor.name for tensor in frozen.inputs if tensor.dtype != tf.resource]
     return frozen.graph.as_graph_def(), inputs[: len(specs)], [tensor.name for tensor in frozen.outputs]

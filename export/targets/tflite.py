@@ -18,7 +18,17 @@ from keras_efficient.export.targets import Lowered, Request, Target
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["CALIBRATED", "PRECISIONS", "TARGETS", "check", "convert", "inspect", "lower"]
+__all__ = [
+    "CALIBRATED",
+    "PRECISIONS",
+    "TARGETS",
+    "check",
+    "convert",
+    "inspect",
+    "lower",
+    "needed_lowerings",
+    "tracing_error",
+]
 
 PRECISIONS = ("float32", "float16", "int8", "int16x8", "dynamic", "int8-weights", "int4-weights")
 CALIBRATED = ("int8", "int16x8")
@@ -26,19 +36,26 @@ CALIBRATED = ("int8", "int16x8")
 
 def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     """One candidate: what the converter would refuse, or what would run slowly in integers, is rewritten first."""
+    yield Lowered(*lowerings.apply(model, needed_lowerings(request)))
+
+
+def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] = ()) -> list[lowerings.Lowering]:
+    """The lowerings that a precision needs, in order, but for those in `without`."""
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
+    from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
     from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
+    from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
 
-    needed = [PLAIN_ARG_EXTREMES]
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING]
     if request.precision in CALIBRATED:
-        needed.append(PRELU_AS_RELU)
+        needed += [PRELU_AS_RELU, UNROLLED_RECURRENCE]
     if request.precision == "int8":
         needed.append(INTEGER_NORMALIZATION)
     if request.precision == "int16x8":
         needed.append(TRANSPOSED_SHUFFLE)
-    yield Lowered(*lowerings.apply(model, needed))
+    return [lowering for lowering in needed if lowering not in without]
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -66,6 +83,8 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
 def _convert_once(model: keras.Model, request: Request) -> bytes:
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
         save_model(model, request, Path(folder))
+        if request.precision in CALIBRATED:
+            _refuse_loops(Path(folder), request.precision)
         return _convert_saved_model(folder, request)
 
 
@@ -81,8 +100,37 @@ def save_model(model: keras.Model, request: Request, folder: Path) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in request.inputs]
-    archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
-    archive.write_out(str(folder), verbose=False)
+    try:
+        archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
+        archive.write_out(str(folder), verbose=False)
+    except Exception as err:  # whatever a layer's call raises when TensorFlow traces it
+        raise tracing_error(err, request) from err
+
+
+def tracing_error(err: Exception, request: Request) -> ConversionError:
+    """What to tell when TensorFlow cannot trace the model: Keras says in which layer's call it happened."""
+    layer = re.search(r"encountered when calling (?:\x1b\[1m)?([\w.]+)", str(err))
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    free = any(None in spec.shape for spec in request.inputs)
+    where = f"Layer {layer.group(1)}" if layer else "The model"
+    return ConversionError(
+        f"{where} cannot be traced: {lines[0 if layer else -1][:200]}",
+        hint="Fix the free axes with input_shape=." if free else None,
+    )
+
+
+def _refuse_loops(folder: Path, precision: str) -> None:
+    """The calibrator dies of a segmentation fault on a loop, and would take the caller's process with it."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    for function in saved.meta_graphs[0].graph_def.library.function:
+        for node in function.node_def:
+            if node.op in ("While", "StatelessWhile"):
+                raise ConversionError(
+                    f"Layer {flatbuffer.layer_path(node.name)!r} is a loop, which {precision} cannot have.",
+                    hint="Fix the number of time steps (at most 200 are written out), or choose precision dynamic.",
+                )
 
 
 def _convert_saved_model(folder: str, request: Request) -> bytes:
@@ -169,10 +217,11 @@ def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
     operators = flatbuffer.operators(graph)
     known = {operation.name for operation in lowerings.operations(model)} - {model.name}
     for operator in operators:
-        where = f"Layer {operator.layer_among(known)!r}"
         if operator.name in ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"):
+            where = _where(operator, known, operators)
             raise ConversionError(f"{where}: its weights are not in the file ({operator.name}).")
         if operator.custom:
+            where = _where(operator, known, operators)
             raise ConversionError(f"{where}: {operator.name} is no operator of TFLite's own.")
     if request.precision in CALIBRATED:
         _refuse_float(operators, known, request.precision)
@@ -193,9 +242,25 @@ def _refuse_float(operators: list[flatbuffer.Operator], known: Collection[str], 
         return
     named = next((op for op in floats if op.name not in ("QUANTIZE", "DEQUANTIZE")), floats[0])
     raise ConversionError(
-        f"Layer {named.layer_among(known)!r}: {named.name} has no {precision} kernel, it would stay float.",
+        f"{_where(named, known, operators)}: {named.name} has no {precision} kernel, it would stay float.",
         hint="Replace the layer, or choose precision float16, dynamic or int8-weights.",
     )
+
+
+def _where(operator: flatbuffer.Operator, known: Collection[str], operators: list[flatbuffer.Operator]) -> str:
+    """The layer that an operator came from, or, where the converter dropped its name, the nearest one before it."""
+    if path := operator.layer_among(known):
+        return f"Layer {path!r}"
+    makers = {tensor.name: maker for maker in operators for tensor in maker.outputs}
+    before: flatbuffer.Operator | None = operator
+    for _ in range(len(operators)):
+        names = [tensor.name for tensor in before.inputs if tensor is not None and not tensor.constant]
+        before = next((makers[name] for name in names if name in makers), None)
+        if before is None:
+            break
+        if path := before.layer_among(known):
+            return f"After layer {path!r}"
+    return "Somewhere in the model"
 
 
 def _weight_bytes(model: keras.Model) -> int:

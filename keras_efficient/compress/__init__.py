@@ -1,0 +1,51 @@
+"""Smaller and coarser models by training: quantisation-aware training, pruning, weight clustering.
+
+One concept, a session::
+
+    from keras_efficient import compress
+
+    session = compress.prune(model, sparsity=0.5)       # or cluster(model, clusters=16), or quantize_aware(model)
+    session.compile("adam", "mse")
+    session.fit(x, y, epochs=3)
+    compressed = session.strip()                         # a Keras 3 model of stock layers
+    session.export("model.tflite")                       # or straight to a checked file
+
+The work is done by tensorflow-model-optimization, which knows tf_keras only: the deployed model crosses a bridge (its
+graph is replayed with tf_keras layers, its weights are copied), is trained there, and comes back. Neither `tf.keras`
+nor the environment of the process is changed. Needs the TensorFlow backend and
+``pip install 'keras-efficient[compress]'``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_efficient.compress.clustering import cluster
+    from keras_efficient.compress.pruning import prune
+    from keras_efficient.compress.quantization import quantize_aware
+    from keras_efficient.compress.session import Session
+    from keras_efficient.compress.sizes import KernelSizes, Sizes, measure
+
+__all__ = ["KernelSizes", "Session", "Sizes", "cluster", "measure", "prune", "quantize_aware"]
+
+_HOMES = {
+    "KernelSizes": "sizes",
+    "Session": "session",
+    "Sizes": "sizes",
+    "cluster": "clustering",
+    "measure": "sizes",
+    "prune": "pruning",
+    "quantize_aware": "quantization",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

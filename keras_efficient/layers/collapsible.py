@@ -14,8 +14,9 @@ __all__ = ["CollapsibleLinearBlock"]
 class CollapsibleLinearBlock(keras.layers.Conv2D):
     r"""A `Conv2D` that is trained as two linear convolutions in a row and used as one.
 
-    The block is a `kernel_size` convolution from the input's channels to `expansion` channels, and a 1×1 convolution from
-    those to `filters` channels, with no activation between them. Two linear maps are one, so the block collapses exactly:
+    The block is a `kernel_size` convolution from the input's channels to `expansion` channels, and a 1×1 convolution
+    from those to `filters` channels, with no activation between them. Two linear maps are one, so the block collapses
+    exactly:
 
     ```
     kernel[h, w, i, o] = Σ_p expand_kernel[h, w, i, p] · project_kernel[p, o]   (+ 1 at the centre where i = o)
@@ -55,7 +56,8 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
     Raises:
         ValueError: a constraint, `lora_rank`, an expansion below 1, or `residual=True` where there is no identity.
 
-    Source: Collapsible Linear Blocks for Super-Efficient Super Resolution, MLSys 2022, sections 3.1–3.3, algorithms 1, 2.
+    Source: Collapsible Linear Blocks for Super-Efficient Super Resolution, MLSys 2022, sections 3.1–3.3, algorithms 1,
+    2.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ __all__ = ["FSRCNN"]
 def FSRCNN(scale=2, *, features=56, shrunk=12, depth=4, channels=1, input_shape=(None, None), name=None):
     """FSRCNN as a functional model: extract, shrink, map `depth` times, expand, and one 9×9 transposed convolution.
 
-    Images in [0, 1] in, `scale` times larger out; with the published sizes (56, 12, 4) 12,464 weights for one channel. The
-    transposed convolution works at the output's resolution: 54 GMAC for 1080p to 4K, where SESR-M5 takes 28.
+    Images in [0, 1] in, `scale` times larger out; with the published sizes (56, 12, 4) 12,464 weights for one channel.
+    The transposed convolution works at the output's resolution: 54 GMAC for 1080p to 4K, where SESR-M5 takes 28.
 
     Args:
         scale: Integer ≥ 2.

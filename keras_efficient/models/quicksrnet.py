@@ -19,7 +19,8 @@ def QuickSRNet(scale=2, variant="small", *, channels=1, input_shape=(None, None)
     h = min(max(conv3x3(h), 0), 1)   1 + depth times;   y = min(max(depth_to_space(conv3x3(h), scale), 0), 1)
     ```
 
-    No skip connection: every kernel starts with an identity, so that the untrained network is nearest-neighbour upscaling.
+    No skip connection: every kernel starts with an identity, so that the untrained network is nearest-neighbour
+    upscaling.
 
     Args:
         scale: 2, 3 or 4.

@@ -40,7 +40,8 @@ def SESR(
     y   = min(max(out, 0), 1)
     ```
 
-    Each block is a `CollapsibleLinearBlock`: train this model, then `keras_efficient.deploy.deploy(model)` gives the small one.
+    Each block is a `CollapsibleLinearBlock`: train this model, then `keras_efficient.deploy.deploy(model)` gives the
+    small one.
 
     | variant | f | m | weights x2 | x3 | x4 |
     |---|---|---|---|---|---|
@@ -50,7 +51,8 @@ def SESR(
     | m11 | 16 | 11 | 27,344 | 29,344 | 32,144 |
     | xl | 32 | 11 | 105,376 | 109,376 | 114,976 |
 
-    (deployed, without biases and PReLU slopes, one channel). Multiply-accumulates: the weights times the input's pixels.
+    (deployed, without biases and PReLU slopes, one channel). Multiply-accumulates: the weights times the input's
+    pixels.
 
     Args:
         scale: 2, 3 or 4.
@@ -95,6 +97,8 @@ def SESR(
     x = first
     for index in range(depth):
         x = CollapsibleLinearBlock(features, 3, residual=True, name=f"body_{index}", **block_options)(x)
+        if activation == "prelu":  # an integer file holds this tensor too; a ReLU is part of the convolution
+            x = rounded(x, f"body_{index}_linear")
         x = _activation(activation, f"body_{index}_activation")(x)
         x = rounded(x, f"body_{index}")
     x = rounded(layers.Add(name="feature_residual")([x, first]), "feature_residual")

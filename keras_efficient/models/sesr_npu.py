@@ -29,7 +29,8 @@ def SESRNPU(
     y = min(max(depth_to_space(block(h), scale), 0), 1)
     ```
 
-    SESR without its two additions: a tensor that waits for an addition is written to DRAM and read back, and DRAM traffic
+    SESR without its two additions: a tensor that waits for an addition is written to DRAM and read back, and DRAM
+    traffic
     is what an NPU spends its time on. The image itself travels through the network instead, in a channel that the first
     block starts with and the last block adds under every output pixel, all of it trainable; the sum is made in the
     convolution's 32-bit accumulator, where it costs nothing and rounds nothing.

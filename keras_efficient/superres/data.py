@@ -43,8 +43,8 @@ def read_pairs(
 ) -> list[Pair]:
     """Reads pictures and makes their low-resolution halves as the benchmark does: bicubic on 8 bits, then Y.
 
-    Gray files are taken to be studio-range Y already. `shrink` below 1 makes the picture smaller first: more variety from
-    the same pictures. Pictures that leave less than 24 pixels are left out.
+    Gray files are taken to be studio-range Y already. `shrink` below 1 makes the picture smaller first: more variety
+    from the same pictures. Pictures that leave less than 24 pixels are left out.
     """
     pairs = []
     for number, path in enumerate(paths, start=1):
@@ -71,7 +71,8 @@ def _luma(image: np.ndarray) -> np.ndarray:
 class PatchPlan:
     """Which patches a run of training steps sees; each array is (steps, batch), int32.
 
-    Pixel (i, j) of a patch is sample `origin + i·down + j·right` of the flat arrays of a `PatchSet`; the eight flips and
+    Pixel (i, j) of a patch is sample `origin + i·down + j·right` of the flat arrays of a `PatchSet`; the eight flips
+    and
     turns of a patch are eight choices of the three. `turn` numbers them, for the order of the pixels inside a sample.
     """
 
@@ -85,8 +86,8 @@ class PatchSet:
     """All training pictures in two flat arrays, from which patches are gathered by index.
 
     A sample is one low-resolution pixel and the scale² high-resolution pixels under it (in the order of
-    `keras.ops.depth_to_space`), 16 bits each: 139 million luma pixels at scale 2 take 350 MB. There is no file access, no
-    decoding and no Python while training, and the same seed gives the same patches on every backend.
+    `keras.ops.depth_to_space`), 16 bits each: 139 million luma pixels at scale 2 take 350 MB. There is no file access,
+    no decoding and no Python while training, and the same seed gives the same patches on every backend.
 
     Attributes:
         low: (samples,) uint16, Y · 65535.   high: (samples, scale²) uint16.

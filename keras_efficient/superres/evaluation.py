@@ -22,6 +22,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.superres.colour import rgb_to_y, to_unit
 from keras_efficient.superres.metrics import psnr, ssim
 from keras_efficient.superres.resize import imresize
+from keras_efficient.superres.runner import Runner, runner
 
 __all__ = ["Bicubic", "Evaluation", "Gray", "ImageScore", "Pair", "evaluate", "load_pairs"]
 
@@ -73,7 +74,8 @@ def evaluate(
     """Measures PSNR and SSIM by the standard protocol (see the module's text).
 
     Args:
-        upscale_y: Y in [0, 1], float32 1×H×W×1, to 1×sH×sW×1: a Keras model, a loaded file, a function.
+        upscale_y: Y in [0, 1], float32 1×H×W×1, to 1×sH×sW×1: a Keras model, a loaded file, a function. One of fixed
+            size is run in tiles (see `upscale`).
         dataset: folder of pictures, or what `load_pairs` made of one (to measure often, read once).
         scale: 2, 3, 4, …
         gray: how a gray picture is taken; see above. Ignored for pairs, which were made by one of them.
@@ -94,9 +96,10 @@ def evaluate(
         name, pairs = "pairs", tuple(dataset)
     if not pairs:
         raise WrongArgument("No pictures to measure.")
+    run = runner(upscale_y, scale=scale, tile=None)
     scores = []
     for pair in pairs:
-        scores.append(_score(upscale_y, pair, scale, rounding))
+        scores.append(_score(run, pair, scale, rounding))
         if on_progress is not None:
             on_progress(len(scores), len(pairs))
     return Evaluation(
@@ -158,14 +161,10 @@ def _pair(path: Path, scale: int, gray: Gray) -> Pair:
     return Pair(path.stem, to_y(low), to_y(high))
 
 
-def _score(upscale_y, pair: Pair, scale: int, rounding: bool) -> ImageScore:
-    result = np.asarray(upscale_y(pair.low[None, :, :, None]))
-    expected = (1, *pair.high.shape, 1)
-    if result.shape != expected:
-        raise WrongArgument(
-            f"{pair.name}: the upscaler returned {result.shape}, not {expected}, for {(1, *pair.low.shape, 1)}.",
-            hint="Is it a model for another scale, or one with a fixed input size? Wrap the latter in superres.tiled.",
-        )
+def _score(run: Runner, pair: Pair, scale: int, rounding: bool) -> ImageScore:
+    result = run(pair.low[None, :, :, None])
+    if result.shape != (1, *pair.high.shape, 1):
+        raise WrongArgument(f"{pair.name}: the upscaler returned {result.shape}, not {(1, *pair.high.shape, 1)}.")
     result = np.clip(result[0, :, :, 0].astype(np.float64), 0, 1) * 255
     if not np.isfinite(result).all():
         raise WrongArgument(f"{pair.name}: the upscaler returned NaN.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from keras_efficient.errors import FileProblem, KerasEfficientError, WrongArgument
 from keras_efficient.superres.atomic import check_target
-from keras_efficient.superres.image import WRITABLE_SUFFIXES, check_suffix, read_image, write_image
+from keras_efficient.superres.image import WRITABLE_SUFFIXES, check_quality, check_suffix, read_image, write_image
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 from keras_efficient.superres.upscale import upscale_pixels
 
@@ -54,6 +54,7 @@ def upscale_file(
         WrongArgument: a suffix that cannot hold the picture, or a model that does not fit.
     """
     check_target(check_suffix(target), overwrite=overwrite)
+    check_quality(quality)
     run = runner(model, scale=scale, tile=tile, halo=halo, channels=channels)
     _upscale_file(Path(source), Path(target), run, quality, overwrite, on_progress)
 
@@ -93,6 +94,7 @@ def upscale_folder(
         WrongArgument: source and target are one folder; a suffix that cannot be written; a model that does not fit.
     """
     source, target = Path(source), Path(target)
+    check_quality(quality)
     if suffix is not None:
         check_suffix(f"a{suffix}")
     pictures = _pictures(source, target, recursive)

@@ -19,7 +19,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.superres import png
 from keras_efficient.superres.atomic import replacing
 
-__all__ = ["WRITABLE_SUFFIXES", "Image", "check_suffix", "read_image", "write_image"]
+__all__ = ["WRITABLE_SUFFIXES", "Image", "check_quality", "check_suffix", "read_image", "write_image"]
 
 WRITABLE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -82,6 +82,7 @@ def write_image(path: str | Path, image: Image, *, quality: int = 95, overwrite:
         FileProblem: it exists already, or cannot be written (full disk, no permission, …).
     """
     path = check_suffix(path)
+    check_quality(quality)
     kind = _kind_of(path, image.pixels)
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "xb") as file:
         if kind == "PNG" and image.pixels.dtype == np.uint16:
@@ -99,6 +100,12 @@ def check_suffix(path: str | Path) -> Path:
             hint=f"Known: {', '.join(WRITABLE_SUFFIXES)}.",
         )
     return path
+
+
+def check_quality(quality: int) -> None:
+    """Refuses a quality of JPEG and WebP outside of 1 … 100."""
+    if not (isinstance(quality, int) and 1 <= quality <= 100):
+        raise WrongArgument(f"quality is a whole number from 1 to 100, not {quality!r}.")
 
 
 def _decoded(path: Path, data: bytes) -> Image:

@@ -25,7 +25,8 @@ __all__ = ["Schedule", "Trainer"]
 class Schedule:
     """How a model is trained.
 
-    The rate rises linearly over `warmup` steps to `peak_rate` and falls by a cosine to `last_rate`. The loss is the mean
+    The rate rises linearly over `warmup` steps to `peak_rate` and falls by a cosine to `last_rate`. The loss is the
+    mean
     absolute error, and for the last `squared_share` of the steps the mean squared one, which is what PSNR measures.
     """
 
@@ -42,7 +43,8 @@ class Schedule:
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """`peak · step / warmup`, then `last + (peak − last) · (1 + cos π·t) / 2` with t from 0 to 1 over the steps left."""
+    """`peak · step / warmup`, then `last + (peak − last) · (1 + cos π·t) / 2` with t from 0 to 1 over the steps
+    left."""
 
     def __init__(self, peak, last, warmup, steps):
         self.peak, self.last, self.warmup, self.steps = peak, last, warmup, steps
@@ -127,7 +129,9 @@ class Trainer:
                 change = self._squared_from()
                 if self.step < change < stop:
                     stop = change
-                plan = self.patches.plan(stop - self.step, self.schedule.batch, self.schedule.seed * 1_000_003 + self.step)
+                plan = self.patches.plan(
+                    stop - self.step, self.schedule.batch, self.schedule.seed * 1_000_003 + self.step
+                )
                 loss = run_chunk(plan, squared=self.step >= change)
                 if not np.isfinite(loss):
                     raise WrongArgument(
@@ -155,7 +159,9 @@ class Trainer:
         for variable, average in zip(variables, self.optimizer._model_variables_moving_average, strict=True):
             variable.assign(average)
         try:
-            return evaluate(lambda y: ops.convert_to_numpy(self.model(y, training=False)), validation, self.patches.scale).psnr
+            return evaluate(
+                lambda y: ops.convert_to_numpy(self.model(y, training=False)), validation, self.patches.scale
+            ).psnr
         finally:
             for variable, value in zip(variables, kept, strict=True):
                 variable.assign(value)
@@ -198,7 +204,9 @@ class Trainer:
 def _gather(patches, low, high, turns, origin, down, right, turn):
     """One batch from the flat arrays: (batch, patch, patch, 1) and (batch, patch, patch, scale²), float32 in [0, 1]."""
     place = ops.arange(patches.patch, dtype="int32")
-    index = origin[:, None, None] + place[None, :, None] * down[:, None, None] + place[None, None, :] * right[:, None, None]
+    index = (
+        origin[:, None, None] + place[None, :, None] * down[:, None, None] + place[None, None, :] * right[:, None, None]
+    )
     order = ops.take(turns, turn, axis=0)[:, None, None, :]
     y = ops.cast(ops.take(low, index, axis=0), "float32")[..., None] / 65535.0
     target = ops.cast(ops.take(high, index, axis=0), "float32") / 65535.0

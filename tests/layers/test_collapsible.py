@@ -1,4 +1,5 @@
-"""The linear block against independent computations: its own expanded form, a naive collapse, and the published defect."""
+"""The linear block against independent computations: its own expanded form, a naive collapse, and the published
+defect."""
 
 import keras
 import numpy as np
@@ -53,9 +54,9 @@ def naive_collapse(block):
                 bias[o] += float(block.expand_bias[first + p]) * project[p, o]
         if block.use_bias:
             bias[o] += float(block.project_bias[o])
-    if block.residual is not False and rows % 2 and columns % 2 and inputs == block.filters and max(rows, columns) > 1:
-        if max(block.strides) == 1:
-            kernel[rows // 2, columns // 2] += np.eye(inputs)
+    same = rows % 2 and columns % 2 and inputs == block.filters and max(rows, columns) > 1 and max(block.strides) == 1
+    if block.residual is not False and same:
+        kernel[rows // 2, columns // 2] += np.eye(inputs)
     return kernel, bias
 
 

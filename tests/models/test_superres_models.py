@@ -40,7 +40,10 @@ def test_sesr_expands_as_in_the_paper():
 
 def test_fsrcnn_has_the_published_weights():
     model = models.FSRCNN(2)
-    assert sum(w.numpy().size for layer in model.layers for w in layer.weights[:1] if "Conv" in type(layer).__name__) == 12_464
+    assert (
+        sum(w.numpy().size for layer in model.layers for w in layer.weights[:1] if "Conv" in type(layer).__name__)
+        == 12_464
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

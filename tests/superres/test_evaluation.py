@@ -53,6 +53,18 @@ def test_rounding_costs_a_twelfth_of_squared_error(data_dir):
         assert a.psnr - b.psnr == pytest.approx(10 * np.log10(1 + 1 / 12 / error), rel=0.3)
 
 
+def test_a_model_of_fixed_size_scores_the_same(data_dir):
+    class Fixed:
+        input_shape, halo = (1, 64, 80, 1), 2
+
+        def __call__(self, y):
+            assert y.shape == self.input_shape
+            return Bicubic(2)(y)
+
+    pairs = load_pairs(data_dir / "sr/Set5", 2)
+    assert evaluate(Fixed(), pairs, 2) == evaluate(Bicubic(2), pairs, 2)
+
+
 def test_progress_is_reported():
     pairs = [Pair(str(i), np.zeros((16, 16), np.float32), np.ones((32, 32), np.float32)) for i in range(3)]
     seen = []

@@ -121,5 +121,7 @@ def test_bad_folders_are_refused(photos, tmp_path, model):
         upscale_folder(tmp_path / "missing", tmp_path / "large", model)
     with pytest.raises(WrongArgument, match="another folder"):
         upscale_folder(photos, photos, model)
+    with pytest.raises(WrongArgument, match="quality"):
+        upscale_folder(photos, tmp_path / "large", model, quality=0)
     with pytest.raises(WrongArgument, match=r"\.bmp"):
         upscale_folder(photos, tmp_path / "large", model, suffix=".bmp")

@@ -40,10 +40,16 @@ def pooled():
     return keras.Model(x, layers.Conv2D(1, 1)(layers.Concatenate()([x, y])))
 
 
+def lopsided():
+    x = keras.Input((None, None, 1))
+    return keras.Model(x, layers.Conv2D(1, 4, padding="same")(layers.Conv2D(2, 4, padding="same")(x)))
+
+
 MODELS = {
     "sesr": (sesr_like, 9, 1, 2),
     "sesr_x3": (lambda: sesr_like(2, 3), 6, 1, 3),
     "half_resolution": (half_resolution, None, 2, 2),
+    "lopsided": (lopsided, 4, 1, 1),
     "nested": (nested_and_padded_by_hand, None, 1, 3),
     "pooled": (pooled, 3, 2, 1),
 }

@@ -41,8 +41,8 @@ def _zoo(tmp_path_factory) -> Path:
     import keras
 
     from keras_efficient import models, zoo
-    from keras_efficient.zoo.card import from_dict
     from keras_efficient.zoo.golden import golden, write_golden
+    from keras_efficient.zoo.schema import from_dict
     from keras_efficient.zoo.weights import describe
 
     folder = tmp_path_factory.mktemp("zoo")

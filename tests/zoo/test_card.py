@@ -13,7 +13,7 @@ import yaml
 from keras_efficient.errors import FileProblem, UnknownName
 from keras_efficient.zoo import card as card_of
 from keras_efficient.zoo import list_models
-from keras_efficient.zoo.card import from_dict, read_card, to_dict, write_card
+from keras_efficient.zoo.schema import from_dict, read_card, to_dict, write_card
 
 from .conftest import CARD
 

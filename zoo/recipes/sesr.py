@@ -2,9 +2,10 @@
 
     python -m keras_efficient.zoo.recipes.sesr sesr-m5-x2 --data FOLDER --out runs/
 
-`FOLDER` holds the training pictures (any number of sub-folders); 5 % of them, chosen by name, are kept for validation, and
-no test set is looked at. Interrupt it and run it again: it goes on from its last checkpoint. `KERAS_BACKEND` chooses
-TensorFlow or JAX. A model that starts from another one needs that one trained before, in the same `--out`.
+`FOLDER` holds the training pictures (any number of sub-folders; `--publish` looks for Set5, Set14 and BSD100 beside
+it). 5 % of the pictures, chosen by name, are kept for validation, and no test set is looked at. Interrupt it and run it
+again: it goes on from its last checkpoint. `KERAS_BACKEND` chooses TensorFlow or JAX. A model that starts from another
+one needs that one trained before, in the same `--out`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_efficient.errors import FileProblem
 from keras_efficient.superres.training import Schedule
 
 __all__ = ["RECIPES", "Recipe", "build", "train"]
@@ -23,7 +25,7 @@ __all__ = ["RECIPES", "Recipe", "build", "train"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one zoo model is made: its builder and arguments, its schedule, and the model whose weights it starts from."""
+    """How one zoo model is made: builder and arguments, schedule, and the model whose weights it starts from."""
 
     builder: str
     arguments: dict[str, Any]
@@ -31,21 +33,20 @@ class Recipe:
     starts_from: str | None = None
     patch: int = 48
     unclipped: str = "image_residual"
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def _sesr(variant: str, scale: int, activation: str = "prelu", **options) -> dict[str, Any]:
     return {"variant": variant, "scale": scale, "activation": activation, "expansion": 64, **options}
 
 
-_LONG = Schedule(100_000, peak_rate=2.5e-3)
-_WARM = Schedule(40_000, peak_rate=1.5e-3)
-_TUNE = Schedule(15_000, peak_rate=1e-3)
+_LONG = Schedule(60_000, peak_rate=2.5e-3)
+_WARM = Schedule(30_000, peak_rate=1.5e-3)
+_TUNE = Schedule(12_000, peak_rate=1e-3)
 _INT8 = Schedule(6_000, peak_rate=3e-4, squared_share=1.0)
 
 RECIPES = {
     "sesr-m5-x2": Recipe("SESR", _sesr("m5", 2), _LONG),
-    "sesr-npu6-x2": Recipe("SESRNPU", {"depth": 6}, Schedule(60_000, peak_rate=2.5e-3), unclipped="last"),
+    "sesr-npu6-x2": Recipe("SESRNPU", {"depth": 6}, Schedule(40_000, peak_rate=2.5e-3), unclipped="last"),
     "sesr-m5-x2.relu": Recipe("SESR", _sesr("m5", 2, "relu"), _TUNE, starts_from="sesr-m5-x2"),
     "sesr-m3-x2": Recipe("SESR", _sesr("m3", 2), _WARM, starts_from="sesr-m5-x2"),
     "sesr-m7-x2": Recipe("SESR", _sesr("m7", 2), _WARM, starts_from="sesr-m5-x2"),
@@ -84,13 +85,16 @@ def train(name: str, data: Path, out: Path, *, steps: int | None = None, until: 
     schedule = recipe.schedule if steps is None else dataclasses.replace(recipe.schedule, steps=steps)
     keras.utils.set_random_seed(schedule.seed)
     scale = recipe.arguments.get("scale", 2)
+    start = out / f"{recipe.starts_from}.weights.h5"
+    if recipe.starts_from and not start.exists():
+        raise FileProblem(start, "is not there, and this model starts from it.", hint="Train that one first.")
     training, validation = split_by_name(list_images(data))
     pairs = read_pairs(training, scale) + read_pairs(training, scale, shrink=0.75)
     patches = PatchSet(pairs, scale, recipe.patch)
     model = build(name)
     if recipe.starts_from:
         source = build(recipe.starts_from)
-        source.load_weights(out / f"{recipe.starts_from}.weights.h5")
+        source.load_weights(start)
         copied = copy_matching_layers(source, model)
         print(f"{len(copied)} layers start from {recipe.starts_from}", file=sys.stderr)
     trainer = Trainer(model, patches, schedule, out / name, unclipped=recipe.unclipped)
@@ -109,8 +113,8 @@ def train(name: str, data: Path, out: Path, *, steps: int | None = None, until: 
 def copy_matching_layers(source, target) -> list[str]:
     """Copies the weights of layers that both models have, by name and shapes; returns their names.
 
-    The new blocks of a deeper network start as identities: their linear part is made zero, their kernel is the identity,
-    and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did.
+    The new blocks of a deeper network start as identities: their linear part is made zero, their kernel is the
+    identity, and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did.
     """
     import numpy as np
 
@@ -127,8 +131,126 @@ def copy_matching_layers(source, target) -> list[str]:
         elif other is None and layer.name.startswith("body_") and layer.name.endswith("_activation"):
             layer.set_weights([np.ones_like(w) for w in layer.get_weights()])
         elif other is None and layer.name.startswith("body_") and not layer.name.endswith("_int8"):
-            layer.project_kernel.assign(np.zeros(layer.project_kernel.shape))
+            for weight in (layer.project_kernel, layer.project_bias):
+                weight.assign(np.zeros(weight.shape))
     return copied
+
+
+def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
+    """Measures a trained model on the test sets and puts weights, golden tensors and card into the zoo."""
+    import shutil
+
+    from keras_efficient.deploy import deploy
+    from keras_efficient.zoo import golden, weights
+    from keras_efficient.zoo import schema as cards
+
+    recipe = RECIPES[name]
+    scale = recipe.arguments.get("scale", 2)
+    model = build(name)
+    model.load_weights(out / f"{name}.weights.h5")
+    shutil.copyfile(out / f"{name}.weights.h5", zoo_folder / "weights" / f"{name}.weights.h5")
+    golden.write_golden(golden.golden(model), zoo_folder / "weights" / f"{name}.golden.npz")
+    shutil.copyfile(out / name / "log.csv", zoo_folder / "recipes" / "logs" / f"{name}.csv")
+    found = cards.Card(
+        name=name,
+        system="sesr",
+        task="image-to-image",
+        summary=_summary(recipe),
+        builder=cards.Builder(recipe.builder, recipe.arguments),
+        weights=weights.describe(zoo_folder / "weights" / f"{name}.weights.h5"),
+        preprocessing=_preprocessing(model, scale),
+        parameters=deploy(model).count_params(),
+        metrics=tuple(_metrics(model, data, scale)),
+        trained_on=_trained_on(),
+        recipe=_card_recipe(name, recipe),
+        licence="Apache-2.0",
+        limitations=_limitations(recipe),
+        golden=f"{name}.golden.npz",
+        paper=cards.Paper(
+            "Collapsible Linear Blocks for Super-Efficient Super Resolution", "https://arxiv.org/abs/2103.09404", 2022
+        ),
+    )
+    cards.write_card(found, zoo_folder / "cards" / f"{name}.yaml")
+    for metric in found.metrics:
+        print(f"{name}: {metric.dataset} {metric.value:.3f} dB ({metric.protocol})", file=sys.stderr)
+
+
+_PROTOCOL = "Y of BT.601 studio range, MATLAB bicubic, float output clipped and not rounded, {scale} pixels shaved"
+
+
+def _metrics(model, data: Path, scale: int):
+    from keras_efficient.superres.evaluation import evaluate
+    from keras_efficient.zoo.schema import Metric
+
+    conventions = [("Set5", "literature"), ("Set14", "literature"), ("Set14", "studio"), ("BSD100", "literature")]
+    for dataset, gray in conventions:
+        result = evaluate(model, data.parent / dataset, scale, gray=gray)
+        protocol = _PROTOCOL.format(scale=scale)
+        if dataset == "Set14":
+            protocol += ", the gray picture as it is" if gray == "literature" else ", the gray picture in studio range"
+        command = "python -m benchmarks.sesr --only psnr"
+        yield Metric("PSNR", round(result.psnr, 3), f"{dataset} x{scale}", protocol, command, "dB")
+        yield Metric("SSIM", round(result.ssim, 4), f"{dataset} x{scale}", protocol, command)
+
+
+def _summary(recipe: Recipe) -> str:
+    scale = recipe.arguments.get("scale", 2)
+    kind = {"SESR": "SESR", "SESRNPU": "SESR for NPUs", "FSRCNN": "FSRCNN, the peer that SESR is compared with"}
+    text = f"{kind[recipe.builder]}, super-resolution x{scale} of the luma channel"
+    return text + (", trained for int8 files" if recipe.arguments.get("int8_aware") else "") + "."
+
+
+def _preprocessing(model, scale: int):
+    from keras_efficient.zoo.schema import Preprocessing, Tensor
+
+    meaning = "luma Y of BT.601 in studio range (16 to 235), divided by 255"
+    return Preprocessing(
+        inputs=(Tensor(model.input_names[0], model.input_shape, "float32", meaning, (0.0, 1.0)),),
+        outputs=(Tensor("upscaled", model.output_shape, "float32", f"{meaning}, {scale} times larger", (0.0, 1.0)),),
+        facts={"scale": scale, "channels": "y", "colour": "Cb and Cr are upscaled by bicubic interpolation"},
+    )
+
+
+def _card_recipe(name: str, recipe: Recipe):
+    import dataclasses
+
+    import keras
+
+    from keras_efficient.zoo import schema as cards
+
+    command = f"python -m keras_efficient.zoo.recipes.sesr {name} --data FOLDER --out runs"
+    details = {**dataclasses.asdict(recipe.schedule), "patch": recipe.patch, "log": f"zoo/recipes/logs/{name}.csv"}
+    if recipe.starts_from:
+        details["starts_from"] = recipe.starts_from
+    return cards.Recipe(command, recipe.schedule.seed, backend=keras.backend.backend(), details=details)
+
+
+def _trained_on():
+    from keras_efficient.zoo.schema import TrainedOn
+
+    research = "no licence stated; research use"
+    return (
+        TrainedOn("T91 (Yang et al. 2010), 91 pictures", research),
+        TrainedOn(
+            "BSD200, 199 pictures of the train split of BSDS300 (without 302003, which is Set5's woman), luma only",
+            "non-commercial research and education",
+        ),
+        TrainedOn("Kodak24, 24 crops of 500x500", "widely held to be released for unrestricted use"),
+        TrainedOn("Sun-Hays 80 (2012), 80 pictures, luma only", research),
+        TrainedOn("34 desktop wallpapers of Debian packages, luma only", "free licences, mostly CC-BY-SA"),
+    )
+
+
+def _limitations(recipe: Recipe) -> tuple[str, ...]:
+    common = (
+        "Trained on bicubic downscaling by MATLAB's rule: pictures that were made smaller otherwise, compressed "
+        "strongly or blurred come out less sharp.",
+        "Trained on 428 pictures, not on DIV2K as in the paper; 5 % of them were kept for validation.",
+        "BSD100, a test set, is the test split of the source that BSD200 is the train split of.",
+    )
+    if recipe.arguments.get("int8_aware"):
+        return (*common, "The metrics are those of the float32 model that rounds as int8 does; see exports for files.")
+    return common
 
 
 def main() -> None:
@@ -138,8 +260,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, help="instead of the recipe's, for a trial")
     parser.add_argument("--until", type=int, help="stop (with a checkpoint) after this step")
+    parser.add_argument("--publish", action="store_true", help="measure a finished model and write its card instead")
     arguments = parser.parse_args()
-    train(arguments.name, arguments.data, arguments.out, steps=arguments.steps, until=arguments.until)
+    if arguments.publish:
+        publish(arguments.name, arguments.data, arguments.out, Path(__file__).resolve().parent.parent)
+    else:
+        train(arguments.name, arguments.data, arguments.out, steps=arguments.steps, until=arguments.until)
 
 
 if __name__ == "__main__":

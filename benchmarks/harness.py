@@ -1,0 +1,135 @@
+"""What every benchmark shares: rows, paired timing, and the JSON file with machine, versions and commit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Row", "data_folder", "main", "medians", "write"]
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert", "ethos-u-vela", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        what: what was measured, with its conditions.
+        ours, peer: the two numbers; `peer` is `None` where there is nothing to compare with.
+        unit: of both.
+        ratio: peer over ours, or ours over peer, as `what` says; `None` where it has no meaning.
+        bar: the number to reach, in words.
+        reached: `True`, `False`, or `None` where it was not measured.
+        why: where `reached` is not `True`.
+        details: anything that helps to judge the number.
+    """
+
+    what: str
+    ours: float | None
+    unit: str
+    peer: float | None = None
+    ratio: float | None = None
+    bar: str = ""
+    reached: bool | None = None
+    why: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def data_folder() -> Path:
+    """Folder of the real data sets: KERAS_EFFICIENT_DATA, else `../shared/data` beside the checkout."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("KERAS_EFFICIENT_DATA", root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        sys.exit(f"{folder}: no such folder. Set KERAS_EFFICIENT_DATA to the folder of the data sets.")
+    return folder
+
+
+def medians(runs: dict[str, Callable[[], Any]], *, rounds: int, warmups: int = 3) -> dict[str, float]:
+    """Median seconds of each function; they take turns (A B A B …), so that a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(warmups):
+        for run in runs.values():
+            run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main(name: str, sections: dict[str, Callable[[bool], Iterable[Row]]]) -> None:
+    """Command line of a benchmark: all sections or some, into one JSON file whose other sections stay as they are."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and pictures; never written over results")
+    parser.add_argument("--json", type=Path, help="where the results go (default: benchmarks/results)")
+    parser.add_argument("--only", nargs="+", choices=sorted(sections), help="measure these sections")
+    arguments = parser.parse_args()
+    path = arguments.json or (None if arguments.quick else RESULTS / f"{name}.json")
+    for section in arguments.only or sections:
+        print(f"== {section}", file=sys.stderr, flush=True)
+        rows = []
+        for row in sections[section](arguments.quick):
+            rows.append(row)
+            print(_line(row), file=sys.stderr, flush=True)
+        if path is not None:
+            write(path, name, section, rows)
+    if path is None:
+        print("(--quick without --json: nothing written)", file=sys.stderr)
+
+
+def write(path: Path, name: str, section: str, rows: list[Row]) -> None:
+    """Puts one section's rows into the file, keeping those of the other sections."""
+    known = json.loads(path.read_text()) if path.exists() else {"benchmark": name, "sections": {}, "rows": []}
+    known["sections"][section] = {
+        "measured": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "command": f"python -m benchmarks.{name} --only {section}",
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {package: _version(package) for package in ("keras-efficient", *_PACKAGES)},
+    }
+    kept = [row for row in known["rows"] if row["section"] != section]
+    known["rows"] = kept + [{"section": section, **asdict(row)} for row in rows]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _line(row: Row) -> str:
+    ratio = "" if row.ratio is None else f", ratio {row.ratio:.2f}"
+    verdict = {True: "reached", False: "MISSED", None: "-"}[row.reached]
+    return f"{row.what}: {row.ours} {row.unit} (peer {row.peer}{ratio}; bar {row.bar}) {verdict} {row.why}"
+
+
+def _commit() -> str:
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,384 @@
+"""SESR against its paper, FSRCNN and the bars of this project: quality, training step, latency, NPU estimate, memory.
+
+    python -m benchmarks.sesr [--quick] [--only psnr int8 training_step latency npu memory] [--json PATH]
+
+PSNR follows the standard protocol of `keras_efficient.superres.evaluate`: float output, clipped, not rounded; Set14 by
+the literature's convention (its gray picture as it is). Test sets are read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.harness import Row
+
+# PSNR in dB of the paper (tables 1, 2): Set5, Set14, BSD100. x3 is not in it.
+PAPER = {
+    "sesr-m3-x2": (37.21, 32.70, 31.56),
+    "sesr-m5-x2": (37.39, 32.84, 31.70),
+    "sesr-m7-x2": (37.47, 32.91, 31.77),
+    "sesr-m11-x2": (37.58, 33.03, 31.85),
+    "sesr-m5-x4": (30.99, 27.81, 27.11),
+}
+M5_BARS = (37.25, 32.72, 31.58)
+SETS = ("Set5", "Set14", "BSD100")
+
+
+@cache
+def pairs(dataset: str, scale: int, gray: str = "literature"):
+    from keras_efficient.superres.evaluation import load_pairs
+
+    return load_pairs(harness.data_folder() / "sr" / dataset, scale, gray=gray)
+
+
+@cache
+def calibration():
+    """Low-resolution luma crops of training pictures, never of a test set: (96, 96, 96, 1) in [0, 1]."""
+    from keras_efficient.superres.data import read_pairs
+
+    paths = sorted((harness.data_folder() / "sr" / "train" / "Kodak24").glob("*.webp"))
+    crops = [
+        p.low[top : top + 96, left : left + 96] for p in read_pairs(paths, 2) for top in (20, 130) for left in (20, 130)
+    ]
+    return np.stack(crops)[..., None].astype("float32")
+
+
+def score(upscale_y, dataset: str, scale: int, gray: str = "literature") -> float:
+    from keras_efficient.superres.evaluation import evaluate
+
+    return evaluate(upscale_y, pairs(dataset, scale, gray), scale).psnr
+
+
+def psnr(quick: bool) -> Iterator[Row]:
+    """Quality of every float model in the zoo."""
+    from keras_efficient import zoo
+
+    order = {}
+    for name in zoo.list_models("*x?"):
+        model = zoo.load(name)
+        scale = int(name[-1])
+        for position, dataset in enumerate(SETS[: 1 if quick else 3]):
+            ours = score(model, dataset, scale)
+            order.setdefault(dataset, {})[name] = ours
+            paper = PAPER.get(name, (None,) * 3)[position]
+            bar = M5_BARS[position] if name == "sesr-m5-x2" else None if paper is None else paper - 0.15
+            reached = None if bar is None else ours >= bar
+            details = {"paper": paper}
+            if dataset == "Set14":
+                details["studio_convention_db"] = round(score(model, dataset, scale, "studio"), 3)
+            why = "no published row" if bar is None else "" if reached else "see the note of this table"
+            yield Row(
+                f"PSNR {name}, {dataset}",
+                round(ours, 3),
+                "dB",
+                paper,
+                None,
+                f"≥ {bar:.2f}" if bar else "",
+                reached,
+                why,
+                details,
+            )
+    chain = ["sesr-m3-x2", "sesr-m5-x2", "sesr-m7-x2", "sesr-m11-x2"]
+    for dataset, scores in order.items():
+        present = [scores[name] for name in chain if name in scores]
+        if len(present) == len(chain):
+            ordered = present == sorted(present)
+            yield Row(
+                f"order M3 < M5 < M7 < M11, {dataset}",
+                round(present[-1] - present[0], 3),
+                "dB",
+                bar="in order",
+                reached=ordered,
+                why="" if ordered else f"measured {', '.join(f'{s:.3f}' for s in present)}",
+            )
+
+
+def int8(quick: bool) -> Iterator[Row]:
+    """What int8 costs: the file, run in LiteRT, against the float32 model of the same name."""
+    from keras_efficient import export, zoo
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, reference in (
+            ("sesr-m5-x2.int8", "sesr-m5-x2"),
+            ("sesr-m5-x2.relu-int8", "sesr-m5-x2.relu"),
+            ("sesr-npu6-x2.int8", "sesr-npu6-x2"),
+        ):
+            if name not in zoo.list_models():
+                yield Row(f"int8 loss of {name}", None, "dB", bar="≤ 0.1", why="not trained yet")
+                continue
+            path = Path(folder) / f"{name}.tflite"
+            export.save(zoo.load(name), path, precision="int8", calibration=calibration())
+            file, model = export.load(path, threads=2), zoo.load(reference)
+            for dataset in SETS[: 1 if quick else 3]:
+                whole, integers = score(model, dataset, 2), score(file, dataset, 2)
+                loss = whole - integers
+                yield Row(
+                    f"int8 loss of {name} against {reference}, {dataset}",
+                    round(loss, 3),
+                    "dB",
+                    bar="≤ 0.10",
+                    reached=loss <= 0.1,
+                    why="" if loss <= 0.1 else "see the note of this table",
+                    details={
+                        "float32_db": round(whole, 3),
+                        "int8_db": round(integers, 3),
+                        "bytes": path.stat().st_size,
+                    },
+                )
+
+
+def training_step(quick: bool) -> Iterator[Row]:
+    """One step of `model.fit`, collapsed against expanded, p = 256, batch 32 of 64×64."""
+    import keras
+
+    from keras_efficient.models import SESR
+
+    random = np.random.default_rng(0)
+    steps = 2 if quick else 6
+    x = random.random((32 * steps, 64, 64, 1)).astype("float32")
+    y = random.random((32 * steps, 128, 128, 1)).astype("float32")
+    runs = {}
+    for name, collapsed in (("collapsed", True), ("expanded", False)):
+        model = SESR(2, "m5", collapsed=collapsed)
+        model.compile(keras.optimizers.Adam(1e-4), "mae")
+        model.fit(x[:32], y[:32], batch_size=32, verbose=0)
+        # The expanded form takes seconds a step: one step of it, several of ours.
+        size = 32 * (steps if collapsed else 1)
+        runs[name] = lambda model=model, size=size: model.fit(
+            x[:size], y[:size], batch_size=32, verbose=0, shuffle=False
+        )
+    seconds = harness.medians(runs, rounds=2 if quick else 5, warmups=1)
+    ours, peer = seconds["collapsed"] / steps * 1e3, seconds["expanded"] * 1e3
+    ratio = peer / ours
+    yield Row(
+        "training step of SESR-M5 (p = 256), model.fit, batch 32 of 64×64, TensorFlow: collapsed against expanded",
+        round(ours, 1),
+        "ms",
+        round(peer, 1),
+        round(ratio, 2),
+        "≥ 12×",
+        ratio >= 12,
+        "" if ratio >= 12 else "see the note",
+        {"bound": "22.7, the ratio of forward multiply-accumulates: 41.8 G against 1.84 G"},
+    )
+
+
+def latency(quick: bool) -> Iterator[Row]:
+    """Deployed `.tflite` files at 360×640 in LiteRT, one thread, all in one run, taking turns."""
+    from keras_efficient import export, models, zoo
+
+    shape = (90, 160) if quick else (360, 640)
+    fsrcnn = zoo.load("fsrcnn-x2") if "fsrcnn-x2" in zoo.list_models() else models.FSRCNN(2)
+    networks = {
+        "M5 PReLU": zoo.load("sesr-m5-x2"),
+        "M5 PReLU int8": zoo.load("sesr-m5-x2.int8"),
+        "M5 ReLU": zoo.load("sesr-m5-x2.relu"),
+        "M5 ReLU int8": zoo.load("sesr-m5-x2.relu-int8"),
+        "FSRCNN": fsrcnn,
+        "FSRCNN int8": fsrcnn,
+        "FSRCNN rewritten": fsrcnn,
+        "FSRCNN rewritten int8": fsrcnn,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for name, model in networks.items():
+            path = Path(folder) / f"{name.replace(' ', '_')}.tflite"
+            precision = "int8" if name.endswith("int8") else "float32"
+            if name in ("FSRCNN", "FSRCNN int8"):
+                path.write_bytes(as_published(model, shape, precision))
+            else:
+                data = calibration_at(shape) if precision == "int8" else None
+                export.save(model, path, precision=precision, input_shape=shape, verify=False, calibration=data)
+            runs[name] = _invoke(path)
+        seconds = harness.medians(runs, rounds=3 if quick else 15)
+    ms = {name: value * 1e3 for name, value in seconds.items()}
+    gigamacs = 13_520 * shape[0] * shape[1] / 1e9
+
+    def against(ours, peer, least, what):
+        ratio = ms[peer] / ms[ours]
+        return Row(
+            f"{what}, {shape[0]}×{shape[1]}, LiteRT, 1 thread",
+            round(ms[ours], 1),
+            "ms",
+            round(ms[peer], 1),
+            round(ratio, 2),
+            f"≥ {least}×",
+            ratio >= least,
+            "" if ratio >= least else "see the note",
+            {
+                "all_ms": {k: round(v, 1) for k, v in ms.items()},
+                "gigamacs_of_m5": round(gigamacs, 2),
+                "gigamacs_per_second": round(gigamacs / ms[ours] * 1e3, 1),
+            },
+        )
+
+    yield against("M5 PReLU", "FSRCNN", 8, "M5 PReLU float32 against FSRCNN as published")
+    yield against("M5 ReLU int8", "FSRCNN int8", 8, "M5 ReLU int8 against FSRCNN int8 as published")
+    yield against(
+        "M5 PReLU", "FSRCNN rewritten", 1.7, "M5 PReLU float32 against FSRCNN with convolution + depth-to-space"
+    )
+    yield against("M5 PReLU int8", "M5 PReLU", 1, "M5 PReLU: int8 against its float32")
+    yield against("M5 ReLU int8", "M5 ReLU", 1, "M5 ReLU: int8 against its float32")
+
+
+def as_published(model, shape, precision: str) -> bytes:
+    """What TensorFlow's own converter makes of a model, the way its users call it: no rewrite of ours."""
+    import tensorflow as tf
+
+    function = tf.function(lambda y: model(y, training=False), input_signature=[tf.TensorSpec((1, *shape, 1))])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    if precision == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([crop[None]] for crop in calibration_at(shape))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+def calibration_at(shape):
+    """The calibration crops repeated to a larger input: right ranges are all that a timing needs."""
+    crops = calibration()[:4]
+    repeats = (1, -(-shape[0] // 96), -(-shape[1] // 96), 1)
+    return np.tile(crops, repeats)[:, : shape[0], : shape[1]]
+
+
+def _invoke(path: Path, threads: int = 1):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    detail = interpreter.get_input_details()[0]
+    values = np.random.default_rng(0).random(detail["shape"])
+    interpreter.set_tensor(
+        detail["index"], (values * 255 - 128 if detail["dtype"] == np.int8 else values).astype(detail["dtype"])
+    )
+    return interpreter.invoke
+
+
+def npu(quick: bool) -> Iterator[Row]:
+    """1080p to 4K on an Ethos-U85 with 2048 multipliers, by Vela's estimate; nothing on the CPU, interleaved output."""
+    from keras_efficient import export, models, zoo
+
+    shape = (108, 192) if quick else (1080, 1920)
+    target = {
+        "target": "ethos-u85-2048",
+        "precision": "int8",
+        "input_shape": shape,
+        "system_config": "Ethos_U85_SYS_DRAM_High",
+        "memory_mode": "Dedicated_Sram_512KB",
+    }
+    names = {"M5 ReLU": "sesr-m5-x2.relu-int8", "ours for NPUs": "sesr-npu6-x2.int8"}
+    reports = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for label, name in names.items():
+            reports[label] = export.save(
+                zoo.load(name), Path(folder) / f"{name}.tflite", calibration=calibration_at(shape), **target
+            )
+        fsrcnn = zoo.load("fsrcnn-x2") if "fsrcnn-x2" in zoo.list_models() else models.FSRCNN(2)
+        reports["FSRCNN"] = export.save(
+            fsrcnn, Path(folder) / "fsrcnn.tflite", calibration=calibration_at(shape), **target
+        )
+    figures = {label: report.npu for label, report in reports.items()}
+
+    def row(label, bar):
+        npu, fps_ratio = figures[label], figures["FSRCNN"]["ms_per_frame"] / figures[label]["ms_per_frame"]
+        ms, reached = npu["ms_per_frame"], npu["ms_per_frame"] <= bar and npu["cpu_ops"] == 0
+        return Row(
+            f"{label} ({names[label]}), 1080p to 4K, ethos-u85-2048, Vela's estimate",
+            round(ms, 2),
+            "ms/frame",
+            round(figures["FSRCNN"]["ms_per_frame"], 1),
+            round(fps_ratio, 1),
+            f"≤ {bar} ms, nothing on the CPU",
+            reached,
+            "" if reached else "see the note",
+            {"npu": dict(npu), "lowerings": reports[label].lowerings, "fsrcnn": dict(figures["FSRCNN"])},
+        )
+
+    yield row("M5 ReLU", 52)
+    yield row("ours for NPUs", 40)
+    ratio = figures["FSRCNN"]["ms_per_frame"] / figures["ours for NPUs"]["ms_per_frame"]
+    yield Row(
+        "frame rate of ours for NPUs against FSRCNN's",
+        round(1e3 / figures["ours for NPUs"]["ms_per_frame"], 1),
+        "frames/s",
+        round(1e3 / figures["FSRCNN"]["ms_per_frame"], 2),
+        round(ratio, 1),
+        "≥ 15×",
+        ratio >= 15,
+        "" if ratio >= 15 else "see the note",
+    )
+
+
+_MEMORY_PROGRAM = """
+import json, resource, sys
+from keras_efficient import export
+from keras_efficient.superres import upscale_file
+upscale_file(sys.argv[2], sys.argv[3], export.load(sys.argv[1], threads=2), scale=2)
+print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                  "tensorflow": "tensorflow" in sys.modules}))
+"""
+
+
+def memory(quick: bool) -> Iterator[Row]:
+    """Peak memory of a process that upscales a 1080p colour picture through LiteRT in tiles."""
+    from PIL import Image
+
+    from keras_efficient import export, zoo
+
+    with tempfile.TemporaryDirectory() as folder:
+        picture, result = Path(folder) / "frame.png", Path(folder) / "large.png"
+        photo = Image.open(harness.data_folder() / "sr" / "demo" / "coffee.png").convert("RGB")
+        photo.resize((1920, 1080), Image.Resampling.BICUBIC).save(picture)
+        for precision in ("float32", "int8"):
+            path = Path(folder) / f"{precision}.tflite"
+            export.save(
+                zoo.load("sesr-m5-x2"),
+                path,
+                precision=precision,
+                calibration=calibration() if precision == "int8" else None,
+            )
+            result.unlink(missing_ok=True)
+            run = subprocess.run(
+                [sys.executable, "-c", _MEMORY_PROGRAM, path, picture, result],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found = json.loads(run.stdout.splitlines()[-1])
+            with Image.open(result) as image:
+                assert image.size == (3840, 2160)
+            yield Row(
+                f"peak memory, 1080p colour picture to 4K PNG, sesr-m5-x2 {precision}, LiteRT in tiles",
+                round(found["mib"] * 1.048576),
+                "MB",
+                bar="≤ 600 MB",
+                reached=found["mib"] * 1.048576 <= 600,
+                why="" if found["mib"] * 1.048576 <= 600 else "see the note",
+                details=found,
+            )
+
+
+SECTIONS = {
+    "psnr": psnr,
+    "int8": int8,
+    "training_step": training_step,
+    "latency": latency,
+    "npu": npu,
+    "memory": memory,
+}
+
+if __name__ == "__main__":
+    harness.main("sesr", SECTIONS)

@@ -1,0 +1,70 @@
+"""Puts the results of the benchmarks into README.md, between `<!-- table:NAME -->` and `<!-- /table -->`.
+
+python -m benchmarks.tables            writes
+python -m benchmarks.tables --check    ends with 1 where README.md and the results differ
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["filled", "table"]
+
+ROOT = Path(__file__).resolve().parent.parent
+_MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def filled(text: str, results: Path) -> str:
+    """The text with every marked table made anew from `results`/NAME.json; without such a file the table is empty."""
+
+    def replace(match: re.Match[str]) -> str:
+        path = results / f"{match[2]}.json"
+        lines = table(json.loads(path.read_text("utf-8"))["rows"]) if path.exists() else "Not measured yet.\n"
+        return f"{match[1]}{lines}{match[3]}"
+
+    return _MARKED.sub(replace, text)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of a benchmark as a table in Markdown. A bar that was missed stays in it, with its reason."""
+    lines = ["| what | ours | peer | ratio | bar | reached |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        reached = {True: "yes", False: "**no**", None: "not measured"}[row["reached"]] if row["bar"] else ""
+        why = f": {row['why']}" if row["why"] and row["reached"] is not True else ""
+        cells = [
+            row["what"],
+            _number(row["ours"], row["unit"]),
+            _number(row["peer"], row["unit"]),
+            _number(row["ratio"]),
+        ]
+        lines.append("| " + " | ".join([*cells, row["bar"], reached + why]).replace("\n", " ") + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return ""
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{digits} {unit}".strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where README.md is out of date")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text("utf-8")
+    after = filled(before, ROOT / "benchmarks" / "results")
+    if arguments.check and before != after:
+        sys.exit("README.md is out of date: run python -m benchmarks.tables")
+    if not arguments.check:
+        readme.write_text(after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

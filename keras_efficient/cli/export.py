@@ -1,0 +1,129 @@
+"""`keras-efficient export`: from a model to a verified file for a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keras_efficient.cli import parse
+from keras_efficient.cli.output import out
+from keras_efficient.errors import CalibrationError, UnknownName
+
+if TYPE_CHECKING:
+    from keras_efficient.export import Report, Target
+
+__all__ = ["export"]
+
+
+def export(
+    model: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="A zoo model, or a .keras file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Where it will run; see --list-targets. By default by -o's suffix.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="By default the target's first.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="Folder of real pictures, needed for int8.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="HxW", help="Fixes the size, such as 1080x1920.")
+    ] = None,
+    tile: Annotated[
+        str | None, typer.Option("--tile", metavar="HxW|auto", help="NPU: work on tiles; auto takes the fastest.")
+    ] = None,
+    allow_cpu: Annotated[
+        bool, typer.Option("--allow-cpu", help="NPU: let operators that it lacks run on the CPU.")
+    ] = False,
+    system_config: Annotated[
+        str | None, typer.Option("--system-config", help="NPU: Vela's system configuration.")
+    ] = None,
+    memory_mode: Annotated[str | None, typer.Option("--memory-mode", help="NPU: Vela's memory mode.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Keep a file that misses its tolerance.")] = False,
+    list_targets: Annotated[bool, typer.Option("--list-targets", help="List the targets and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Convert a model to a file for a phone, an NPU or ONNX Runtime, and check it."""
+    if list_targets:
+        out.begin(as_json=as_json)
+        return _list_targets()
+    if model is None or output is None:
+        raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
+    options = {
+        "tile": parse.tile(tile),
+        "allow_cpu": allow_cpu or None,
+        "system_config": system_config,
+        "memory_mode": memory_mode,
+    }
+    request: dict[str, Any] = {
+        "input_shape": parse.shape(input_shape),
+        "calibration": calibration,
+        "overwrite": force,
+        "verify": not no_verify,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    out.begin(as_json=as_json)
+    _show(_export(model, output, target, precision, request))
+
+
+def _export(name: str, output: Path, target: str | None, precision: str | None, request: dict[str, Any]) -> Report:
+    from keras_efficient import export as exporting
+    from keras_efficient.cli.models import metadata_of, open_keras
+    from keras_efficient.export.targets import registry
+
+    chosen = registry.find(target, output)
+    precision = precision or chosen.precisions[0]
+    _refuse_early(chosen, precision, output, request)
+    model = open_keras(name)
+    with out.stages("exporting") as show, out.hushed():
+        return exporting.save(
+            model,
+            output,
+            target=chosen.name,
+            precision=precision,
+            metadata=metadata_of(name, model),
+            on_progress=show,
+            **request,
+        )
+
+
+def _refuse_early(target: Target, precision: str, output: Path, request: dict[str, Any]) -> None:
+    """What `export.save` would refuse as well, found out before Keras is imported and a model loaded."""
+    from keras_efficient.superres.atomic import check_target
+
+    if precision not in target.precisions:
+        raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)
+    if precision in target.calibrated and request["calibration"] is None:
+        raise CalibrationError(f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER.")
+    check_target(output, overwrite=request["overwrite"])
+
+
+def _show(report: Report) -> None:
+    """The report; people get notes and the NPU's figures a line each."""
+    values = report.to_dict()
+    shown = {key: value for key, value in values.items() if key not in ("npu", "kernels", "notes", "ops")}
+    counts = {f"{name} {dtype}": n for name, dtypes in report.ops.items() for dtype, n in dtypes.items()}
+    shown |= {"ops": [f"{n} × {operator}" for operator, n in counts.items()]}
+    for group in ("npu", "kernels"):
+        shown |= {f"{group} {key}": value for key, value in (values[group] or {}).items()}
+    out.record(values, shown={**shown, "notes": list(report.notes)})
+
+
+def _list_targets() -> None:
+    from keras_efficient import export as exporting
+
+    rows = [
+        {
+            "name": target.name,
+            "suffix": target.suffix,
+            "precisions": list(target.precisions),
+            "options": {name: option.help for name, option in target.options.items()},
+            "summary": target.summary,
+        }
+        for target in exporting.targets.values()
+    ]
+    columns = {"name": "target", "suffix": "suffix", "precisions": "precisions", "summary": "what"}
+    shown = [{**row, "precisions": " ".join(row["precisions"])} for row in rows]
+    out.rows(rows if out.as_json else shown, columns)

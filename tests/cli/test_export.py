@@ -1,0 +1,90 @@
+"""`keras-efficient export` and `bench` on a small model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .conftest import PHOTOS, program
+
+KEYS = {
+    "target",
+    "precision",
+    "bytes",
+    "parameters",
+    "macs",
+    "ops",
+    "sqnr_db",
+    "max_error",
+    "latency_ms",
+    "lowerings",
+    "notes",
+}
+
+
+def test_export_prints_the_report_as_json(int8_export):
+    path, report = int8_export
+    assert report.keys() >= KEYS
+    assert (report["target"], report["precision"]) == ("tflite", "int8")
+    assert report["bytes"] == path.stat().st_size
+    assert set(report["ops"]["CONV_2D"]) == {"int8"}
+
+
+def test_the_file_knows_how_it_is_to_be_used(int8_export):
+    from keras_efficient import export
+
+    metadata = export.load(int8_export[0]).metadata
+    # SESR-M3: first and last convolution 5×5, three of 3×3 between: 2 + 3 + 2
+    assert (metadata["scale"], metadata["halo"], metadata["multiple"]) == (2, 7, 1)
+
+
+def test_an_existing_file_is_kept(int8_export, keras_file):
+    path = int8_export[0]
+    before = path.read_bytes()
+    done = program("export", keras_file, "-o", path)
+    assert done.returncode == 1
+    assert "exists already" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_bench_of_an_exported_file(int8_export):
+    path = int8_export[0]
+    done = program("bench", path, path, "--runs", "3", "--json", spy=True)
+    rows = json.loads(done.stdout)
+    assert [row["model"] for row in rows] == [str(path)] * 2
+    assert rows[0]["ratio"] == 1
+    assert all(row["latency_ms"] > 0 and row["runs"] == 3 for row in rows)
+    # 8,912 weights, each used once for each of the 64×96 pixels
+    assert rows[0]["macs"] == 8_912 * 64 * 96
+    assert rows[0]["bytes"] == path.stat().st_size
+    assert not {"keras", "tensorflow"} & done.imported
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_nothing_behind(keras_file, tmp_path):
+    command = [sys.executable, "-P", "-m", "keras_efficient.cli", "-v", "export", str(keras_file)]
+    command += ["-o", str(tmp_path / "a.tflite"), "--precision", "int8", "--calibration", str(PHOTOS)]
+    command += ["--input-shape", "512x512"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path)) as process:
+        for line in process.stderr:
+            if "converting" in line:
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130, rest
+    assert "Traceback" not in rest
+    assert not (tmp_path / "a.tflite").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def _environment(tmp_path):
+    import os
+
+    (tmp_path / "temporary").mkdir()
+    return {**os.environ, "KERAS_BACKEND": "tensorflow", "TMPDIR": str(tmp_path / "temporary")}

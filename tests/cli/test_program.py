@@ -1,0 +1,171 @@
+"""What holds for every command: help, imports, exit status, where output goes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import keras_efficient
+
+from .conftest import program
+
+HELPS = [[], ["zoo"], ["zoo", "list"], ["zoo", "show"], ["export"], ["upscale"], ["bench"], ["env"]]
+# typer, rich, and what these import (typer checks values by pydantic, rich looks for attrs).
+ALLOWED = {
+    "typer",
+    "rich",
+    "annotated_doc",
+    "annotated_types",
+    "attr",
+    "markdown_it",
+    "mdurl",
+    "pydantic",
+    "pydantic_core",
+    "pygments",
+    "shellingham",
+    "typing_extensions",
+    "typing_inspection",
+}
+HEAVY = {"keras", "tensorflow", "jax", "numpy", "PIL", "yaml", "h5py", "onnx", "onnxruntime", "ai_edge_litert", "pooch"}
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
+def test_help_imports_typer_and_rich_only(command):
+    done = program(*command, "--help", spy=True)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    ours = {"keras_efficient", "__main__", "_virtualenv", "_distutils_hack", "sitecustomize", "usercustomize"}
+    foreign = {
+        name
+        for name in done.imported - ALLOWED - ours - sys.stdlib_module_names
+        if not name.startswith(("__editable__", "_sysconfigdata", "__mp_main__"))
+    }
+    assert foreign == set()
+
+
+@pytest.mark.parametrize("command", [["env"], ["zoo", "list"], ["--version"]], ids=" ".join)
+def test_light_commands_import_no_keras(command):
+    done = program(*command, spy=True)
+    assert done.returncode == 0
+    assert not (HEAVY - {"yaml"}) & done.imported
+
+
+def test_version():
+    assert program("--version").stdout == f"keras-efficient {keras_efficient.__version__}\n"
+
+
+def test_env_as_json(tmp_path):
+    done = program("env", "--json", KERAS_EFFICIENT_HOME=str(tmp_path), KERAS_EFFICIENT_OFFLINE="1")
+    values = json.loads(done.stdout)
+    assert values["cache"] == str(tmp_path)
+    assert values["variables"]["KERAS_EFFICIENT_OFFLINE"] == "1"
+    assert values["packages"]["keras"][0] == "3"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["nonsense"], 2, "nonsense"),
+        (["zoo", "show", "sesr-m5x2"], 2, "Unknown model: 'sesr-m5x2'"),
+        (["export", "sesr-m5x2", "-o", "a.tflite"], 2, "Unknown model"),
+        (["export", "missing.keras", "-o", "a.tflite"], 1, "missing.keras: no such file"),
+        (["export", "m.keras", "-o", "a.tflite", "--target", "tflit"], 2, "Did you mean 'tflite'"),
+        (["export", "m.keras", "-o", "a.tflite", "--precision", "int9"], 2, "Did you mean 'int8'"),
+        (["export", "m.keras", "-o", "a.tflite", "--precision", "int8"], 2, "--calibration"),
+        (["export", "m.keras", "-o", "a.xyz"], 2, ".xyz"),
+        (["export", "m.keras", "-o", "nowhere/a.tflite"], 1, "folder"),
+        (["export", "m.keras", "-o", "a.tflite", "--input-shape", "12"], 2, "1080x1920"),
+        (["export", "m.keras"], 2, "-o OUT"),
+        (["export", "empty.keras", "-o", "a.tflite"], 1, "empty (0 bytes)"),
+        (["export", "text.txt", "-o", "a.tflite"], 1, "no .keras file"),
+        (["upscale", "missing.png", "-o", "a.png"], 1, "missing.png: no such file"),
+        (["upscale", "text.txt", "-o", "text.txt"], 2, "is the input itself"),
+        (["upscale", "text.txt", "-o", "a.png", "--model", "missing.tflite"], 1, "missing.tflite"),
+        (["upscale", "text.txt", "-o", "a.png", "--model", "empty.tflite"], 1, "empty.tflite"),
+        (["upscale", "text.txt", "-o", "a.png", "--tile", "big"], 2, "big"),
+        (["bench", "missing.tflite"], 1, "missing.tflite"),
+        (["bench", "missing.onnx"], 1, "missing.onnx"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_errors_are_short_and_have_a_status(tmp_path, arguments, status, words):
+    (tmp_path / "empty.keras").touch()
+    (tmp_path / "empty.tflite").touch()
+    (tmp_path / "text.txt").write_text("text")
+    before = sorted(tmp_path.iterdir())
+    done = program(*arguments, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert words in " ".join(done.stderr.replace("│", "").split())
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 7, "a usage error has typer's box, others two lines"
+    assert done.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):
+    for arguments in (["--debug", "zoo", "show", "nothing"], ["zoo", "show", "nothing", "--debug"]):
+        done = program(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" in done.stderr
+        assert "Unknown model" in done.stderr
+
+
+def test_json_errors_leave_stdout_empty(tmp_path):
+    done = program("zoo", "show", "nothing", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_targets_are_listed():
+    targets = {row["name"]: row for row in json.loads(program("export", "--list-targets", "--json").stdout)}
+    assert "int8" in targets["tflite"]["precisions"]
+    assert targets["onnx"]["suffix"] == ".onnx"
+    assert "tflite" in program("export", "--list-targets").stdout
+
+
+def test_json_keeps_stdout_clean_whoever_prints():
+    """Compilers write to descriptor 1 itself."""
+    code = """if True:
+        import os, sys
+        from keras_efficient.cli.output import out
+        out.begin(as_json=True)
+        print("from Python")
+        os.write(1, b"from C")
+        out.record({"a": 1})
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"a": 1}
+    assert "from Python" in done.stderr
+    assert "from C" in done.stderr
+
+
+def test_hushed_output_is_shown_when_the_work_fails():
+    code = """if True:
+        import os
+        from keras_efficient.cli.output import out
+        with out.hushed():
+            os.write(2, b"chatter")
+        with out.hushed():
+            os.write(2, b"reason")
+            raise RuntimeError
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "reason" in done.stderr
+    assert "chatter" not in done.stderr
+
+
+def test_zoo_list_and_show(tmp_path):
+    rows = json.loads(program("zoo", "list", "--json").stdout)
+    assert isinstance(rows, list)
+    assert [row["name"] for row in rows] == list(dict.fromkeys(row["name"] for row in rows))
+    if not rows:
+        pytest.skip("no model ships yet")
+    name = rows[0]["name"]
+    assert name in program("zoo", "list").stdout
+    assert json.loads(program("zoo", "show", name, "--json").stdout)["name"] == name
+    assert program("zoo", "show", name, "--format", "hub").stdout.startswith("---\nlicense:")
+    assert program("zoo", "show", name, "--format", "arm").stdout.startswith("description:")
+    assert "limits" in program("zoo", "show", name).stdout

@@ -1,0 +1,277 @@
+"""The tflite target: every precision, free sizes, metadata, and files that are not as they should be."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+from keras_efficient import export
+from keras_efficient.errors import ConversionError, FileProblem, WrongArgument
+from keras_efficient.export import flatbuffer
+from keras_efficient.export.lowerings.normalization import integer_normalization
+from keras_efficient.export.lowerings.prelu import prelu_as_relu
+from keras_efficient.export.lowerings.transposed_shuffle import transposed_shuffle
+from keras_efficient.export.runtime import LiteRTModel
+
+PRECISIONS = export.targets["tflite"].precisions
+
+# Least SQNR in dB on this network, about 6 dB (one bit) under what was measured: 127, 71, 40, 41, 47, 45, 22.
+LEAST_SQNR = {
+    "float32": 100,
+    "float16": 62,
+    "int8": 32,
+    "int16x8": 34,
+    "dynamic": 36,
+    "int8-weights": 36,
+    "int4-weights": 14,
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_precision(precision, saved, small_model, images):
+    path, report = saved(precision)
+    assert report.sqnr_db > LEAST_SQNR[precision]
+    run = export.load(path)
+    expected, found = small_model(images, training=False), run(images)
+    assert found.dtype == np.float32
+    assert found.shape == (12, 64, 64, 1)
+    # The report's largest error was taken on these samples, and on larger ones besides.
+    assert np.max(np.abs(found - expected)) <= report.max_error * 1.001 + 1e-6
+
+
+def test_smaller_numbers_make_smaller_files(saved):
+    bytes_of = {precision: saved(precision)[1].bytes for precision in PRECISIONS}
+    assert bytes_of["float32"] > bytes_of["float16"] > bytes_of["int8-weights"] > bytes_of["int4-weights"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8"])
+def test_integer_precision_is_integers(precision, saved):
+    _, report = saved(precision)
+    assert {dtype for counts in report.ops.values() for dtype in counts} <= {"int8", "int16", "int32"}
+    assert report.ops["CONV_2D"] == {precision.removesuffix("x8"): 3}
+
+
+def test_int8_has_no_prelu(saved):
+    """LiteRT runs an int8 PRELU outside XNNPACK and slower than float."""
+    _, report = saved("int8")
+    assert "PRELU" not in report.ops
+    assert "prelu-as-relu" in report.lowerings
+
+
+def test_int8_runs_as_one_delegate_partition(saved):
+    path, _ = saved("int8")
+    run = LiteRTModel(path)
+    run(np.zeros((1, 32, 32, 1)))
+    names = [detail["op_name"] for detail in run._interpreter._get_ops_details()]
+    assert names.count("DELEGATE") == 1
+
+
+def test_delegate_and_builtin_kernels_agree_to_two_steps(saved, images):
+    """They round differently: one step in an inner layer may move an output by another one."""
+    path, _ = saved("int8")
+    fast, plain = LiteRTModel(path), LiteRTModel(path, delegate=False)
+    steps = np.abs(fast(images) - plain(images)) / fast.output_step(fast.output_names[0])
+    assert np.max(steps) < 2.01
+    assert np.mean(steps) < 0.3
+
+
+def test_free_sizes(saved, small_model):
+    run = export.load(saved("float32")[0])
+    assert run.input_shapes == {"y": (None, None, None, 1)}
+    for shape in ((1, 5, 7, 1), (3, 16, 9, 1), (1, 5, 7, 1)):
+        x = np.random.default_rng(3).random(shape, "float32")
+        np.testing.assert_allclose(run(x), small_model(x), atol=1e-5)
+
+
+def test_fixed_size(small_model, tmp_path):
+    report = export.save(small_model, tmp_path / "m.tflite", input_shape=(10, 12))
+    run = export.load(tmp_path / "m.tflite")
+    assert run.input_shapes == {"y": (1, 10, 12, 1)}
+    assert report.macs == 10 * 12 * (9 * 16 + 9 * 16 * 16 + 9 * 16 * 4)
+    with pytest.raises(WrongArgument, match=r"takes shape \(1, 10, 12, 1\)"):
+        run(np.zeros((1, 10, 13, 1)))
+    with pytest.raises(WrongArgument, match="received"):
+        run({"z": np.zeros((1, 10, 12, 1))})
+
+
+def test_metadata(saved):
+    run = export.load(saved("int8")[0])
+    assert run.scale == 2
+    assert run.metadata["precision"] == "int8"
+    assert run.metadata["lowerings"] == ["prelu-as-relu"]
+    assert run.metadata["inputs"] == ["y"]
+
+
+def test_rewritten_metadata_replaces_and_harms_nothing(saved, images, tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(saved("float32")[0].read_bytes())
+    before = export.load(path)(images[:1])
+    size = path.stat().st_size
+    for number in range(3):
+        flatbuffer.write_metadata(path, {"n": number})
+    assert flatbuffer.read_metadata(path.read_bytes()) == {"n": 2}
+    assert path.stat().st_size <= size
+    np.testing.assert_array_equal(export.load(path)(images[:1]), before)
+
+
+def test_buffers_are_aligned(saved):
+    """The schema demands 16 bytes; the generated Python writer aligns to one."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    for precision in ("float32", "int8", "int4-weights"):
+        model = schema.Model.GetRootAs(bytearray(saved(precision)[0].read_bytes()), 0)
+        starts = [
+            buffer._tab.Vector(buffer._tab.Offset(4)) % 16
+            for buffer in map(model.Buffers, range(model.BuffersLength()))
+            if not buffer.DataIsNone()
+        ]
+        assert len(starts) > 3
+        assert set(starts) == {0}, precision
+
+
+def test_operators_name_their_layers(saved, small_model):
+    known = {layer.name for layer in small_model.layers}
+    found = {operator.layer_among(known) for operator in flatbuffer.operators(saved("float32")[0].read_bytes())}
+    assert {"first", "act", "middle", "last"} <= found
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "path"),
+    [
+        ("functional_1/first_1/convolution;x/y", ("first",), "first"),
+        ("functional_1/first_1/convolution", (), "first"),
+        ("small/block/conv_2/convolution1", ("block", "conv_2"), "block/conv_2"),
+        ("StatefulPartitionedCall:0", ("first",), ""),
+    ],
+)
+def test_layer_path(name, known, path):
+    assert flatbuffer.layer_path(name, known) == path
+
+
+def test_bad_files(saved, tmp_path):
+    whole = saved("float32")[0].read_bytes()
+    cases = {
+        "empty": (b"", "empty"),
+        "junk": (b"no flatbuffer at all", "not a TFLite file"),
+        "cut": (whole[:100], "damaged|cannot open"),
+        "half": (whole[: len(whole) // 2], "damaged|cannot open"),
+    }
+    for name, (data, words) in cases.items():
+        path = tmp_path / f"{name}.tflite"
+        path.write_bytes(data)
+        with pytest.raises(FileProblem, match=words):
+            export.load(path)
+    with pytest.raises(FileProblem, match="no such file"):
+        export.load(tmp_path / "none.tflite")
+
+
+def test_foreign_file_without_signature_and_metadata(tmp_path, small_model, images):
+    import tensorflow as tf
+
+    function = tf.function(lambda y: small_model(y, training=False)).get_concrete_function(
+        tf.TensorSpec((1, 32, 32, 1), tf.float32)
+    )
+    path = tmp_path / "m.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([function]).convert())
+    run = export.load(path)
+    assert run.metadata == {}
+    assert run.scale is None
+    np.testing.assert_allclose(run(images[:1]), small_model(images[:1]), atol=1e-5)
+
+
+def _with_prelu(slopes) -> keras.Model:
+    inputs = keras.Input((6, 6, 8))
+    layer = L.PReLU(shared_axes=[1, 2], name="act")
+    model = keras.Model(inputs, layer(inputs))
+    layer.set_weights([np.asarray(slopes, "float32").reshape(1, 1, 8)])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("slopes", "layers"),
+    [
+        ([0.25] * 8, {"LeakyReLU"}),
+        (np.linspace(-0.5, 1, 8), {"DepthwiseConv2D", "Add"}),
+        (np.linspace(-2, 3, 8), {"DepthwiseConv2D", "Add"}),
+        ([-0.25] * 8, {"DepthwiseConv2D", "Add"}),
+    ],
+)
+def test_prelu_lowering_is_equal(slopes, layers):
+    model = _with_prelu(slopes)
+    lowered = prelu_as_relu(model)
+    x = np.random.default_rng(0).normal(0, 2, (2, 6, 6, 8)).astype("float32")
+    # Two roundings of products of at most 6 each: 4 eps · 6.
+    np.testing.assert_allclose(lowered(x), model(x), atol=4 * 1.2e-7 * 20)
+    used = {type(layer).__name__ for layer in lowered._flatten_layers()} & {"LeakyReLU", "DepthwiseConv2D", "Add"}
+    assert used == layers
+
+
+def test_prelu_of_other_shapes_is_left_alone():
+    inputs = keras.Input((6, 6, 8))
+    model = keras.Model(inputs, L.PReLU()(inputs))
+    assert prelu_as_relu(model) is model
+    assert integer_normalization(model) is model
+    assert transposed_shuffle(model) is model
+
+
+def test_shuffle_lowering_is_exact():
+    inputs = keras.Input((3, 5, 18))
+    model = keras.Model(inputs, keras.ops.depth_to_space(inputs, 3))
+    x = np.random.default_rng(0).random((2, 3, 5, 18), "float32")
+    np.testing.assert_array_equal(transposed_shuffle(model)(x), model(x))
+
+
+@pytest.mark.parametrize("layer", [L.LayerNormalization(), L.LayerNormalization(axis=[1, 2]), L.GroupNormalization(2)])
+def test_normalization_lowering_is_equal(layer):
+    inputs = keras.Input((5, 6, 8))
+    model = keras.Model(inputs, layer(inputs))
+    generator = np.random.default_rng(0)
+    layer.set_weights([generator.uniform(-1, 1, w.shape) for w in layer.get_weights()])
+    lowered = integer_normalization(model)
+    assert lowered is not model
+    x = generator.normal(1, 3, (2, 5, 6, 8)).astype("float32")
+    np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
+
+
+def test_operator_without_integer_kernel_is_named(tmp_path, images):
+    inputs = keras.Input((32, 32, 1))
+    x = keras.ops.sin(L.Conv2D(3, 3, name="before")(inputs))
+    model = keras.Model(inputs, L.Conv2D(2, 3, name="after")(x))
+    with pytest.raises(ConversionError, match=r"before.*SIN has no int8 kernel"):
+        export.save(model, tmp_path / "m.tflite", precision="int8", calibration=images)
+    with pytest.raises(ConversionError, match="SIN"):
+        export.save(model, tmp_path / "m.tflite", precision="int16x8", calibration=images)
+
+
+def test_operator_that_tflite_lacks_is_named(tmp_path):
+    inputs = keras.Input((32, 32, 1))
+    model = keras.Model(inputs, keras.ops.erf(L.Conv2D(3, 3, name="before")(inputs)))
+    with pytest.raises(ConversionError, match="no operator for TensorFlow's Erf"):
+        export.save(model, tmp_path / "m.tflite")
+
+
+def test_small_weights_stay_float_and_the_report_says_so(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, L.Conv2D(2, 3)(inputs))
+    report = export.save(model, tmp_path / "m.tflite", precision="dynamic")
+    assert any("No weight was quantised" in note for note in report.notes)
+
+
+def test_wide_integers_are_noted(tmp_path):
+    inputs = keras.Input((8,), dtype="int64", name="ids")
+    model = keras.Model(inputs, L.Embedding(10, 3)(inputs))
+    report = export.save(model, tmp_path / "m.tflite")
+    assert any("64-bit integers" in note for note in report.notes)
+
+
+def test_calibration_is_used(small_model, images, tmp_path):
+    """Ranges from data ten times as large: steps ten times as coarse."""
+    steps = []
+    for number, factor in enumerate((1, 10)):
+        path = tmp_path / f"{number}.tflite"
+        export.save(small_model, path, precision="int8", calibration=images[:4] * factor)
+        run = export.load(path)
+        steps.append(run.output_step(run.output_names[0]))
+    assert steps[1] > 5 * steps[0]
