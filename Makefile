@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 
 # The first of these that is a fit Python; PYTHON=… on the command line overrules it.
@@ -26,12 +27,15 @@ help:
 
 .venv: $(READY)
 
-# Made anew whenever the lock or the package's metadata change; the stamp comes last, so a broken install is no install.
-$(READY): requirements.lock setup.cfg pyproject.toml
+# Made anew whenever the lock changes. Each stamp comes last, so a broken install is no install.
+$(LOCKED): requirements.lock
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or say: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; on Debian install python3-venv." >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	touch $(LOCKED)
+
+$(READY): $(LOCKED) setup.cfg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 

@@ -91,7 +91,7 @@ def _save_calibration(request: Request, folder: Path) -> dict[str, Any] | None:
     path = folder / "calibration"
     path.mkdir()
     for index, sample in enumerate(request.calibration):
-        np.savez(path / f"{index}.npz", **sample)
+        np.savez(path / f"{index}.npz", **sample)  # type: ignore[arg-type]  # its stub lists keywords of its own
     return {"folder": str(path), "count": len(request.calibration), "source": request.calibration.source}
 
 

@@ -75,7 +75,7 @@ def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     if isinstance(data, (str, Path)):
         return _from_folder(Path(data), specs)
     limit = _sample_limit(specs)
-    samples = list(itertools.islice(_samples(data, specs, CalibrationError), limit))
+    samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("The calibration data is empty.", hint="Give at least one real input; 100 are better.")
     samples = [_fit(sample, specs) for sample in samples]
@@ -90,7 +90,7 @@ def to_samples(data: Any, specs: Sequence[InputSpec], limit: int) -> list[dict[s
     if isinstance(data, (str, Path)):
         folder = _from_folder(Path(data), specs)
         return [folder.load(index) for index in range(min(limit, len(folder)))]
-    samples = list(itertools.islice(_samples(data, specs, CalibrationError), limit))
+    samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("`samples` is empty.", hint="Leave it out, or give at least one real input.")
     return samples
@@ -101,15 +101,15 @@ def _sample_limit(specs: Sequence[InputSpec]) -> int:
     return max(4, min(MAX_SAMPLES, MAX_ELEMENTS // max(1, elements)))
 
 
-def _samples(data: Any, specs: Sequence[InputSpec], error: type[Exception]) -> Iterator[dict[str, np.ndarray]]:
+def _samples(data: Any, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
     """Single inputs, batch axis 1, from arrays or from an iterable of samples or batches."""
     import numpy as np
 
     if isinstance(data, Mapping) or _is_array(data) or _is_list_of_inputs(data, specs):
-        yield from _split(data, specs, error)
+        yield from _split(data, specs)
         return
     if not isinstance(data, Iterable):
-        raise error(
+        raise CalibrationError(
             f"Calibration data of type {type(data).__name__} is not understood.",
             hint="Give an array, a list or dict of arrays, a folder of images, a generator or a tf.data.Dataset.",
         )
@@ -117,7 +117,7 @@ def _samples(data: Any, specs: Sequence[InputSpec], error: type[Exception]) -> I
         # A data set of (inputs, targets) pairs: a tuple that is longer than the model has inputs.
         if isinstance(item, tuple) and len(item) in (2, 3) and len(specs) != len(item):
             item = item[0]
-        yield from _split(item if isinstance(item, (Mapping, list, tuple)) else np.asarray(item), specs, error)
+        yield from _split(item if isinstance(item, (Mapping, list, tuple)) else np.asarray(item), specs)
 
 
 def _is_array(data: Any) -> bool:
@@ -136,43 +136,43 @@ def np_ndim(item: Any) -> int:
     return len(item.shape)
 
 
-def _split(item: Any, specs: Sequence[InputSpec], error: type[Exception]) -> Iterator[dict[str, np.ndarray]]:
+def _split(item: Any, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
     """Cuts a batch into single inputs; an array without its batch axis is one input."""
     import numpy as np
 
     if isinstance(item, Mapping):
         missing = [spec.name for spec in specs if spec.name not in item]
         if missing:
-            raise error(f"Data for input {missing[0]!r} is missing; given: {', '.join(map(str, item))}.")
+            raise CalibrationError(f"Data for input {missing[0]!r} is missing; given: {', '.join(map(str, item))}.")
         arrays = [np.asarray(item[spec.name]) for spec in specs]
     elif isinstance(item, (list, tuple)):
         if len(item) != len(specs):
-            raise error(f"The model has {len(specs)} inputs, a sample has {len(item)} arrays.")
+            raise CalibrationError(f"The model has {len(specs)} inputs, a sample has {len(item)} arrays.")
         arrays = [np.asarray(value) for value in item]
     elif len(specs) == 1:
         arrays = [np.asarray(item)]
     else:
         names = ", ".join(spec.name for spec in specs)
-        raise error(f"The model has {len(specs)} inputs ({names}), one array was given.")
-    arrays = [_with_batch(array, spec, error) for array, spec in zip(arrays, specs, strict=True)]
+        raise CalibrationError(f"The model has {len(specs)} inputs ({names}), one array was given.")
+    arrays = [_with_batch(array, spec) for array, spec in zip(arrays, specs, strict=True)]
     sizes = {len(array) for array in arrays}
     if len(sizes) != 1:
-        raise error(f"The inputs' batches differ in size: {sorted(sizes)}.")
+        raise CalibrationError(f"The inputs' batches differ in size: {sorted(sizes)}.")
     for index in range(sizes.pop()):
         yield {spec.name: array[index : index + 1] for spec, array in zip(specs, arrays, strict=True)}
 
 
-def _with_batch(array: np.ndarray, spec: InputSpec, error: type[Exception]) -> np.ndarray:
+def _with_batch(array: np.ndarray, spec: InputSpec) -> np.ndarray:
     if array.dtype.kind not in "fiub":
-        raise error(f"Input {spec.name!r}: values of type {array.dtype} are no numbers.")
+        raise CalibrationError(f"Input {spec.name!r}: values of type {array.dtype} are no numbers.")
     if array.ndim == len(spec.shape) - 1:
         array = array[None]
     if array.ndim != len(spec.shape):
-        raise error(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
+        raise CalibrationError(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
     for axis, (have, want) in enumerate(zip(array.shape, spec.shape, strict=True)):
         spatial = len(spec.shape) == 4 and axis in (1, 2)
         if axis and want is not None and have != want and not spatial:
-            raise error(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
+            raise CalibrationError(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
     return array.astype(spec.dtype, copy=False)
 
 
@@ -257,6 +257,6 @@ def _read_image(path: Path, spec: InputSpec) -> np.ndarray:
             pixels = np.asarray(image.convert("L" if spec.shape[-1] == 1 else "RGB"), np.float32) / 255.0
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as err:
         raise FileProblem(path, "not a readable image.", hint="Remove it from the folder.") from err
-    pixels = pixels.reshape(1, *pixels.shape[:2], spec.shape[-1])
+    pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     shape = (1, *(FREE_SIZE if size is None else size for size in spec.shape[1:3]), spec.shape[-1])
     return _fit_image(pixels, InputSpec(spec.name, shape, spec.dtype)).astype(spec.dtype, copy=False)

@@ -143,7 +143,7 @@ def read_bytes(path: str | Path) -> bytes:
     return data
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes | bytearray) -> Any:
     """The schema's `ModelT` of a `.tflite`.
 
     Raises:

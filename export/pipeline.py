@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import keras_efficient
 from keras_efficient.errors import (
     ConversionError,
     FileProblem,
+    KerasEfficientError,
     UnknownName,
     VerificationError,
     WrongArgument,
@@ -84,18 +86,19 @@ def save(
     _refuse_bad_place(path, overwrite)
     request = _with_calibration(request, calibration)
     checked_samples, sample_notes = _samples(model, request, samples)
-    with tempfile.TemporaryDirectory(prefix="keras_efficient-", ignore_cleanup_errors=True) as folder:
+    with _scratch_folder() as folder:
         request.on_progress("deploying the model")
         deployed = _deploy(model)
-        built = _build(deployed, request, Path(folder))
+        built = _build(deployed, request, folder)
         request.on_progress("verifying the file")
         run = request.target.open(built.runnable, None)
         request = _as_converted(request, run)
         checked, latency, latency_note = _verify(model, run, request, checked_samples)
         if verify and checked.problem:
+            better = "Use more or other calibration data or a higher precision" if request.calibration else "Report it"
             raise VerificationError(
                 f"The {request.precision} file does not match the model: {checked.problem}",
-                hint="Use more calibration data or a higher precision, or keep the file with verify=False.",
+                hint=f"{better}, or keep the file with verify=False.",
             )
         report = Report(
             target=request.target.name,
@@ -113,6 +116,19 @@ def save(
         )
         _place(built.path, path, overwrite)
     return report
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A temporary folder for the work; a failure to write there is told as what it is."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="keras_efficient-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except KerasEfficientError:
+        raise
+    except OSError as err:
+        reason = f"cannot be written: {err.strerror or err}."
+        raise FileProblem(err.filename or tempfile.gettempdir(), reason, hint="Is the disk full?") from err
 
 
 def load(path: str | Path, *, threads: int | None = None) -> ExportedModel:

@@ -185,7 +185,7 @@ class LiteRTModel(ExportedModel):
         """
         self._resize(dict(shapes))
         details = self._interpreter.get_tensor_details()
-        found = [()] * (1 + max(detail["index"] for detail in details))
+        found: list[tuple[int, ...]] = [()] * (1 + max(detail["index"] for detail in details))
         for detail in details:
             found[detail["index"]] = tuple(int(size) for size in detail["shape"])
         return found

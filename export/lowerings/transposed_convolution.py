@@ -1,89 +1,81 @@
 """A transposed convolution that enlarges by a whole factor, as a convolution and a depth-to-space.
 
-An NPU runs TRANSPOSE_CONV on the enlarged grid, where most of what it multiplies are inserted zeros.
+Runtimes that have no fast kernel for a transposed convolution run the two several times faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
 
-from keras_efficient.export.graph import Builder, Graph, GraphLowering, Op, Tensor, rebuild
+from keras_efficient.export.lowerings import Lowering, rebuild_if
 
-__all__ = ["CONVOLUTION_AND_SHUFFLE", "convolution_and_shuffle"]
+__all__ = ["CONVOLUTION_AND_SHUFFLE", "convolution_and_shuffle", "phase_kernels"]
 
 
-def convolution_and_shuffle(graph: Graph) -> Graph | None:
-    """Every TRANSPOSE_CONV with SAME padding, stride r in both directions and an output r times the input.
+def convolution_and_shuffle(model: keras.Model) -> keras.Model:
+    """Every channels-last Conv2DTranspose with same padding and the stride r > 1 in both directions.
 
     Output pixel ``r·Y + p`` is the sum over inputs ``Y + d`` with the tap ``t = p + pad - r·d``: for each of the r²
-    phases
-    (p, q) an ordinary convolution, whose channels DEPTH_TO_SPACE lays side by side. The same products, the same sums.
+    phases an ordinary convolution.
     """
-
-    def rule(builder: Builder, op: Op, values: Mapping[int, int]) -> int | None:
-        return _rewritten(graph, builder, op, values) if _applies(graph, op) else None
-
-    return rebuild(graph, rule)
+    return rebuild_if(model, _applies, _lowered)
 
 
-def _applies(graph: Graph, op: Op) -> bool:
-    if op.name != "TRANSPOSE_CONV" or op.options.padding != 0 or op.options.strideH != op.options.strideW:
+def _applies(operation: Any) -> bool:
+    if not isinstance(operation, keras.layers.Conv2DTranspose) or not operation.built:
         return False
-    if any(graph.tensor(index).data is None for index in op.inputs if index != op.inputs[2] and index >= 0):
-        return False
-    source, result, block = graph.tensor(op.inputs[2]), graph.tensor(op.output), op.options.strideH
-    return block > 1 and result.shape[1:3] == (block * source.shape[1], block * source.shape[2])
+    stride = set(operation.strides)
+    return (
+        operation.padding == "same"
+        and len(stride) == 1
+        and stride != {1}
+        and set(operation.dilation_rate) == {1}
+        and operation.output_padding is None
+        and operation.data_format == "channels_last"
+    )
 
 
-def _rewritten(graph: Graph, builder: Builder, op: Op, values: Mapping[int, int]) -> int:
-    weights, source, block = graph.tensor(op.inputs[1]), graph.tensor(op.inputs[2]), op.options.strideH
-    kernel = _phase_kernels(weights, block)
-    filters = len(kernel)
-    scales = np.resize(np.asarray(weights.scales, np.float64), filters)
-    if len(op.inputs) > 3 and op.inputs[3] >= 0:
-        old_bias = graph.tensor(op.inputs[3])
-        values_of_bias, bias_scales = old_bias.data, np.resize(np.asarray(old_bias.scales, np.float64), filters)
-    else:
-        values_of_bias = np.zeros(weights.shape[0], np.int64 if source.dtype == "int16" else np.int32)
-        bias_scales = scales * source.scales[0]
-    inputs = [
-        values[op.inputs[2]],
-        builder.array(kernel, scales, name="phases"),
-        builder.array(np.resize(values_of_bias, filters), bias_scales, name="phases_bias"),
-    ]
-    options = builder.options("Conv2D", padding=0, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
-    options.fusedActivationFunction = getattr(op.options, "fusedActivationFunction", 0)
-    phases = builder.like(op.output, (*source.shape[:3], filters))
-    builder.emit("CONV_2D", inputs, phases, options, version=4 if source.dtype == "int16" else 3)
-    result = builder.like(op.output, graph.tensor(op.output).shape)
-    return builder.emit("DEPTH_TO_SPACE", [phases], result, builder.options("DepthToSpace", blockSize=block), version=2)
+def _lowered(layer: keras.layers.Conv2DTranspose) -> keras.Model:
+    block = layer.strides[0]
+    kernel = phase_kernels(np.asarray(layer.kernel), block)
+    inputs = keras.Input((None, None, kernel.shape[2]), name=f"{layer.name}_input")
+    convolution = keras.layers.Conv2D(
+        kernel.shape[3], kernel.shape[:2], padding="same", use_bias=layer.use_bias, name=f"{layer.name}_phases"
+    )
+    phases = convolution(inputs)
+    bias = [np.tile(np.asarray(layer.bias), block * block)] if layer.use_bias else []
+    convolution.set_weights([kernel, *bias])
+    result = keras.ops.depth_to_space(phases, block)
+    if layer.activation is not keras.activations.linear:
+        result = keras.layers.Activation(layer.activation, name=f"{layer.name}_activation")(result)
+    return keras.Model(inputs, result, name=layer.name)
 
 
-def _phase_kernels(weights: Tensor, block: int) -> np.ndarray:
-    """(r²·O)×K×K×I out of O×k×k×I, channels in the order (row phase, column phase, O)."""
-    assert weights.data is not None
-    filters, *size, depth = weights.shape
+def phase_kernels(kernel: np.ndarray, block: int) -> np.ndarray:
+    """K×K×I×(r²·O) of the convolution out of k×k×O×I of the transposed one."""
+    *size, filters, depth = kernel.shape
     pads = [max(0, length - block) // 2 for length in size]
     reaches = []  # of the phases' taps, in input pixels to either side
     for length, pad in zip(size, pads, strict=True):
         offsets = [d for p in range(block) for d in range(-length, length) if 0 <= p + pad - block * d < length]
         reaches.append(max(map(abs, offsets)))
     rows, columns = (2 * reach + 1 for reach in reaches)
-    kernel = np.zeros((block, block, filters, rows, columns, depth), np.int8)
-    for p, q, row, column in np.ndindex(block, block, rows, columns):
+    phases = np.zeros((rows, columns, depth, block, block, filters), kernel.dtype)
+    for row, column, p, q in np.ndindex(rows, columns, block, block):
         y = p + pads[0] - block * (row - reaches[0])
         x = q + pads[1] - block * (column - reaches[1])
         if 0 <= y < size[0] and 0 <= x < size[1]:
-            kernel[p, q, :, row, column] = weights.data[:, y, x]
-    return kernel.reshape(-1, rows, columns, depth)
+            phases[row, column, :, p, q] = kernel[y, x].T
+    return phases.reshape(rows, columns, depth, -1)
 
 
-CONVOLUTION_AND_SHUFFLE = GraphLowering(
-    name="transposed-convolution-as-shuffle",
+CONVOLUTION_AND_SHUFFLE = Lowering(
+    name="convolution-and-shuffle",
     function=convolution_and_shuffle,
-    targets=("ethos-u*",),
-    equality="exact",
+    targets=("tflite",),
+    equality="rounding",
     summary="an enlarging transposed convolution becomes a convolution and a depth-to-space",
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_efficient.export.calibration import Calibration
+    from keras_efficient.export.runtime import ExportedModel
     from keras_efficient.export.signature import InputSpec
 
 __all__ = ["Built", "Lowered", "Option", "Request", "Target", "Targets", "registry"]
@@ -120,7 +121,7 @@ class Target:
         suffix: of its files, with the dot.
         precisions: what `convert` can make, the default of the command line first.
         convert: ``(model, request, path) -> notes`` writes the file; raises `ConversionError`.
-        open: ``(path, threads) -> callable`` runs a file: float arrays in, float arrays out.
+        open: ``(path, threads) -> ExportedModel``: the file as a callable, float arrays in and out.
         inspect: ``(path, shapes) -> {"ops": {operator: {dtype: count}}, "macs": int | None}``, with the multiply-
             accumulates counted at the input shapes by name.
         write_metadata: ``(path, mapping)`` puts the mapping into the file.
@@ -139,7 +140,7 @@ class Target:
     suffix: str
     precisions: tuple[str, ...]
     convert: Callable[[keras.Model, Request, Path], tuple[str, ...]]
-    open: Callable[[Path, int | None], Callable]
+    open: Callable[[Path, int | None], ExportedModel]
     inspect: Callable[[Path, Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
     write_metadata: Callable[[Path, Mapping[str, Any]], None]
     lower: Callable[[keras.Model, Request], Iterator[Lowered]] = _one_candidate

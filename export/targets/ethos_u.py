@@ -33,6 +33,8 @@ PRECISIONS = ("int8", "int16x8")
 CROP = 128  # side of the calibration crops of a network with free axes
 MAX_CROPS = 256
 TILE_WIDTHS = (96, 640)  # that "auto" tries; narrower tiles are mostly margin, wider ones do not fit SRAM
+START_WIDTHS = (320, 240)
+HOPELESS = 1.1  # times the whole image's time, at both of those widths
 MAX_SRAM_KIB = 16 * 1024  # more than any microcontroller has: worth a word
 
 
@@ -170,7 +172,7 @@ def search(
             continue
         whole = attempt(list(_whole(simple, names)))
         if tile == "auto" and network is not None and system.has_dram and whole:
-            _search_tiles(simple, network, names, attempt)
+            _search_tiles(simple, network, names, attempt, min(trial.rank[1] for trial in whole))
     if not trials:
         raise WrongArgument(
             f"tile={tile}: this network cannot be cut into tiles.",
@@ -183,7 +185,7 @@ def _simplified(graph: Graph) -> Iterator[tuple[Graph, tuple[str, ...]]]:
     """The graph without what costs time for nothing; where there is a transposed convolution, also rewritten."""
     from keras_efficient.export.lowerings.idle_clips import IDLE_CLIPS
     from keras_efficient.export.lowerings.late_shuffle import LATE_SHUFFLE
-    from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
+    from keras_efficient.export.lowerings.phase_convolution import PHASE_CONVOLUTION
 
     def applied(graph: Graph, *lowerings: GraphLowering) -> tuple[Graph, tuple[str, ...]]:
         names = []
@@ -195,8 +197,8 @@ def _simplified(graph: Graph) -> Iterator[tuple[Graph, tuple[str, ...]]]:
         return graph, tuple(names)
 
     yield applied(graph, IDLE_CLIPS, LATE_SHUFFLE)
-    if CONVOLUTION_AND_SHUFFLE.function(graph) is not None:
-        yield applied(graph, IDLE_CLIPS, CONVOLUTION_AND_SHUFFLE, LATE_SHUFFLE)
+    if PHASE_CONVOLUTION.function(graph) is not None:
+        yield applied(graph, IDLE_CLIPS, PHASE_CONVOLUTION, LATE_SHUFFLE)
 
 
 def _whole(graph: Graph, names: tuple[str, ...]) -> Iterator[Layout]:
@@ -250,8 +252,12 @@ def _search_tiles(
     network: ImageNetwork,
     names: tuple[str, ...],
     attempt: Callable[[Sequence[Layout]], list[Trial]],
+    whole: float,
 ) -> None:
-    """Columns as high as the image: first every method at a middling width, then all widths, then their neighbours."""
+    """Columns as high as the image: every method at two widths, then all widths, then their neighbours.
+
+    `whole` is the best time without tiles, in ms.
+    """
     _, height, width, _ = graph.tensor(network.source).shape
     step = max(8, _step(network.shuffle, width))
     narrowest, widest = TILE_WIDTHS
@@ -264,11 +270,15 @@ def _search_tiles(
     counts = [n for n in range(2, ceil(width / narrowest) + 1) if narrowest <= columns(n) <= widest]
     if not counts:
         return
-    middle = min(counts, key=lambda n: abs(columns(n) - 320))
     methods = _methods(graph, network)
-    first = attempt([_tiled(graph, network, names, (height, columns(middle)), method) for method in methods])
-    method = methods[min(range(len(methods)), key=lambda i: first[i].rank)]
-    tried = {columns(middle)}
+    starts = dict.fromkeys(columns(min(counts, key=lambda n, w=w: abs(columns(n) - w))) for w in START_WIDTHS)
+    pairs = [(method, w) for w in starts for method in methods]
+    first = attempt([_tiled(graph, network, names, (height, w), method) for method, w in pairs])
+    best_start = min(range(len(first)), key=lambda i: first[i].rank)
+    if first[best_start].rank[1] > HOPELESS * whole:
+        return
+    method = pairs[best_start][0]
+    tried = set(starts)
 
     def attempt_widths(widths: Sequence[int]) -> list[Trial]:
         new = [w for w in dict.fromkeys(widths) if w not in tried and narrowest <= w <= min(width, widest)]

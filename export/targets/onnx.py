@@ -246,26 +246,22 @@ def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Multiply-accumulates of a node; `None` where a shape that it needs is unknown."""
     if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU"):
         return 0
-    needed = [shapes.get(name) for name in (node.input[0], node.input[1])]
-    out = shapes.get(node.output[0])
-    if needed[1] is None or (
-        node.op_type != "MatMul" and node.op_type in ("ConvTranspose", "LSTM", "GRU") and None in needed
-    ):
+    first, weights, out = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+    by_input = node.op_type in ("ConvTranspose", "LSTM", "GRU")
+    counted = first if by_input else out
+    if weights is None or counted is None:
         return None
-    first, weights = needed
     match node.op_type:
-        case "Conv":
-            return None if out is None else prod(out) * prod(weights[1:])  # kernel O×I×kH×kW
-        case "ConvTranspose":
-            return prod(first) * prod(weights[1:])  # kernel I×O×kH×kW
+        case "Conv" | "ConvTranspose":
+            return prod(counted) * prod(weights[1:])  # kernel O×I×kH×kW, transposed I×O×kH×kW
         case "LSTM" | "GRU":
             recurrent = shapes.get(node.input[2], (0,))
-            return first[0] * first[1] * (prod(weights) + prod(recurrent))  # T×N steps
+            return counted[0] * counted[1] * (prod(weights) + prod(recurrent))  # T×N steps
         case "Gemm":
             transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            return None if out is None else prod(out) * weights[1 if transposed else 0]
+            return prod(counted) * weights[1 if transposed else 0]
         case _:
-            return None if out is None else prod(out) * weights[-2 if len(weights) > 1 else 0]
+            return prod(counted) * weights[-2 if len(weights) > 1 else 0]
 
 
 def _property(proto: Any) -> str | None:

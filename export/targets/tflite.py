@@ -77,7 +77,26 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     path.write_bytes(data)
     if request.precision.endswith("-weights"):
         _quantize_weights(path, request.precision)
+    if request.precision in CALIBRATED and _leave_out_idle_clips(path):
+        notes = (*notes, "Clips that the integers' range makes already are left out.")
     return notes
+
+
+def _leave_out_idle_clips(path: Path) -> bool:
+    """A clip to the output's own range is a pass over the image, and MINIMUM runs outside XNNPACK."""
+    from keras_efficient.export.graph import Graph
+    from keras_efficient.export.lowerings.idle_clips import without_idle_clips
+
+    graph = Graph.from_bytes(path.read_bytes())
+    free = any(-1 in (raw.shapeSignature if raw.shapeSignature is not None else ()) for raw in _tensors(graph))
+    rewritten = None if free else without_idle_clips(graph)
+    if rewritten is not None:
+        path.write_bytes(rewritten.to_bytes())
+    return rewritten is not None
+
+
+def _tensors(graph: Any) -> Any:
+    return graph.model.subgraphs[0].tensors
 
 
 def _convert_once(model: keras.Model, request: Request) -> bytes:
@@ -252,14 +271,14 @@ def _where(operator: flatbuffer.Operator, known: Collection[str], operators: lis
     if path := operator.layer_among(known):
         return f"Layer {path!r}"
     makers = {tensor.name: maker for maker in operators for tensor in maker.outputs}
-    before: flatbuffer.Operator | None = operator
-    for _ in range(len(operators)):
-        names = [tensor.name for tensor in before.inputs if tensor is not None and not tensor.constant]
+    for _ in operators:
+        names = [tensor.name for tensor in operator.inputs if tensor is not None and not tensor.constant]
         before = next((makers[name] for name in names if name in makers), None)
         if before is None:
             break
         if path := before.layer_among(known):
             return f"After layer {path!r}"
+        operator = before
     return "Somewhere in the model"
 
 

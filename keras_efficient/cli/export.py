@@ -31,7 +31,7 @@ def export(
         str | None, typer.Option("--input-shape", metavar="HxW", help="Fixes the size, such as 1080x1920.")
     ] = None,
     tile: Annotated[
-        str | None, typer.Option("--tile", metavar="HxW|auto", help="NPU: work on tiles; auto takes the fastest.")
+        str | None, typer.Option("--tile", metavar="HxW|auto|none", help="NPU: work on tiles; auto takes the fastest.")
     ] = None,
     allow_cpu: Annotated[
         bool, typer.Option("--allow-cpu", help="NPU: let operators that it lacks run on the CPU.")
@@ -51,18 +51,16 @@ def export(
         return _list_targets()
     if model is None or output is None:
         raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
-    options = {
-        "tile": parse.tile(tile),
-        "allow_cpu": allow_cpu or None,
-        "system_config": system_config,
-        "memory_mode": memory_mode,
-    }
+    given = {"allow_cpu": allow_cpu or None, "system_config": system_config, "memory_mode": memory_mode}
+    options = {name: value for name, value in given.items() if value is not None}
+    if tile is not None:
+        options["tile"] = parse.tile(tile)  # `None` is a choice of its own: one pass
     request: dict[str, Any] = {
         "input_shape": parse.shape(input_shape),
         "calibration": calibration,
         "overwrite": force,
         "verify": not no_verify,
-        **{name: value for name, value in options.items() if value is not None},
+        **options,
     }
     out.begin(as_json=as_json)
     _show(_export(model, output, target, precision, request))

@@ -76,7 +76,7 @@ class QuantizationSession(Session):
         Kernels lie on their 8-bit grid. With `ranges`, `keras.quantizers.fake_quant_with_min_max_vars` operations carry
         the trained range of every inner activation, and `export.save(…, precision="int8")` writes them into the file;
         only what has none (the outputs, some operations) is calibrated. Without, the model is plain and all
-        activations will be calibrated: needed where a lowering must recognise layers side by side.
+        activations will be calibrated: for further training, or for a rewrite that looks for layers side by side.
 
         Raises:
             WrongArgument: nothing has been trained yet.

@@ -20,10 +20,6 @@ class Photos:
     held_out_high: np.ndarray
 
 
-def psnr(prediction, target) -> float:
-    return float(-10 * np.log10(np.mean((np.clip(prediction, 0, 1) - target) ** 2)))
-
-
 def _crops(paths, count, rng):
     from PIL import Image
 

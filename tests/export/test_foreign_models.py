@@ -67,8 +67,8 @@ def test_application_in_float(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", list(APPLICATIONS))
-def test_application_in_int8_is_integers_or_refused(family, tmp_path):
+@pytest.mark.parametrize("family", ["mobilenet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "resnet", "convnext"])
+def test_application_in_int8_is_all_integers(family, tmp_path):
     model, samples = application(family)
     report = export.save(model, tmp_path / "m.tflite", precision="int8", calibration=samples, verify=False)
     assert not any("float" in dtype for counts in report.ops.values() for dtype in counts)

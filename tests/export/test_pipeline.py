@@ -298,6 +298,16 @@ def test_full_disk(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tflite", "source"]
 
 
+def test_full_disk_of_temporary_files(small_model, tmp_path, monkeypatch):
+    def full(model):
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(pipeline, "_deploy", full)
+    with pytest.raises(FileProblem, match=r"/somewhere: cannot be written: No space left on device\."):
+        export.save(small_model, tmp_path / "m.tflite", input_shape=(8, 8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_read_only_folder(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import keras
 import numpy as np
 import pytest
@@ -83,6 +87,18 @@ def test_free_sizes(saved, small_model):
     for shape in ((1, 5, 7, 1), (3, 16, 9, 1), (1, 5, 7, 1)):
         x = np.random.default_rng(3).random(shape, "float32")
         np.testing.assert_allclose(run(x), small_model(x), atol=1e-5)
+
+
+def test_running_a_file_needs_neither_keras_nor_tensorflow(saved):
+    code = """
+        import sys, numpy as np
+        from keras_efficient import export
+        run = export.load(sys.argv[1])
+        print(run(np.zeros((1, 8, 8, 1))).shape, [m for m in ("keras", "tensorflow", "onnxruntime") if m in sys.modules])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(saved("int8")[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 16, 16, 1) []"
 
 
 def test_fixed_size(small_model, tmp_path):
