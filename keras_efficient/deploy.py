@@ -249,20 +249,18 @@ class _Rebuilding:
 
 def _deployed(operation: keras.Operation, path: str) -> keras.Operation | None:
     """The deployed form of one operation; `None` where it has none of its own."""
-    result = None
-    while isinstance(operation, Deployable) and not _is_stock(operation):
-        if not operation.built:
-            raise UnsupportedLayer(
-                path or operation.name, "it is not built", hint="Call the model once, or build() it."
-            )
-        result = operation.deploy()
-        if result is operation or not isinstance(result, keras.Layer):
-            raise UnsupportedLayer(path or operation.name, f"its deploy() returned {result!r}, which is no other layer")
-        operation = result
-    return result
+    where, layer = path or operation.name, operation
+    while isinstance(layer, Deployable) and not _is_stock(layer):
+        if not getattr(layer, "built", True):
+            raise UnsupportedLayer(where, "it is not built", hint="Call the model once, or build() it.")
+        result = layer.deploy()
+        if result is layer or not isinstance(result, keras.Layer):
+            raise UnsupportedLayer(where, f"its deploy() returned {result!r}, which is no other layer")
+        layer = result
+    return None if layer is operation else layer
 
 
-def _is_stock(operation: keras.Operation) -> bool:
+def _is_stock(operation: object) -> bool:
     # A Lambda's class is stock, its code is the user's.
     return type(operation).__module__.partition(".")[0] == "keras" and not isinstance(operation, keras.layers.Lambda)
 

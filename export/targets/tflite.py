@@ -28,6 +28,7 @@ __all__ = [
     "lower",
     "needed_lowerings",
     "tracing_error",
+    "weight_bytes",
 ]
 
 PRECISIONS = ("float32", "float16", "int8", "int16x8", "dynamic", "int8-weights", "int4-weights")
@@ -88,15 +89,12 @@ def _leave_out_idle_clips(path: Path) -> bool:
     from keras_efficient.export.lowerings.idle_clips import without_idle_clips
 
     graph = Graph.from_bytes(path.read_bytes())
-    free = any(-1 in (raw.shapeSignature if raw.shapeSignature is not None else ()) for raw in _tensors(graph))
+    shapes = [tensor.shapeSignature for tensor in graph.model.subgraphs[0].tensors]
+    free = any(shape is not None and -1 in shape for shape in shapes)
     rewritten = None if free else without_idle_clips(graph)
     if rewritten is not None:
         path.write_bytes(rewritten.to_bytes())
     return rewritten is not None
-
-
-def _tensors(graph: Any) -> Any:
-    return graph.model.subgraphs[0].tensors
 
 
 def _convert_once(model: keras.Model, request: Request) -> bytes:
@@ -122,6 +120,8 @@ def save_model(model: keras.Model, request: Request, folder: Path) -> None:
     try:
         archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
         archive.write_out(str(folder), verbose=False)
+    except OSError:
+        raise
     except Exception as err:  # whatever a layer's call raises when TensorFlow traces it
         raise tracing_error(err, request) from err
 
@@ -244,7 +244,7 @@ def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
             raise ConversionError(f"{where}: {operator.name} is no operator of TFLite's own.")
     if request.precision in CALIBRATED:
         _refuse_float(operators, known, request.precision)
-    least = _weight_bytes(model) * _WEIGHT_BYTES[request.precision] / 4
+    least = weight_bytes(model) * _WEIGHT_BYTES[request.precision] / 4
     if len(data) < 0.5 * least:  # half: position tables may be cut to the rows in use
         raise ConversionError(f"The file has {len(data)} bytes, its weights alone need {least:.0f}.")
     return _notes(graph, operators, request)
@@ -282,7 +282,7 @@ def _where(operator: flatbuffer.Operator, known: Collection[str], operators: lis
     return "Somewhere in the model"
 
 
-def _weight_bytes(model: keras.Model) -> int:
+def weight_bytes(model: keras.Model) -> int:
     """Bytes of the distinct kernels and tables in float32; vectors may be folded away, equal ones are stored once."""
     import hashlib
 

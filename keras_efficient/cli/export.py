@@ -52,7 +52,7 @@ def export(
     if model is None or output is None:
         raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
     given = {"allow_cpu": allow_cpu or None, "system_config": system_config, "memory_mode": memory_mode}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if tile is not None:
         options["tile"] = parse.tile(tile)  # `None` is a choice of its own: one pass
     request: dict[str, Any] = {

@@ -191,9 +191,9 @@ _MERGES = {"Add": "Add", "Subtract": "Subtract", "Multiply": "Multiply", "Maximu
 
 
 @cache
-def operation_twin_class() -> type:
+def operation_twin_class() -> Any:
     """The tf_keras layer that runs a `keras.ops` operation. A class made late, since tf_keras is imported late."""
-    tf_keras = import_tf_keras()
+    tf_keras: Any = import_tf_keras()
 
     class OperationTwin(tf_keras.layers.Layer):
         def __init__(self, operation, arguments, **kwargs):
@@ -277,7 +277,7 @@ def _options(layer: keras.Layer, twin_class: type, path: str) -> dict[str, Any]:
         parameter.name
         for base in twin_class.__mro__
         if "__init__" in vars(base)
-        for parameter in inspect.signature(base.__init__).parameters.values()
+        for parameter in inspect.signature(vars(base)["__init__"]).parameters.values()
     }
     options: dict[str, Any] = {}
     for key, value in layer.get_config().items():

@@ -68,14 +68,13 @@ def cluster(
 
     def wrap(layer):
         if layer.name in reasons and reasons[layer.name] is None:
-            wrapped = tfmot.clustering.keras.cluster_weights(layer, **options)
-            return wrapped
+            return tfmot.clustering.keras.cluster_weights(layer, **options)
         return layer
 
     clustered = [twin.path for twin in bridge.twins if reasons[twin.name] is None]
     if not clustered:
         raise WrongArgument(f"Model {model.name!r} has no layer that can be clustered.", hint="Choose other layers.")
-    skipped = {twin.path: reasons[twin.name] for twin in bridge.twins if twin.weights and reasons[twin.name]}
+    skipped = {twin.path: why for twin in bridge.twins if twin.weights and (why := reasons[twin.name])}
     return _ClusteringSession(
         bridge, tf_keras.models.clone_model(bridge.model, clone_function=wrap), clustered, skipped
     )

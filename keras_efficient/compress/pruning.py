@@ -72,7 +72,7 @@ def prune(
     pruned = [twin.path for twin in bridge.twins if reasons[twin.name] is None]
     if not pruned:
         raise WrongArgument(f"Model {model.name!r} has no layer that can be pruned.", hint="Choose other layers.")
-    skipped = {twin.path: reasons[twin.name] for twin in bridge.twins if twin.weights and reasons[twin.name]}
+    skipped = {twin.path: why for twin in bridge.twins if twin.weights and (why := reasons[twin.name])}
     training = tf_keras.models.clone_model(bridge.model, clone_function=wrap)
     return _PruningSession(bridge, training, pruned, skipped, last_step=end_step or begin_step + 1)
 

@@ -216,7 +216,7 @@ def _config(layer: Any, path: str) -> Any:
 @cache
 def _configs() -> dict[str, type]:
     """QuantizeConfigs for what tfmot does not know. Classes made late, since tfmot is imported late."""
-    quantization = import_tfmot().quantization.keras
+    quantization: Any = import_tfmot().quantization.keras
 
     class Nothing(quantization.QuantizeConfig):
         def get_weights_and_quantizers(self, layer):

@@ -94,7 +94,8 @@ def test_running_a_file_needs_neither_keras_nor_tensorflow(saved):
         import sys, numpy as np
         from keras_efficient import export
         run = export.load(sys.argv[1])
-        print(run(np.zeros((1, 8, 8, 1))).shape, [m for m in ("keras", "tensorflow", "onnxruntime") if m in sys.modules])
+        heavy = [name for name in ("keras", "tensorflow", "onnxruntime") if name in sys.modules]
+        print(run(np.zeros((1, 8, 8, 1))).shape, heavy)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(saved("int8")[0])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -249,6 +250,20 @@ def test_normalization_lowering_is_equal(layer):
     assert lowered is not model
     x = generator.normal(1, 3, (2, 5, 6, 8)).astype("float32")
     np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
+
+
+def test_idle_clips_are_left_out(images, tmp_path):
+    """A clip to [0, 1] at the end is what the output's integers can hold: no pass over the image for it."""
+    inputs = keras.Input((32, 32, 1), name="y")
+    x = L.Conv2D(1, 3, padding="same", kernel_initializer="ones")(inputs) * 0.3 - 0.5
+    model = keras.Model(inputs, L.ReLU(max_value=1.0)(x))
+    report = export.save(model, tmp_path / "m.tflite", precision="int8", calibration=images, input_shape=(32, 32))
+    assert not {"MINIMUM", "RELU", "MAXIMUM"} & set(report.ops)
+    found, expected = export.load(tmp_path / "m.tflite")(images[:1]), np.asarray(model(images[:1]))
+    assert 0 < np.mean(expected == 1) < 1
+    assert found.min() >= 0
+    assert found.max() <= 1
+    np.testing.assert_allclose(found, expected, atol=0.03)
 
 
 def test_operator_without_integer_kernel_is_named(tmp_path, images):
