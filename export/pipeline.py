@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras_efficient
+from keras_efficient.atomic import check_target, replacing
 from keras_efficient.errors import (
     ConversionError,
     FileProblem,
@@ -83,7 +84,7 @@ def save(
     """
     path = Path(path)
     request = _request(model, path, target, precision, input_shape, metadata, on_progress, options)
-    _refuse_bad_place(path, overwrite)
+    check_target(path, overwrite=overwrite)
     request = _with_calibration(request, calibration)
     checked_samples, sample_notes = _samples(model, request, samples)
     with _scratch_folder() as folder:
@@ -202,15 +203,6 @@ def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
         if choices and value not in choices:
             raise WrongArgument(f"Option {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
     return {name: given.get(name, option.default) for name, option in target.options.items()}
-
-
-def _refuse_bad_place(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise FileProblem(path, "is a folder.", hint="Give the name of a file.")
-    if not path.parent.is_dir():
-        raise FileProblem(path.parent, "no such folder.", hint="Make it first, or correct the path.")
-    if path.exists() and not overwrite:
-        raise FileProblem(path, "exists already.", hint="Pass overwrite=True (--force) to replace it.")
 
 
 def _with_calibration(request: Request, data: Any) -> Request:
@@ -335,28 +327,5 @@ def _failed(checked: Verification) -> tuple[str, ...]:
 
 def _place(source: Path, path: Path, overwrite: bool) -> None:
     """Copies the file beside its place, syncs and renames it: at any moment `path` is the old file or the new one."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-    except OSError as err:
-        raise FileProblem(path, f"cannot be written: {err.strerror or err}.") from err
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(source.read_bytes())
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        _refuse_bad_place(path, overwrite)
-        os.replace(temporary, path)
-    except OSError as err:
-        if isinstance(err, FileProblem):
-            raise
-        raise FileProblem(path, f"cannot be written: {err.strerror or err}.", hint="Is the disk full?") from err
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's umask; there is no way to read it without setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with replacing(path, overwrite=overwrite) as temporary:
+        shutil.copyfile(source, temporary)

@@ -64,7 +64,8 @@ def output_names(model: keras.Model) -> tuple[str, ...]:
     structure = output_structure(model)
     if isinstance(structure, dict):
         return _unique("_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure))
-    return _unique(getattr(model, "output_names", None) or [tensor.name for tensor in model.outputs])
+    functional = getattr(model, "_functional", None) or model  # a Sequential's own tensors are numbered by the process
+    return _unique(getattr(functional, "output_names", None) or [tensor.name for tensor in model.outputs])
 
 
 def input_structure(model: keras.Model) -> Any:

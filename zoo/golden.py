@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem
-from keras_efficient.zoo.schema import replace_file
 
 if TYPE_CHECKING:
     import keras
@@ -52,7 +52,8 @@ def write_golden(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
     """Writes what `golden` returned as an `.npz`; the file appears whole or not at all."""
     import numpy as np
 
-    replace_file(Path(path), lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **tensors))
+    with replacing(path, overwrite=True) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **tensors)
 
 
 def read_golden(path: str | Path) -> dict[str, np.ndarray]:

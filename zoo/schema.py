@@ -7,16 +7,15 @@ an error that names the file and the key.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import tempfile
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Weights",
     "from_dict",
     "read_card",
-    "replace_file",
     "to_dict",
     "write_card",
 ]
@@ -249,26 +247,8 @@ def write_card(card: Card, path: str | Path) -> None:
     values = to_dict(card)
     from_dict(values, path)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
-    replace_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file in a folder of its own beside `path`, syncs it and moves it to `path`.
-
-    Raises:
-        FileProblem: it cannot be written.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            write(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except OSError as err:
-        if isinstance(err, FileProblem):
-            raise
-        raise FileProblem(path, f"cannot be written: {err.strerror or err}.") from err
+    with replacing(path, overwrite=True) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 class _Reader:

@@ -463,14 +463,34 @@ def _notes(best: Trial, trials: Sequence[Trial], system: System, left: Sequence[
     if layout.tiles > 1 and layout.tile:
         yield (
             f"One inference computes the whole image, in {layout.tiles} tiles of {layout.tile[0]}×{layout.tile[1]} and "
-            f"a margin of {layout.margin} columns; the result is the same to the last bit."
+            f"a margin of {layout.margin} columns{'; the result is the same to the last bit' if layout.exact else ''}."
         )
+    sparse, dense = _sparse_convolutions(layout.graph)
+    if sparse and system.family == "u85":
+        yield f"{sparse} of {sparse + dense} convolutions are 2:4 sparse along their input channels: at double speed."
     if left:
         names = ", ".join(dict.fromkeys(operator.name for operator in left))
         yield f"On the CPU, counted with no time: {names}."
     assert isinstance(best.result, Estimate)
     if best.result.sram_kib > MAX_SRAM_KIB:
         yield f"The estimate assumes {best.result.sram_kib / 1024:.0f} MiB of SRAM; give a smaller input_shape=."
+
+
+def _sparse_convolutions(graph: Graph) -> tuple[int, int]:
+    """How many kernels have at most two non-zeros in every four consecutive input channels, and how many have more."""
+    import numpy as np
+
+    sparse = dense = 0
+    for index in dict.fromkeys(op.inputs[1] for op in graph.ops if op.name == "CONV_2D"):
+        kernel = graph.tensor(index).data
+        if kernel is None or kernel.shape[-1] < 4 or graph.tensor(index).name == "select":
+            continue
+        groups = np.pad(kernel != 0, [(0, 0)] * 3 + [(0, -kernel.shape[-1] % 4)]).reshape(-1, 4)
+        if groups.sum(axis=1).max() <= 2:
+            sparse += 1
+        else:
+            dense += 1
+    return sparse, dense
 
 
 def _targets() -> Iterator[Target]:

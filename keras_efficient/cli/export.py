@@ -89,7 +89,7 @@ def _export(name: str, output: Path, target: str | None, precision: str | None, 
 
 def _refuse_early(target: Target, precision: str, output: Path, request: dict[str, Any]) -> None:
     """What `export.save` would refuse as well, found out before Keras is imported and a model loaded."""
-    from keras_efficient.superres.atomic import check_target
+    from keras_efficient.atomic import check_target
 
     if precision not in target.precisions:
         raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)

@@ -22,7 +22,8 @@ _SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 
 def split_by_name(paths: Iterable[Path], share: float = 0.05) -> tuple[list[Path], list[Path]]:
     """Splits files into (training, validation) by a hash of folder and name: the same split on every machine."""
-    training, validation = [], []
+    training: list[Path] = []
+    validation: list[Path] = []
     for path in sorted(paths):
         digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()
         (validation if int.from_bytes(digest[:4], "big") < share * 2**32 else training).append(path)

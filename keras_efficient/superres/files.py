@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from keras_efficient.atomic import check_target
 from keras_efficient.errors import FileProblem, KerasEfficientError, WrongArgument
-from keras_efficient.superres.atomic import check_target
 from keras_efficient.superres.image import WRITABLE_SUFFIXES, check_quality, check_suffix, read_image, write_image
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 from keras_efficient.superres.upscale import upscale_pixels

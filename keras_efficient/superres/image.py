@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.superres import png
-from keras_efficient.superres.atomic import replacing
 
 __all__ = ["WRITABLE_SUFFIXES", "Image", "check_quality", "check_suffix", "read_image", "write_image"]
 

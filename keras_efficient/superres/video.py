@@ -14,8 +14,8 @@ from types import ModuleType
 
 import numpy as np
 
+from keras_efficient.atomic import check_target, replacing
 from keras_efficient.errors import FileProblem, MissingDependency, WrongArgument
-from keras_efficient.superres.atomic import check_target, replacing
 from keras_efficient.superres.resize import contributions, resample
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 

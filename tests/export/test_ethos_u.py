@@ -223,7 +223,7 @@ def test_tiles_are_searched_for_a_large_image(quantised, tmp_path):
     whole = min(trial.result.ms for trial in trials if trial.layout.tile is None)
     assert trials[0].layout.tile is not None
     assert trials[0].result.ms < whole
-    assert all(a.rank <= b.rank for a, b in zip(trials, trials[1:], strict=False))
+    assert all(a.rank <= b.rank for a, b in itertools.pairwise(trials))
     assert len({trial.layout.tile for trial in trials}) > 5
 
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageCms
 
+from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, MissingDependency, WrongArgument
 from keras_efficient.superres import Image, png, read_image, write_image
-from keras_efficient.superres.atomic import replacing
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -181,11 +181,11 @@ _PROTOCOL = "Y of BT.601 studio range, MATLAB bicubic, float output clipped and 
 
 
 def _metrics(model, data: Path, scale: int):
-    from keras_efficient.superres.evaluation import evaluate
+    from keras_efficient.superres.evaluation import Gray, evaluate
     from keras_efficient.zoo.schema import Metric
 
-    conventions = [("Set5", "literature"), ("Set14", "literature"), ("Set14", "studio"), ("BSD100", "literature")]
-    for dataset, gray in conventions:
+    conventions: list[tuple[str, Gray]] = [("Set5", "literature"), ("Set14", "literature"), ("Set14", "studio"),
+    ("BSD100", "literature")] for dataset, gray in conventions:
         result = evaluate(model, data.parent / dataset, scale, gray=gray)
         protocol = _PROTOCOL.format(scale=scale)
         if dataset == "Set14":

@@ -23,9 +23,10 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     if path.is_dir():
         raise FileProblem(path, "is a folder.", hint="Give the name of a file.")
     if path.exists() and not overwrite:
-        raise FileProblem(path, "exists already and is kept.", hint="Allow overwriting, or choose another name.")
+        hint = "Pass overwrite=True (--force) to replace it, or choose another name."
+        raise FileProblem(path, "exists already and is kept.", hint=hint)
     if not path.parent.is_dir():
-        raise FileProblem(path, "its folder does not exist.", hint=f"Create {path.parent} first.")
+        raise FileProblem(path.parent, "no such folder.", hint="Make it first, or correct the path.")
     return path
 
 
