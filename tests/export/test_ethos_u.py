@@ -267,10 +267,13 @@ def test_float_is_refused(pictures, tmp_path):
 
 def unsupported_model() -> tuple[keras.Model, np.ndarray]:
     """Enlarges by three, bilinearly: the NPUs know powers of two only."""
-    image = keras.Input((12, 16, 3), name="image")
-    x = L.Conv2D(8, 3, activation="relu", name="before")(image)
-    x = L.UpSampling2D(3, interpolation="bilinear", name="enlarge")(x)
-    model = keras.Model(image, L.Conv2D(4, 3, name="after")(x), name="unsupported")
+    layers = [
+        keras.Input((12, 16, 3)),
+        L.Conv2D(8, 3, activation="relu", name="before"),
+        L.UpSampling2D(3, interpolation="bilinear", name="enlarge"),
+        L.Conv2D(4, 3, name="after"),
+    ]
+    model = keras.Sequential(layers, name="unsupported")
     return model, np.random.default_rng(0).random((3, 12, 16, 3), dtype=np.float32)
 
 

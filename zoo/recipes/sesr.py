@@ -184,8 +184,13 @@ def _metrics(model, data: Path, scale: int):
     from keras_efficient.superres.evaluation import Gray, evaluate
     from keras_efficient.zoo.schema import Metric
 
-    conventions: list[tuple[str, Gray]] = [("Set5", "literature"), ("Set14", "literature"), ("Set14", "studio"),
-    ("BSD100", "literature")] for dataset, gray in conventions:
+    conventions: tuple[tuple[str, Gray], ...] = (
+        ("Set5", "literature"),
+        ("Set14", "literature"),
+        ("Set14", "studio"),
+        ("BSD100", "literature"),
+    )
+    for dataset, gray in conventions:
         result = evaluate(model, data.parent / dataset, scale, gray=gray)
         protocol = _PROTOCOL.format(scale=scale)
         if dataset == "Set14":
