@@ -45,14 +45,10 @@ def pairs(dataset: str, scale: int, gray: str = "literature"):
 
 @cache
 def calibration():
-    """Low-resolution luma crops of training pictures, never of a test set: (96, 96, 96, 1) in [0, 1]."""
-    from keras_efficient.superres.data import read_pairs
+    """Crops of training pictures, never of a test set."""
+    from keras_efficient.zoo.recipes import sesr as recipe
 
-    paths = sorted((harness.data_folder() / "sr" / "train" / "Kodak24").glob("*.webp"))
-    crops = [
-        p.low[top : top + 96, left : left + 96] for p in read_pairs(paths, 2) for top in (20, 130) for left in (20, 130)
-    ]
-    return np.stack(crops)[..., None].astype("float32")
+    return recipe.calibration(harness.data_folder() / "sr" / "train", 2)
 
 
 def score(upscale_y, dataset: str, scale: int, gray: str = "literature") -> float:
@@ -250,7 +246,7 @@ def as_published(model, shape, precision: str) -> bytes:
 def calibration_at(shape):
     """The calibration crops repeated to a larger input: right ranges are all that a timing needs."""
     crops = calibration()[:4]
-    repeats = (1, -(-shape[0] // 96), -(-shape[1] // 96), 1)
+    repeats = (1, -(-shape[0] // crops.shape[1]), -(-shape[1] // crops.shape[2]), 1)
     return np.tile(crops, repeats)[:, : shape[0], : shape[1]]
 
 

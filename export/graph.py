@@ -149,8 +149,7 @@ class Graph:
         stored = self.model.buffers[raw.buffer].data if raw.buffer else None
         data = None
         if stored is not None and len(stored) and dtype in _NUMPY_TYPES:
-            data = np.asarray(stored, np.uint8).tobytes()
-            data = np.frombuffer(data, _NUMPY_TYPES[dtype]).reshape(shape)
+            data = np.frombuffer(np.asarray(stored, np.uint8).tobytes(), _NUMPY_TYPES[dtype]).reshape(shape)
         grid = raw.quantization
         scales = () if grid is None or grid.scale is None else tuple(float(s) for s in grid.scale)
         zeros = () if grid is None or grid.zeroPoint is None else tuple(int(z) for z in grid.zeroPoint)

@@ -267,35 +267,36 @@ def _search_tiles(
     """
     _, height, width, _ = graph.tensor(network.source).shape
     step = max(8, _step(network.shuffle, width))
+    widths = _tile_widths(width, step)
+    if not widths:
+        return
+
+    def nearest(wanted: int) -> int:
+        return min(widths, key=lambda w: abs(w - wanted))
+
+    def attempt_pairs(pairs: Sequence[tuple[PhaseMethod | None, int]]) -> list[Trial]:
+        return attempt([_tiled(graph, network, names, (height, w), method) for method, w in pairs])
+
+    starts = sorted({nearest(wanted) for wanted in START_WIDTHS})
+    pairs = [(method, w) for w in starts for method in _methods(graph, network)]
+    made = attempt_pairs(pairs)
+    best = min(range(len(made)), key=lambda i: made[i].rank)
+    if made[best].rank[1] > HOPELESS * whole:
+        return
+    method = pairs[best][0]
+    made += attempt_pairs([(method, w) for w in widths if w not in starts])
+    leaders = [trial.layout.tile[1] for trial in sorted(made, key=lambda trial: trial.rank)[:2] if trial.layout.tile]
+    near = {w + offset * step for w in leaders for offset in (-2, -1, 1, 2, 4)}
+    attempt_pairs(
+        [(method, w) for w in sorted(near - set(widths)) if TILE_WIDTHS[0] <= w <= min(width, TILE_WIDTHS[1])]
+    )
+
+
+def _tile_widths(width: int, step: int) -> list[int]:
+    """Widths of two and more equal tiles, rounded up to `step`."""
     narrowest, widest = TILE_WIDTHS
-    if width < 2 * narrowest:
-        return
-
-    def columns(count: int) -> int:
-        return ceil(width / count / step) * step
-
-    counts = [n for n in range(2, ceil(width / narrowest) + 1) if narrowest <= columns(n) <= widest]
-    if not counts:
-        return
-    methods = _methods(graph, network)
-    starts = dict.fromkeys(columns(min(counts, key=lambda n, w=w: abs(columns(n) - w))) for w in START_WIDTHS)
-    pairs = [(method, w) for w in starts for method in methods]
-    first = attempt([_tiled(graph, network, names, (height, w), method) for method, w in pairs])
-    best_start = min(range(len(first)), key=lambda i: first[i].rank)
-    if first[best_start].rank[1] > HOPELESS * whole:
-        return
-    method = pairs[best_start][0]
-    tried = set(starts)
-
-    def attempt_widths(widths: Sequence[int]) -> list[Trial]:
-        new = [w for w in dict.fromkeys(widths) if w not in tried and narrowest <= w <= min(width, widest)]
-        tried.update(new)
-        return attempt([_tiled(graph, network, names, (height, w), method) for w in new])
-
-    made = [*first, *attempt_widths([columns(n) for n in counts])]
-    best = sorted(made, key=lambda trial: trial.rank)[:2]
-    near = [trial.layout.tile[1] + d * step for trial in best if trial.layout.tile for d in (-2, -1, 1, 2, 4)]
-    attempt_widths(near)
+    equal = (ceil(width / count / step) * step for count in range(2, ceil(width / narrowest) + 1))
+    return [w for w in dict.fromkeys(equal) if narrowest <= w <= widest]
 
 
 def _estimate(

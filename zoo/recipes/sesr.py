@@ -168,6 +168,7 @@ def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
         licence="Apache-2.0",
         limitations=_limitations(recipe),
         golden=f"{name}.golden.npz",
+        exports=tuple(_exports(model, recipe, data)),
         paper=cards.Paper(
             "Collapsible Linear Blocks for Super-Efficient Super Resolution", "https://arxiv.org/abs/2103.09404", 2022
         ),
@@ -198,6 +199,43 @@ def _metrics(model, data: Path, scale: int):
         command = "python -m benchmarks.sesr --only psnr"
         yield Metric("PSNR", round(result.psnr, 3), f"{dataset} x{scale}", protocol, command, "dB")
         yield Metric("SSIM", round(result.ssim, 4), f"{dataset} x{scale}", protocol, command)
+
+
+def _exports(model, recipe: Recipe, data: Path):
+    """Files that the model makes, each run and compared; int8 where the model was trained for it."""
+    import tempfile
+
+    from keras_efficient import export
+    from keras_efficient.zoo.schema import Export
+
+    photos = calibration(data, recipe.arguments.get("scale", 2))
+    wanted = [("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8")]
+    for target, precision in wanted if recipe.arguments.get("int8_aware") else wanted[:2]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model.{target}"
+            # Where an integer file rounds differs from where a float one does, so photos serve as samples for both.
+            report = export.save(
+                model,
+                path,
+                precision=precision,
+                calibration=photos if precision == "int8" else None,
+                samples=photos[:8],
+            )
+        note = "calibrated on 96 crops of training pictures" if precision == "int8" else None
+        yield Export(target, precision, report.bytes, report.max_error, report.sqnr_db, note)
+
+
+def calibration(data: Path, scale: int):
+    """Low-resolution luma crops of training pictures, never of a test set: (96, 64, 64, 1) in [0, 1]."""
+    import numpy as np
+
+    from keras_efficient.superres.data import list_images, read_pairs
+
+    large = [path for path in list_images(data) if path.parent.name == "Kodak24"] or list_images(data)[:24]
+    places = [(top, left) for top in (10, 60) for left in (10, 60)]
+    pairs = [pair for pair in read_pairs(large, scale) if min(pair.low.shape) >= 60 + 64]
+    crops = [p.low[top : top + 64, left : left + 64] for p in pairs for top, left in places]
+    return np.stack(crops)[..., None].astype("float32")
 
 
 def _summary(recipe: Recipe) -> str:
