@@ -265,9 +265,10 @@ def _invoke(path: Path, threads: int = 1):
 
 def npu(quick: bool) -> Iterator[Row]:
     """1080p to 4K on an Ethos-U85 with 2048 multipliers, by Vela's estimate; nothing on the CPU, interleaved output."""
+    from benchmarks import npu_sweep
     from keras_efficient import export, models, zoo
 
-    shape = (108, 192) if quick else (1080, 1920)
+    shape = (108, 384) if quick else (1080, 1920)
     target = {
         "target": "ethos-u85-2048",
         "precision": "int8",
@@ -275,46 +276,48 @@ def npu(quick: bool) -> Iterator[Row]:
         "system_config": "Ethos_U85_SYS_DRAM_High",
         "memory_mode": "Dedicated_Sram_512KB",
     }
-    names = {"M5 ReLU": "sesr-m5-x2.relu-int8", "ours for NPUs": "sesr-npu6-x2.int8"}
-    reports = {}
+    # As published: its transposed convolution is kept. Our exporter would take it apart, which is told beside it.
+    layouts = npu_sweep.tried(models.FSRCNN(2), shape)
+    published, rewritten = npu_sweep.as_published(layouts), layouts[0]
+    fsrcnn = {"fsrcnn_as_published": published, "fsrcnn_rewritten_by_our_exporter": rewritten}
+    names = {"sesr-m5-x2.relu-int8": 52, "sesr-npu6-x2.int8": 40}
+    best = None
     with tempfile.TemporaryDirectory() as folder:
-        for label, name in names.items():
-            reports[label] = export.save(
-                zoo.load(name), Path(folder) / f"{name}.tflite", calibration=calibration_at(shape), **target
+        for name, bar in names.items():
+            path = Path(folder) / f"{name}.tflite"
+            report = export.save(zoo.load(name), path, calibration=calibration_at(shape), **target)
+            assert report.npu is not None
+            best = ms = report.npu["ms_per_frame"]
+            reached = ms <= bar and report.npu["cpu_ops"] == 0
+            gigamacs = (report.macs or 0) / 1e9
+            yield Row(
+                f"{name}, {shape[0]}×{shape[1]} to twice that, ethos-u85-2048, Vela's estimate; peer FSRCNN as published",
+                round(ms, 2),
+                "ms/frame",
+                round(published["ms"], 1),
+                round(published["ms"] / ms, 1),
+                f"≤ {bar} ms, nothing on the CPU",
+                reached,
+                "" if reached else f"{report.npu['cpu_ops']} operators on the CPU, {ms:.1f} ms",
+                {
+                    "npu": dict(report.npu),
+                    "lowerings": list(report.lowerings),
+                    "roofline_ms": round(gigamacs / 2.048, 2),
+                    "roofline": f"{gigamacs:.1f} GMAC of the file at 2048 a cycle, 1 GHz",
+                    **fsrcnn,
+                },
             )
-        fsrcnn = zoo.load("fsrcnn-x2") if "fsrcnn-x2" in zoo.list_models() else models.FSRCNN(2)
-        reports["FSRCNN"] = export.save(
-            fsrcnn, Path(folder) / "fsrcnn.tflite", calibration=calibration_at(shape), **target
-        )
-    figures = {label: report.npu for label, report in reports.items()}
-
-    def row(label, bar):
-        npu, fps_ratio = figures[label], figures["FSRCNN"]["ms_per_frame"] / figures[label]["ms_per_frame"]
-        ms, reached = npu["ms_per_frame"], npu["ms_per_frame"] <= bar and npu["cpu_ops"] == 0
-        return Row(
-            f"{label} ({names[label]}), 1080p to 4K, ethos-u85-2048, Vela's estimate",
-            round(ms, 2),
-            "ms/frame",
-            round(figures["FSRCNN"]["ms_per_frame"], 1),
-            round(fps_ratio, 1),
-            f"≤ {bar} ms, nothing on the CPU",
-            reached,
-            "" if reached else "see the note",
-            {"npu": dict(npu), "lowerings": reports[label].lowerings, "fsrcnn": dict(figures["FSRCNN"])},
-        )
-
-    yield row("M5 ReLU", 52)
-    yield row("ours for NPUs", 40)
-    ratio = figures["FSRCNN"]["ms_per_frame"] / figures["ours for NPUs"]["ms_per_frame"]
+    ratio = published["ms"] / best
     yield Row(
-        "frame rate of ours for NPUs against FSRCNN's",
-        round(1e3 / figures["ours for NPUs"]["ms_per_frame"], 1),
+        "frame rate of sesr-npu6-x2.int8 against FSRCNN's as published, ethos-u85-2048, Vela's estimate",
+        round(1e3 / best, 1),
         "frames/s",
-        round(1e3 / figures["FSRCNN"]["ms_per_frame"], 2),
+        round(1e3 / published["ms"], 2),
         round(ratio, 1),
         "≥ 15×",
         ratio >= 15,
-        "" if ratio >= 15 else "see the note",
+        "" if ratio >= 15 else "FSRCNN is faster here than assumed",
+        {"against_fsrcnn_rewritten": round(rewritten["ms"] / best, 1), **fsrcnn},
     )
 
 

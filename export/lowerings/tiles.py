@@ -18,10 +18,9 @@ from keras_efficient.export.lowerings.row_phases import (
     RowPhases,
     Shuffle,
     find_shuffle,
-    group_pixels,
 )
 
-__all__ = ["ImageNetwork", "find_image_network", "in_tiles", "with_row_phases"]
+__all__ = ["ImageNetwork", "find_image_network", "in_tiles", "margin", "with_row_phases"]
 
 _WINDOWED = ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D")
 
@@ -132,12 +131,6 @@ def in_tiles(graph: Graph, network: ImageNetwork, tile: tuple[int, int], method:
     joined = builder.concatenate(bands, 1)
     result = builder.reshape(joined, graph.tensor(graph.outputs[0]).shape)
     return builder.finish({graph.outputs[0]: result})
-
-
-def tile_columns(network: ImageNetwork, width: int, count: int) -> int:
-    """Width of a tile so that `count` of them cover the image and their edges fall on groups of 16 numbers."""
-    step = group_pixels(network.shuffle.run) if network.shuffle else 1
-    return min(width, ceil(width / count / step) * step)
 
 
 def margin(network: ImageNetwork, method: PhaseMethod | None) -> int:
