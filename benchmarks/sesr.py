@@ -291,7 +291,7 @@ def npu(quick: bool) -> Iterator[Row]:
             reached = ms <= bar and report.npu["cpu_ops"] == 0
             gigamacs = (report.macs or 0) / 1e9
             yield Row(
-                f"{name}, {shape[0]}×{shape[1]} to twice that, ethos-u85-2048, Vela's estimate; peer FSRCNN as published",
+                f"{name}, {shape[0]}×{shape[1]} ×2, ethos-u85-2048, Vela's estimate; peer FSRCNN as published",
                 round(ms, 2),
                 "ms/frame",
                 round(published["ms"], 1),

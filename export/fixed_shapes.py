@@ -29,7 +29,7 @@ def fix_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         graph = Graph.from_bytes(path.read_bytes())
         if not graph.single:
             return False
-        folded = rebuild(graph, lambda builder, op, _, at=sizes, of=graph: _folded(builder, of, op, at))
+        folded = rebuild(graph, _fold_rule(graph, sizes))
         if folded is None:
             break
         path.write_bytes(folded.to_bytes())
@@ -46,6 +46,12 @@ def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int,
     from keras_efficient.export.runtime import LiteRTModel
 
     return LiteRTModel(path, delegate=False).tensor_shapes(shapes)
+
+
+def _fold_rule(
+    graph: Graph, sizes: Sequence[tuple[int, ...]]
+) -> Callable[[Builder, Op, Mapping[int, int]], int | None]:
+    return lambda builder, op, values: _folded(builder, graph, op, sizes)
 
 
 def _folded(builder: Builder, graph: Graph, op: Op, sizes: Sequence[tuple[int, ...]]) -> int | None:

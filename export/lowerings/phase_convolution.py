@@ -45,14 +45,15 @@ def _rewritten(graph: Graph, builder: Builder, op: Op, values: Mapping[int, int]
     scales = np.resize(np.asarray(weights.scales, np.float64), filters)
     if len(op.inputs) > 3 and op.inputs[3] >= 0:
         old_bias = graph.tensor(op.inputs[3])
+        assert old_bias.data is not None
         values_of_bias, bias_scales = old_bias.data, np.resize(np.asarray(old_bias.scales, np.float64), filters)
     else:
         values_of_bias = np.zeros(weights.shape[0], np.int64 if source.dtype == "int16" else np.int32)
         bias_scales = scales * source.scales[0]
     inputs = [
         values[op.inputs[2]],
-        builder.array(kernel, scales, name="phases"),
-        builder.array(np.resize(values_of_bias, filters), bias_scales, name="phases_bias"),
+        builder.array(kernel, scales.tolist(), name="phases"),
+        builder.array(np.resize(values_of_bias, filters), bias_scales.tolist(), name="phases_bias"),
     ]
     options = builder.options("Conv2D", padding=0, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
     options.fusedActivationFunction = getattr(op.options, "fusedActivationFunction", 0)

@@ -6,7 +6,7 @@ tiles as high as the image, Vela chains all layers of a tile in SRAM, row by row
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -92,7 +92,7 @@ def _reach(graph: Graph, op: Op, size: tuple[int, ...]) -> tuple[int, int, int, 
 def with_row_phases(graph: Graph, choose: Callable[[Shuffle], PhaseMethod]) -> Graph | None:
     """Every depth-to-space, wherever it is, as row phases; `None` where there is none."""
 
-    def rule(builder: Builder, op: Op, values: dict[int, int]) -> int | None:
+    def rule(builder: Builder, op: Op, values: Mapping[int, int]) -> int | None:
         shuffle = find_shuffle(graph, op)
         if shuffle is None or graph.tensor(shuffle.source).shape[0] != 1:
             return None

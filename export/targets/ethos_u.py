@@ -7,7 +7,7 @@ need no second calibration; the file that Vela was given is the one that is veri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -220,9 +220,13 @@ def _whole(graph: Graph, names: tuple[str, ...]) -> Iterator[Layout]:
     own = {shuffle.source: list(phase_methods(graph, shuffle)) for shuffle in shuffles}
     for number in range(max(map(len, own.values()))):
         chosen = {source: methods[min(number, len(methods) - 1)] for source, methods in own.items()}
-        rewritten = with_row_phases(graph, lambda shuffle, chosen=chosen: chosen[shuffle.source])
+        rewritten = with_row_phases(graph, _chooser(chosen))
         labels = dict.fromkeys(method.name for method in chosen.values())
         yield Layout((*names, *labels), graph if rewritten is None else rewritten)
+
+
+def _chooser(methods: Mapping[int, PhaseMethod]) -> Callable[[Shuffle], PhaseMethod]:
+    return lambda shuffle: methods[shuffle.source]
 
 
 def _methods(graph: Graph, network: ImageNetwork) -> list[PhaseMethod | None]:

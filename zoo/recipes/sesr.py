@@ -222,6 +222,7 @@ def _exports(model, recipe: Recipe, data: Path):
                 samples=photos[:8],
             )
         note = "calibrated on 96 crops of training pictures" if precision == "int8" else None
+        assert report.max_error is not None  # verified files have one
         yield Export(target, precision, report.bytes, report.max_error, report.sqnr_db, note)
 
 
