@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 from keras import ops
+from keras.quantizers import fake_quant_with_min_max_vars as fake_quant
 
 __all__ = ["FakeQuantize", "fake_quantize_kernel"]
 
@@ -31,8 +32,9 @@ class FakeQuantize(keras.layers.Layer):
     ```
 
     In training the range follows the batches' extremes by a moving average; in inference it stands still. The gradient
-    passes inside the range and stops outside. `deploy()` gives an identity: an integer file takes its ranges from the
-    calibration data, which this layer has taught the network to live with.
+    passes inside the range and stops outside. `deploy()` gives Keras' own
+    `keras.quantizers.fake_quant_with_min_max_vars` with the learned range, which an int8 file takes over: it rounds as
+    the network was trained to be rounded.
 
     Args:
         bits: Integer. 8 as in int8 files, 16 for int16x8.
@@ -63,6 +65,7 @@ class FakeQuantize(keras.layers.Layer):
         self.maximum = maximum
 
     def build(self, input_shape):
+        self._shape = tuple(input_shape)
         options = {"trainable": False, "dtype": self.variable_dtype, "autocast": False}
         low, high = (0.0, 0.0) if self.minimum is None else (self.minimum, self.maximum)
         self.range_min = self.add_weight(name="range_min", shape=(), initializer=_constant(low), **options)
@@ -72,29 +75,29 @@ class FakeQuantize(keras.layers.Layer):
     def call(self, inputs, training=False):
         if training and self.minimum is None:
             self._follow(ops.cast(inputs, self.variable_dtype))
-        levels = 2**self.bits - 1
-        # Zero must be one of the levels (padding is zero), so the range is widened to hold it.
-        low = ops.minimum(ops.convert_to_tensor(self.range_min), 0.0)
-        high = ops.maximum(ops.convert_to_tensor(self.range_max), 0.0)
-        scale = ops.maximum(high - low, 1e-6) / levels
-        zero = ops.round(-low / scale)
-        values = ops.cast(inputs, self.variable_dtype)
-        steps = ops.clip(_round_straight_through(values / scale) + zero, 0, levels)
-        return ops.cast((steps - zero) * scale, self.compute_dtype)
+        rounded = fake_quant(ops.cast(inputs, self.variable_dtype), *self._range(), num_bits=self.bits)
+        return ops.cast(rounded, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def deploy(self):
-        """A stock identity: rounding belongs to the integer file."""
-        identity = keras.layers.Identity(name=self.name, dtype=self.variable_dtype)
-        identity.build(())
-        return identity
+        """A model of one stock operation that holds the range; an identity where `bits` is not the operation's 8."""
+        inputs = keras.Input(batch_shape=(None, *self._shape[1:]), dtype=self.variable_dtype)
+        if self.bits != 8:
+            return keras.Model(inputs, keras.layers.Identity()(inputs), name=self.name)
+        low, high = (float(ops.convert_to_numpy(end)) for end in self._range())
+        return keras.Model(inputs, fake_quant(inputs, low, high), name=self.name)
 
     def get_config(self):
         config = super().get_config()
         config.update(bits=self.bits, momentum=self.momentum, minimum=self.minimum, maximum=self.maximum)
         return config
+
+    def _range(self):
+        """Zero must be one of the levels (padding is zero), so the range is widened to hold it."""
+        low = ops.minimum(ops.convert_to_tensor(self.range_min), 0.0)
+        return low, ops.maximum(ops.convert_to_tensor(self.range_max), low + 1e-6)
 
     def _follow(self, inputs):
         low, high = ops.stop_gradient(ops.min(inputs)), ops.stop_gradient(ops.max(inputs))

@@ -92,7 +92,8 @@ def SESR(
         return FakeQuantize(name=f"{name}_int8")(x) if int8_aware else x
 
     image = keras.Input((*input_shape, channels), name="y" if channels == 1 else "rgb")
-    first = CollapsibleLinearBlock(features, 5, residual=False, name="first", **block_options)(image)
+    y = FakeQuantize(minimum=0.0, maximum=1.0, name="image_int8")(image) if int8_aware else image
+    first = CollapsibleLinearBlock(features, 5, residual=False, name="first", **block_options)(y)
     first = rounded(first, "first")
     x = first
     for index in range(depth):
@@ -104,9 +105,9 @@ def SESR(
     x = rounded(layers.Add(name="feature_residual")([x, first]), "feature_residual")
     x = CollapsibleLinearBlock(channels * scale**2, 5, residual=False, name="last", **block_options)(x)
     x = rounded(x, "last")
-    x = layers.Add(name="image_residual")([x, repeat_channels(image, scale**2)])
+    x = layers.Add(name="image_residual")([x, repeat_channels(y, scale**2)])
     # Clipping comes before the shuffle: the same pixels, and the NPU's row phases keep it inside a convolution.
-    x = layers.ReLU(max_value=1.0, name="clip")(x)
+    x = clip(int8_aware)(x)
     x = ops.depth_to_space(x, scale)
     model_name = name or f"sesr_{variant}_x{scale}"
     return keras.Model(image, layers.Identity(name="upscaled")(x), name=model_name)
@@ -117,6 +118,13 @@ def repeat_channels(image, times):
     if image.shape[-1] == 1:
         return image
     return layers.Concatenate(name="image_under_each_phase")([image] * times)
+
+
+def clip(int8_aware):
+    """Between 0 and 1; in integers the ends of the range clip, and their steps are those of 8-bit pixels."""
+    if int8_aware:
+        return FakeQuantize(minimum=0.0, maximum=1.0, name="clip")
+    return layers.ReLU(max_value=1.0, name="clip")
 
 
 def _activation(kind, name):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_efficient.layers import CollapsibleLinearBlock, FakeQuantize
+from keras_efficient.models.sesr import clip
 
 __all__ = ["SESRNPU"]
 
@@ -65,14 +66,12 @@ def SESRNPU(
     image = keras.Input((*input_shape, 1), name="y")
     first = CollapsibleLinearBlock(features, 5, residual=False, name="first", **options)
     last = CollapsibleLinearBlock(scale**2, last_kernel_size, residual=False, name="last", **options)
-    x = activated(first(image), "first")
+    y = FakeQuantize(minimum=0.0, maximum=1.0, name="image_int8")(image) if int8_aware else image
+    x = activated(first(y), "first")
     for index in range(depth):
         x = CollapsibleLinearBlock(features, 3, residual=True, name=f"body_{index}", **options)(x)
         x = activated(x, f"body_{index}")
-    x = last(x)
-    if int8_aware:
-        x = FakeQuantize(minimum=0.0, maximum=1.0, name="last_int8")(x)
-    x = layers.ReLU(max_value=1.0, name="clip")(x)
+    x = clip(int8_aware)(last(x))
     x = ops.depth_to_space(x, scale)
     model = keras.Model(image, layers.Identity(name="upscaled")(x), name=name or f"sesr_npu{depth}_x{scale}")
     _start_with_the_image(first, last)
