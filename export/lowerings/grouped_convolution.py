@@ -1,19 +1,49 @@
-"""Grouped convolutions as one convolution a group.
+"""Grouped convolutions as depthwise ones where every channel is a group, else as one convolution a group.
 
 Keras compiles a grouped convolution with XLA on a CPU; tf2onnx leaves the compiled function in the graph as a node that
-ONNX does not have, and writes the file all the same.
+ONNX does not have, and writes the file all the same. A depthwise convolution is also what NPUs know.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_efficient.export.lowerings import Lowering, rebuild_if
 
-__all__ = ["SPLIT_GROUPED_CONVOLUTIONS", "split_grouped_convolutions"]
+__all__ = [
+    "DEPTHWISE_CONVOLUTIONS",
+    "SPLIT_GROUPED_CONVOLUTIONS",
+    "depthwise_convolutions",
+    "split_grouped_convolutions",
+]
 
 _CLASSES = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+
+
+def depthwise_convolutions(model: keras.Model) -> keras.Model:
+    """Every 1-D or 2-D convolution with one group a channel (and equal strides) as a depthwise convolution."""
+    return rebuild_if(model, _is_depthwise, _depthwise)
+
+
+def _is_depthwise(layer: Any) -> bool:
+    if not isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D)) or layer.groups == 1:
+        return False
+    return layer.kernel.shape[-2] == 1 and len(set(layer.strides)) == 1
+
+
+def _depthwise(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Output channel ``c·m + j`` belongs to input channel c in both: the kernel's last axis is cut into (c, m)."""
+    config, kernel = layer.get_config(), np.asarray(layer.kernel)
+    kind = keras.layers.DepthwiseConv1D if layer.rank == 1 else keras.layers.DepthwiseConv2D
+    kept = ("kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation", "use_bias")
+    twin = kind(**{key: config[key] for key in kept}, depth_multiplier=layer.filters // layer.groups, name=layer.name)
+    twin.build((None, *[None] * layer.rank, layer.groups))
+    kernel = kernel.reshape(*kernel.shape[:-2], layer.groups, -1)
+    twin.set_weights([kernel, *([np.asarray(layer.bias)] if layer.use_bias else [])])
+    return twin
 
 
 def split_grouped_convolutions(model: keras.Model) -> keras.Model:
@@ -41,6 +71,14 @@ def _split(layer: keras.layers.Layer) -> keras.Model:
         result = keras.layers.Activation(layer.activation, name=f"{layer.name}_activation")(result)
     return keras.Model(inputs, result, name=layer.name)
 
+
+DEPTHWISE_CONVOLUTIONS = Lowering(
+    name="depthwise-convolutions",
+    function=depthwise_convolutions,
+    targets=("tflite", "ethos-u*", "onnx"),
+    equality="rounding",
+    summary="a convolution with one group a channel becomes a depthwise convolution",
+)
 
 SPLIT_GROUPED_CONVOLUTIONS = Lowering(
     name="split-grouped-convolutions",

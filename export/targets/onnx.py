@@ -31,9 +31,9 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     from keras_efficient.export.lowerings import apply
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
-    from keras_efficient.export.lowerings.grouped_convolution import SPLIT_GROUPED_CONVOLUTIONS
+    from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS
 
-    yield Lowered(*apply(model, [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, SPLIT_GROUPED_CONVOLUTIONS]))
+    yield Lowered(*apply(model, [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:

@@ -44,12 +44,13 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     """The lowerings that a precision needs, in order, but for those in `without`."""
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
+    from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS
     from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
     from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
 
-    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING]
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS]
     if request.precision in CALIBRATED:
         needed += [PRELU_AS_RELU, UNROLLED_RECURRENCE]
     if request.precision == "int8":

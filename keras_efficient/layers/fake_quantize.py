@@ -31,8 +31,9 @@ class FakeQuantize(keras.layers.Layer):
     outputs = (clip(round(inputs / scale) + zero, 0, 2^bits − 1) − zero) · scale
     ```
 
-    In training the range follows the batches' extremes by a moving average; in inference it stands still. The gradient
-    passes inside the range and stops outside. `deploy()` gives Keras' own
+    The range is the moving average of the batches' extremes (it stands still in inference) times a learned factor: rare
+    large values are worth clipping where that makes the steps finer. The gradient passes inside the range and stops
+    outside. `deploy()` gives Keras' own
     `keras.quantizers.fake_quant_with_min_max_vars` with the learned range, which an int8 file takes over: it rounds as
     the network was trained to be rounded.
 
@@ -70,6 +71,10 @@ class FakeQuantize(keras.layers.Layer):
         low, high = (0.0, 0.0) if self.minimum is None else (self.minimum, self.maximum)
         self.range_min = self.add_weight(name="range_min", shape=(), initializer=_constant(low), **options)
         self.range_max = self.add_weight(name="range_max", shape=(), initializer=_constant(high), **options)
+        self.factor = None
+        if self.minimum is None:
+            options["trainable"] = True
+            self.factor = self.add_weight(name="factor", shape=(), initializer="ones", **options)
         self.built = True
 
     def call(self, inputs, training=False):
@@ -85,9 +90,11 @@ class FakeQuantize(keras.layers.Layer):
         """A model of one stock operation that holds the range; an identity where `bits` is not the operation's 8."""
         inputs = keras.Input(batch_shape=(None, *self._shape[1:]), dtype=self.variable_dtype)
         if self.bits != 8:
-            return keras.Model(inputs, keras.layers.Identity()(inputs), name=self.name)
+            return keras.Model(inputs, keras.layers.Identity(name="unrounded")(inputs), name=self.name)
         low, high = (float(ops.convert_to_numpy(end)) for end in self._range())
-        return keras.Model(inputs, fake_quant(inputs, low, high), name=self.name)
+        outputs = fake_quant(inputs, low, high)
+        outputs._keras_history.operation.name = "rounded"  # Keras would number it anew at every call
+        return keras.Model(inputs, outputs, name=self.name)
 
     def get_config(self):
         config = super().get_config()
@@ -97,7 +104,8 @@ class FakeQuantize(keras.layers.Layer):
     def _range(self):
         """Zero must be one of the levels (padding is zero), so the range is widened to hold it."""
         low = ops.minimum(ops.convert_to_tensor(self.range_min), 0.0)
-        return low, ops.maximum(ops.convert_to_tensor(self.range_max), low + 1e-6)
+        high = ops.maximum(ops.convert_to_tensor(self.range_max), low + 1e-6)
+        return (low, high) if self.factor is None else (low * self.factor, high * self.factor)
 
     def _follow(self, inputs):
         low, high = ops.stop_gradient(ops.min(inputs)), ops.stop_gradient(ops.max(inputs))

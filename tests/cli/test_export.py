@@ -70,7 +70,9 @@ def test_ctrl_c_leaves_nothing_behind(keras_file, tmp_path):
     command = [sys.executable, "-P", "-m", "keras_efficient.cli", "-v", "export", str(keras_file)]
     command += ["-o", str(tmp_path / "a.tflite"), "--precision", "int8", "--calibration", str(PHOTOS)]
     command += ["--input-shape", "512x512"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path)) as process:
+    # A background job's children inherit an ignored SIGINT, which Python would keep.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path), **heeding) as process:
         for line in process.stderr:
             if "converting" in line:
                 break

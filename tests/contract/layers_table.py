@@ -75,6 +75,5 @@ LAYERS = (
         name="FakeQuantize",
         make=lambda **k: layers.FakeQuantize(minimum=-4.0, maximum=4.0, **k),
         input_shape=(None, None, 3),
-        approximates="rounding belongs to the integer file",
     ),
 )

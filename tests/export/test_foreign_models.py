@@ -25,7 +25,7 @@ APPLICATIONS = {  # family: (constructor, smallest side)
     "xception": (lambda **k: keras.applications.Xception(**k), 71),
     "nasnet": (lambda **k: keras.applications.NASNetMobile(**k), 32),
     "vgg": (lambda **k: keras.applications.VGG16(**k), 32),
-    "convnext": (lambda **k: keras.applications.ConvNeXtTiny(**k), 32),
+    "convnext": (lambda **k: keras.applications.ConvNeXtTiny(**k), 64),  # 32: tf2onnx errs at the 1×1 image, refused
 }
 FAST = ("mobilenet_v2",)
 
@@ -114,7 +114,7 @@ def sequential() -> keras.Model:
 
 def many_ports() -> keras.Model:
     image, ids = keras.Input((8, 8, 3), name="image"), keras.Input((4,), dtype="int32", name="ids")
-    x = L.GlobalAveragePooling2D(2)(L.Conv2D(6, 3, groups=3)(image))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(6, 3, groups=3)(image))
     x = L.Concatenate()([x, L.Flatten()(L.Embedding(20, 3)(ids))])
     logits = L.Dense(5, name="dense")(x)
     outputs = {"scores": ops.softmax(logits), "best": ops.argmax(logits, axis=-1), "extra": [x, L.Dense(2)(x)]}

@@ -12,7 +12,7 @@ from keras import layers as L
 
 from keras_efficient import export
 from keras_efficient.errors import ConversionError, FileProblem
-from keras_efficient.export.lowerings.grouped_convolution import split_grouped_convolutions
+from keras_efficient.export.lowerings.grouped_convolution import depthwise_convolutions, split_grouped_convolutions
 from keras_efficient.export.targets import onnx as target
 
 
@@ -87,6 +87,24 @@ def test_grouped_convolution_lowering_is_equal(layer, shape):
     layer.set_weights([generator.normal(0, 1, w.shape) for w in layer.get_weights()])
     lowered = split_grouped_convolutions(model)
     assert all(getattr(inner, "groups", 1) == 1 for inner in lowered._flatten_layers())
+    x = generator.normal(0, 1, (2, *shape)).astype("float32")
+    np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (L.Conv2D(8, 3, groups=4, strides=2, padding="same", activation="relu"), (9, 8, 4)),
+        (L.Conv1D(4, 3, groups=4, use_bias=False, dilation_rate=2), (9, 4)),
+    ],
+)
+def test_depthwise_lowering_is_equal(layer, shape):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    generator = np.random.default_rng(0)
+    layer.set_weights([generator.normal(0, 1, w.shape) for w in layer.get_weights()])
+    lowered = depthwise_convolutions(model)
+    assert "Depthwise" in type(lowered.layers[-1]).__name__
     x = generator.normal(0, 1, (2, *shape)).astype("float32")
     np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
 

@@ -67,6 +67,8 @@ def test_int8_aware_training_deploys_to_stock_layers_near_the_float_model():
     error = np.abs(rounded - whole)
     assert 0 < error.max() < 0.1, "fake quantisation must round, and not more than a few steps"
     deployed = deploy(aware)
-    assert not any(type(layer).__module__.startswith("keras_efficient") for layer in deployed.layers)
-    # Only the kernels keep their rounding.
-    assert np.abs(ops.convert_to_numpy(deployed(y)) - whole).mean() <= error.mean()
+    assert not any(type(layer).__module__.startswith("keras_efficient") for layer in deployed._flatten_layers())
+    # A sum that falls between two steps may round to either side once in a while.
+    difference = np.abs(ops.convert_to_numpy(deployed(y)) - rounded)
+    assert np.mean(difference > 1e-5) < 0.01
+    assert difference.max() < 3 / 255

@@ -44,7 +44,7 @@ _LONG = Schedule(60_000, peak_rate=2.5e-3)
 _NPU = Schedule(25_000, peak_rate=2.5e-3, batch=9)
 _WARM = Schedule(12_000, peak_rate=1.5e-3, batch=9)
 _TUNE = Schedule(8_000, peak_rate=1e-3, batch=9)
-_INT8 = Schedule(5_000, peak_rate=6e-4, batch=9, squared_share=1.0)
+_INT8 = Schedule(8_000, peak_rate=1e-3, batch=9, squared_share=1.0)
 
 RECIPES = {
     "sesr-m5-x2": Recipe("SESR", _sesr("m5", 2), _LONG, patch=48),
