@@ -33,7 +33,8 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS
 
-    yield Lowered(*apply(model, [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]))
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]
+    yield Lowered(*apply(model, needed))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def many_ports() -> keras.Model:
     image, ids = keras.Input((8, 8, 3), name="image"), keras.Input((4,), dtype="int32", name="ids")
     x = L.GlobalAveragePooling2D()(L.Conv2D(6, 3, groups=3)(image))
     x = L.Concatenate()([x, L.Flatten()(L.Embedding(20, 3)(ids))])
-    logits = L.Dense(5, name="dense")(x)
+    logits = L.Dense(5, name="logits")(x)
     outputs = {"scores": ops.softmax(logits), "best": ops.argmax(logits, axis=-1), "extra": [x, L.Dense(2)(x)]}
     return keras.Model({"image": image, "ids": ids}, outputs, name="many_ports")
 

@@ -125,6 +125,16 @@ def test_trap_12_an_invalid_onnx_file_is_refused(small_model, tmp_path):
         target.check(tmp_path / "m.onnx", small_model, request())
 
 
+def test_trap_12_a_wrong_transposition_is_found_out(tmp_path):
+    """tf2onnx's optimiser loses a transposition between layers of a 1×1 image: a valid file with wrong values."""
+    inputs = keras.Input((1, 1, 16), name="image")
+    x = L.LayerNormalization()(L.DepthwiseConv2D(3, padding="same")(inputs))
+    model = keras.Model(inputs, inputs + L.Dense(16)(L.Dense(32, activation="gelu")(x)))
+    with pytest.raises((ConversionError, VerificationError), match="has shape|does not match"):
+        export.save(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_trap_13_int16_with_a_shuffle(saved):
     """The converter has no 16-bit DEPTH_TO_SPACE."""
     _, report = saved("int16x8")
