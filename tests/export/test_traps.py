@@ -130,7 +130,7 @@ def test_trap_12_a_wrong_transposition_is_found_out(tmp_path):
     inputs = keras.Input((1, 1, 16), name="image")
     x = L.LayerNormalization()(L.DepthwiseConv2D(3, padding="same")(inputs))
     model = keras.Model(inputs, inputs + L.Dense(16)(L.Dense(32, activation="gelu")(x)))
-    with pytest.raises((ConversionError, VerificationError), match="has shape|does not match"):
+    with pytest.raises((ConversionError, VerificationError), match=r"has shape|does not match"):
         export.save(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -209,8 +209,8 @@ def _exports(model, recipe: Recipe, data: Path):
     from keras_efficient.zoo.schema import Export
 
     photos = calibration(data, recipe.arguments.get("scale", 2))
-    wanted = [("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8")]
-    for target, precision in wanted if recipe.arguments.get("int8_aware") else wanted[:2]:
+    rounding = recipe.arguments.get("int8_aware")
+    for target, precision in [("tflite", "int8")] if rounding else [("tflite", "float32"), ("onnx", "float32")]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model.{target}"
             # Where an integer file rounds differs from where a float one does, so photos serve as samples for both.
