@@ -86,10 +86,13 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
 
     from keras_efficient.export import lowerings
     from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
+    from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
 
-    yield from tflite.lower(model, request)
+    # Transposed convolutions are taken apart in the quantised file, where both ways are tried.
+    kept = (CONVOLUTION_AND_SHUFFLE,)
+    yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
     if any(isinstance(layer, keras.layers.PReLU) for layer in lowerings.operations(model)):
-        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=(PRELU_AS_RELU,))))
+        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=(PRELU_AS_RELU, *kept))))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:

@@ -47,10 +47,11 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS
     from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
     from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
+    from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
 
-    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS]
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
     if request.precision in CALIBRATED:
         needed += [PRELU_AS_RELU, UNROLLED_RECURRENCE]
     if request.precision == "int8":
