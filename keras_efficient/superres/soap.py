@@ -23,8 +23,8 @@ class SOAP(keras.optimizers.Optimizer):
     ```
 
     Vectors, and sides of a matrix longer than `largest_side`, keep the plain basis; with both plain it is Adam. For
-    networks of some ten thousand weights the algebra is small beside the convolutions, and each step is worth more:
-    SESR-M5 reaches in 1,500 steps what Adam reaches in 2,000.
+    networks of some ten thousand weights the algebra is small beside the convolutions, and each step is worth more
+    (short trials on SESR-M5, one run each: `docs/decisions.md`).
 
     Args:
         learning_rate: Float or schedule.
