@@ -31,9 +31,10 @@ def networks() -> dict[str, Any]:
 
     return {
         "SESR-M5 as published, ReLU": models.SESR(2, "m5", activation="relu"),
-        "SESR-NPU, depth 4": models.SESRNPU(2, 4),
+        "SESR-NPU, depth 3, 2:4 sparse": models.SESRNPU(2, 3, sparsity="2:4"),
+        "SESR-NPU, depth 5": models.SESRNPU(2, 5),
         "SESR-NPU, depth 6": models.SESRNPU(2, 6),
-        "SESR-NPU, depth 8": models.SESRNPU(2, 8),
+        "SESR-NPU, depth 7": models.SESRNPU(2, 7),
         "FSRCNN": models.FSRCNN(2),
     }
 

@@ -40,7 +40,7 @@ def main(out: Path, target: str, input_shape: tuple[int, int]) -> export.Report:
         out / f"{MODEL}-{target}.tflite",
         target=target,
         precision="int8",
-        calibration=PHOTOS,
+        calibration=superres.calibration(PHOTOS),
         input_shape=input_shape,
         overwrite=True,
     )

@@ -89,7 +89,7 @@ def save(
     checked_samples, sample_notes = _samples(model, request, samples)
     with _scratch_folder() as folder:
         request.on_progress("deploying the model")
-        deployed = _deploy(model)
+        deployed = _deploy(model, request.precision)
         built = _build(deployed, request, folder)
         request.on_progress("verifying the file")
         run = request.target.open(built.runnable, None)
@@ -235,10 +235,26 @@ def _samples(model: keras.Model, request: Request, given: Any) -> tuple[list[Any
     )
 
 
-def _deploy(model: keras.Model) -> keras.Model:
+def _deploy(model: keras.Model, precision: str) -> keras.Model:
     from keras_efficient.deploy import deploy
 
-    return deploy(model)
+    deployed = deploy(model)
+    if precision != "int8" and any(type(operation).__name__ in _FAKE_QUANTISED for operation in _operations(deployed)):
+        raise WrongArgument(
+            f"This model rounds as an int8 file does (fake quantisation), which a {precision} file cannot repeat.",
+            hint="Export it with precision 'int8', or export the float model that it was made from.",
+        )
+    return deployed
+
+
+_FAKE_QUANTISED = ("FakeQuantWithMinMaxVars",)
+
+
+def _operations(model: keras.Model) -> Iterator[keras.Operation]:
+    """Every operation of a model, those inside of its sub-models as well."""
+    for operation in getattr(model, "_operations", None) or getattr(model, "layers", ()):
+        yield operation
+        yield from _operations(operation)
 
 
 def _build(deployed: keras.Model, request: Request, folder: Path) -> Built:

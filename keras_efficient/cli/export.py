@@ -75,13 +75,18 @@ def _export(name: str, output: Path, target: str | None, precision: str | None, 
     precision = precision or chosen.precisions[0]
     _refuse_early(chosen, precision, output, request)
     model = open_keras(name)
+    metadata = metadata_of(name, model)
+    if request["calibration"] is not None and "halo" in metadata:
+        from keras_efficient.superres import calibration
+
+        request["calibration"] = calibration(request["calibration"], channels=model.input_shape[-1])
     with out.stages("exporting") as show, out.hushed():
         return exporting.save(
             model,
             output,
             target=chosen.name,
             precision=precision,
-            metadata=metadata_of(name, model),
+            metadata=metadata,
             on_progress=show,
             **request,
         )

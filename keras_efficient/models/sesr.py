@@ -98,9 +98,10 @@ def SESR(
     x = first
     for index in range(depth):
         x = CollapsibleLinearBlock(features, 3, residual=True, name=f"body_{index}", **block_options)(x)
-        if activation == "prelu":  # an integer file holds this tensor too; a ReLU is part of the convolution
-            x = rounded(x, f"body_{index}_linear")
-        x = _activation(activation, f"body_{index}_activation")(x)
+        if activation == "prelu" and int8_aware:
+            x = _prelu_of_integers(x, f"body_{index}")
+        else:
+            x = _activation(activation, f"body_{index}_activation")(x)
         x = rounded(x, f"body_{index}")
     x = rounded(layers.Add(name="feature_residual")([x, first]), "feature_residual")
     x = CollapsibleLinearBlock(channels * scale**2, 5, residual=False, name="last", **block_options)(x)
@@ -125,6 +126,16 @@ def clip(int8_aware):
     if int8_aware:
         return FakeQuantize(minimum=0.0, maximum=1.0, name="clip")
     return layers.ReLU(max_value=1.0, name="clip")
+
+
+def _prelu_of_integers(x, name):
+    """`x + relu((slope − 1)·x)`: the steps in which an integer file computes a PReLU fast, each one rounded."""
+    x = FakeQuantize(name=f"{name}_linear_int8")(x)
+    initial = keras.initializers.Constant(0.25 - 1)
+    options = {"use_bias": False, "activation": "relu", "depthwise_initializer": initial}
+    bend = layers.DepthwiseConv2D(1, name=f"{name}_bend", **options)(x)
+    bend = FakeQuantize(name=f"{name}_bend_int8")(bend)
+    return layers.Add(name=f"{name}_activation")([x, bend])
 
 
 def _activation(kind, name):

@@ -12,6 +12,7 @@ Works on callables: a Keras model, what `keras_efficient.export.load` returned, 
 Importing this package imports neither Keras nor TensorFlow.
 """
 
+from keras_efficient.superres.calibration import calibration
 from keras_efficient.superres.colour import from_unit, rgb_to_y, rgb_to_ycbcr, to_unit, ycbcr_to_rgb
 from keras_efficient.superres.evaluation import Bicubic, Evaluation, ImageScore, Pair, evaluate, load_pairs
 from keras_efficient.superres.files import FolderReport, upscale_file, upscale_folder
@@ -31,6 +32,7 @@ __all__ = [
     "ImageScore",
     "Pair",
     "ReceptiveField",
+    "calibration",
     "evaluate",
     "from_unit",
     "imresize",

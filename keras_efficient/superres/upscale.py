@@ -14,7 +14,7 @@ from keras_efficient.superres.image import Image
 from keras_efficient.superres.resize import contributions, resample
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 
-__all__ = ["upscale", "upscale_pixels"]
+__all__ = ["planes_of", "upscale", "upscale_pixels"]
 
 Picture = TypeVar("Picture", np.ndarray, Image)
 
@@ -74,7 +74,7 @@ def upscale_pixels(pixels: np.ndarray, run: Runner, *, on_progress: Progress | N
     colour, alpha = (layered[:, :, :-1], to_unit(layered[:, :, -1])) if has_alpha else (layered, None)
     if alpha is not None and alpha.min() == 1:
         alpha = None  # opaque: the same pixels as without
-    planes = _planes(colour, run.channels)
+    planes = planes_of(colour, run.channels)
     if alpha is not None:
         _hide(planes[: run.channels], alpha)
 
@@ -126,7 +126,7 @@ def _colour_strip(large, chroma, count, enlarge, rows, opacity) -> np.ndarray:
     return ycbcr_to_rgb(ycbcr)
 
 
-def _planes(colour: np.ndarray, channels: int) -> np.ndarray:
+def planes_of(colour: np.ndarray, channels: int) -> np.ndarray:
     """What the model takes, then what is interpolated: Y or gray; Y, Cb, Cr; or R, G, B (float32, C×H×W)."""
     height, width, count = colour.shape
     planes = np.empty((max(count, channels), height, width), np.float32)

@@ -54,7 +54,7 @@ class LayerRow:
         return model
 
 
-_COLLAPSIBLE = ("expansion", "residual", "collapsed", "kernel_bits")
+_COLLAPSIBLE = ("expansion", "residual", "collapsed", "kernel_bits", "sparsity")
 
 LAYERS = (
     LayerRow(
@@ -68,6 +68,13 @@ LAYERS = (
         name="CollapsibleLinearBlock-strides-groups",
         make=lambda **k: layers.CollapsibleLinearBlock(8, (5, 2), strides=2, groups=2, expansion=8, **k),
         input_shape=(None, None, None, 4),
+        stock=keras.layers.Conv2D,
+        extra=_COLLAPSIBLE,
+    ),
+    LayerRow(
+        name="CollapsibleLinearBlock-sparse",
+        make=lambda **k: layers.CollapsibleLinearBlock(4, 3, padding="same", expansion=8, sparsity="2:4", **k),
+        input_shape=(None, None, None, 8),
         stock=keras.layers.Conv2D,
         extra=_COLLAPSIBLE,
     ),

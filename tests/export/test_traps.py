@@ -19,9 +19,10 @@ import tensorflow as tf
 from keras import layers as L
 
 from keras_efficient import export
-from keras_efficient.errors import CalibrationError, ConversionError, FileProblem, VerificationError
+from keras_efficient.errors import CalibrationError, ConversionError, FileProblem, VerificationError, WrongArgument
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.targets import tflite
+from keras_efficient.layers import FakeQuantize
 
 
 def request(precision: str = "float32") -> SimpleNamespace:
@@ -237,3 +238,13 @@ def test_a_layer_that_cannot_be_traced_is_named(tmp_path):
         with pytest.raises(ConversionError, match=r"Eager.*cannot be traced"):
             export.save(model, tmp_path / f"m{suffix}")
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_fake_quantised_model_is_refused_by_float_files(tmp_path):
+    """The converter would write a "float16" file of int8 operators, and an ONNX file that rounds otherwise."""
+    inputs = keras.Input((8, 8, 2))
+    outputs = FakeQuantize(minimum=-1.0, maximum=1.0)(keras.layers.Conv2D(2, 3)(inputs))
+    model = keras.Model(inputs, outputs)
+    for name, precision in (("a.tflite", "float32"), ("a.tflite", "float16"), ("a.onnx", "float32")):
+        with pytest.raises(WrongArgument, match="fake quantisation"):
+            export.save(model, tmp_path / name, precision=precision)

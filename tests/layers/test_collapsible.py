@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_efficient.layers import CollapsibleLinearBlock, FakeQuantize
 from keras_efficient.layers.fake_quantize import fake_quantize_kernel
+from keras_efficient.layers.sparsity import keep_largest
 
 pytestmark = pytest.mark.contract
 
@@ -143,6 +144,8 @@ def test_a_bias_inside_the_kernel_is_another_function():
         ({"residual": "yes"}, "residual"),
         ({"kernel_bits": 1}, "kernel_bits"),
         ({"lora_rank": 2}, "lora_rank"),
+        ({"sparsity": 0.5}, "sparsity"),
+        ({"sparsity": "4:4"}, "sparsity"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, text):
@@ -200,6 +203,20 @@ def test_kernel_bits_puts_the_deployed_kernel_on_a_grid():
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
     assert np.abs(steps).max() == pytest.approx(127, abs=1e-3)
     assert not np.allclose(kernel, build(filters=4, kernel_size=3, padding="same").deploy().get_weights()[0])
+
+
+def test_sparsity_keeps_the_largest_of_each_group():
+    dense = ops.convert_to_numpy(build(filters=4, kernel_size=3, padding="same").kernel)
+    sparse = ops.convert_to_numpy(build(filters=4, kernel_size=3, padding="same", sparsity="1:2").kernel)
+    pairs, kept = (kernel.reshape(3, 3, 2, 2, 4) for kernel in (dense, sparse))
+    assert (np.count_nonzero(kept, axis=3) == 1).all()
+    np.testing.assert_array_equal(np.abs(kept).sum(axis=3), np.abs(pairs).max(axis=3))
+    # As many are kept of equals.
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(keep_largest(np.ones((1, 1, 4, 1), "float32"), 2, 4)).ravel(), [1, 1, 0, 0]
+    )
+    with pytest.raises(ValueError, match="groups of 3"):
+        CollapsibleLinearBlock(4, 3, sparsity="2:3").build((None, 8, 8, 4))
 
 
 def test_fake_quantised_kernel_has_a_straight_through_gradient():

@@ -58,11 +58,13 @@ def test_shapes_and_range(build, scale, channels):
     assert model.output_shape == (None, None, None, channels)
 
 
-@pytest.mark.parametrize("build", [models.QuickSRNet, models.SESR])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("build", "channels"),
+    [(models.QuickSRNet, 1), (models.QuickSRNet, 3), (models.SESR, 1), (models.SESR, 3), (models.SESRNPU, 1)],
+)
 def test_the_image_lies_under_each_output_pixel(build, channels):
     """With zero linear parts, what is left of the network is nearest-neighbour upscaling, colour by colour."""
-    model = build(2, channels=channels)
+    model = build(2) if channels == 1 else build(2, channels=channels)
     for layer in model.layers:
         if isinstance(layer, CollapsibleLinearBlock):
             layer.project_kernel.assign(np.zeros(layer.project_kernel.shape))
@@ -74,20 +76,22 @@ def test_the_image_lies_under_each_output_pixel(build, channels):
     np.testing.assert_allclose(ops.convert_to_numpy(model(image)), expected, atol=1e-6)
 
 
-def test_npu_network_starts_near_the_image():
+def test_npu_network_has_two_sources_alone_the_last_block_and_the_image():
+    """No wide tensor waits for an addition: that is what the network is for."""
     model = models.SESRNPU(2, depth=3)
-    image = np.random.default_rng(0).random((1, 12, 12, 1)).astype("float32")
-    result = ops.convert_to_numpy(model(image))
-    assert result.shape == (1, 24, 24, 1)
-    for layer in model.layers:
-        if isinstance(layer, CollapsibleLinearBlock):
-            expand, project = layer.expand_kernel.numpy().copy(), layer.project_kernel.numpy().copy()
-            expand[..., 1:] = 0
-            if layer.name.startswith("body"):
-                project[:] = 0
-            layer.expand_kernel.assign(expand)
-            layer.project_kernel.assign(project)
-    np.testing.assert_allclose(ops.convert_to_numpy(model(image)), image.repeat(2, 1).repeat(2, 2), atol=1e-6)
+    added = [layer for layer in model.layers if isinstance(layer, keras.layers.Add)]
+    assert [layer.name for layer in added] == ["image_residual"]
+    assert [tensor.shape[-1] for tensor in added[0].input] == [4, 1]
+    kernels = deployed_kernels(models.SESRNPU(2, depth=3, last_kernel_size=5))
+    assert [kernel.shape for kernel in kernels] == [(5, 5, 1, 16), *[(3, 3, 16, 16)] * 3, (5, 5, 16, 4)]
+
+
+def test_a_sparse_npu_network_keeps_two_of_four_in_every_block_but_the_first():
+    first, *others = deployed_kernels(models.SESRNPU(2, depth=2, sparsity="2:4", int8_aware=True))
+    assert np.count_nonzero(first) > first.size * 0.9  # fake quantisation rounds a few to zero
+    for kernel in others:
+        kept = np.count_nonzero(kernel.reshape(*kernel.shape[:2], -1, 4, kernel.shape[3]), axis=3)
+        assert kept.max() == 2
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,7 @@ def test_npu_network_starts_near_the_image():
         (models.SESR, {"activation": "gelu"}),
         (models.SESRNPU, {"scale": 1}),
         (models.SESRNPU, {"depth": -1}),
+        (models.SESRNPU, {"sparsity": "4:2"}),
         (models.FSRCNN, {"scale": 1}),
         (models.QuickSRNet, {"variant": "tiny"}),
         (models.QuickSRNet, {"scale": 7}),

@@ -43,16 +43,19 @@ def _sesr(variant: str, scale: int, activation: str = "prelu", **options) -> dic
 _LONG = Schedule(60_000, peak_rate=2.5e-3)
 _NPU = Schedule(25_000, peak_rate=2.5e-3, batch=9)
 _WARM = Schedule(12_000, peak_rate=1.5e-3, batch=9)
+_LONGER = Schedule(24_000, peak_rate=2e-3, batch=9)
 _TUNE = Schedule(8_000, peak_rate=1e-3, batch=9)
-_INT8 = Schedule(8_000, peak_rate=1e-3, batch=9, squared_share=1.0)
+_INT8 = Schedule(12_000, peak_rate=1e-3, batch=9, squared_share=1.0)
+
+_SPARSE = {"depth": 3, "sparsity": "2:4"}
 
 RECIPES = {
     "sesr-m5-x2": Recipe("SESR", _sesr("m5", 2), _LONG, patch=48),
-    "sesr-npu6-x2": Recipe("SESRNPU", {"depth": 6}, _NPU, unclipped="last"),
+    "sesr-npu5-x2": Recipe("SESRNPU", {"depth": 5}, _NPU),
     "sesr-m5-x2.relu": Recipe("SESR", _sesr("m5", 2, "relu"), _TUNE, starts_from="sesr-m5-x2"),
-    "sesr-m3-x2": Recipe("SESR", _sesr("m3", 2), _WARM, starts_from="sesr-m5-x2"),
+    "sesr-m3-x2": Recipe("SESR", _sesr("m3", 2), _LONGER, starts_from="sesr-m5-x2"),
     "sesr-m7-x2": Recipe("SESR", _sesr("m7", 2), _WARM, starts_from="sesr-m5-x2"),
-    "sesr-m11-x2": Recipe("SESR", _sesr("m11", 2), _WARM, starts_from="sesr-m7-x2"),
+    "sesr-m11-x2": Recipe("SESR", _sesr("m11", 2), _LONGER, starts_from="sesr-m7-x2"),
     "sesr-m5-x3": Recipe("SESR", _sesr("m5", 3), _WARM, starts_from="sesr-m5-x2", patch=48),
     "sesr-m5-x4": Recipe("SESR", _sesr("m5", 4), _WARM, starts_from="sesr-m5-x2", patch=48),
     "fsrcnn-x2": Recipe("FSRCNN", {"scale": 2}, _WARM, unclipped="enlarge"),
@@ -60,9 +63,9 @@ RECIPES = {
     "sesr-m5-x2.relu-int8": Recipe(
         "SESR", _sesr("m5", 2, "relu", int8_aware=True), _INT8, starts_from="sesr-m5-x2.relu"
     ),
-    "sesr-npu6-x2.int8": Recipe(
-        "SESRNPU", {"depth": 6, "int8_aware": True}, _INT8, starts_from="sesr-npu6-x2", unclipped="last"
-    ),
+    "sesr-npu5-x2.int8": Recipe("SESRNPU", {"depth": 5, "int8_aware": True}, _INT8, starts_from="sesr-npu5-x2"),
+    "sesr-npu3-x2": Recipe("SESRNPU", _SPARSE, _WARM, starts_from="sesr-npu5-x2"),
+    "sesr-npu3-x2.int8": Recipe("SESRNPU", {**_SPARSE, "int8_aware": True}, _INT8, starts_from="sesr-npu3-x2"),
 }
 
 
@@ -116,7 +119,8 @@ def copy_matching_layers(source, target) -> list[str]:
     """Copies the weights of layers that both models have, by name and shapes; returns their names.
 
     The new blocks of a deeper network start as identities: their linear part is made zero, their kernel is the
-    identity, and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did.
+    identity, and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did. A
+    PReLU's slope goes to the `bend` that stands for it in an int8-aware network.
     """
     import numpy as np
 
@@ -126,6 +130,12 @@ def copy_matching_layers(source, target) -> list[str]:
         shapes = [w.shape for w in layer.weights]
         other = known.get(layer.name)
         if not shapes:
+            continue
+        if layer.name.endswith("_bend"):
+            slope = known[layer.name.replace("_bend", "_activation")].get_weights()[0]
+            # Below 1: a bend of exactly nothing would have no gradient.
+            layer.set_weights([np.minimum(slope.reshape(shapes[0]) - 1, -0.02)])
+            copied.append(layer.name)
             continue
         if other is not None and [w.shape for w in other.weights] == shapes:
             layer.set_weights(other.get_weights())
@@ -175,7 +185,8 @@ def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
     )
     cards.write_card(found, zoo_folder / "cards" / f"{name}.yaml")
     for metric in found.metrics:
-        print(f"{name}: {metric.dataset} {metric.value:.3f} dB ({metric.protocol})", file=sys.stderr)
+        unit = metric.unit or ""
+        print(f"{name}: {metric.name} {metric.dataset} {metric.value} {unit} ({metric.protocol})", file=sys.stderr)
 
 
 _PROTOCOL = "Y of BT.601 studio range, MATLAB bicubic, float output clipped and not rounded, {scale} pixels shaved"
