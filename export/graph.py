@@ -239,7 +239,9 @@ class Builder:
         """
         tensor = copy.copy(self._old.tensors[old])
         tensor.name = f"{_text(tensor.name)};{label}{len(self._tensors)}"
-        tensor.shape, tensor.shapeSignature, tensor.buffer = [int(size) for size in shape], None, 0
+        if tuple(shape) != self.source.tensor(old).shape:
+            tensor.shapeSignature = None  # of free axes; kept with the shape
+        tensor.shape, tensor.buffer = [int(size) for size in shape], 0
         return self._add(tensor)
 
     def options(self, kind: str, **values: Any) -> Any:
@@ -344,7 +346,6 @@ class Builder:
         places = {**self._interface, **outputs}
         for old, new in outputs.items():
             self._tensors[new].name = self._old.tensors[old].name
-            self._tensors[new].shapeSignature = None
         model, subgraph = copy.copy(self.source.model), copy.copy(self._old)
         subgraph.tensors, subgraph.operators = self._tensors, self._operators
         subgraph.inputs = [places[index] for index in self.source.inputs]

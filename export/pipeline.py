@@ -237,24 +237,16 @@ def _samples(model: keras.Model, request: Request, given: Any) -> tuple[list[Any
 
 def _deploy(model: keras.Model, precision: str) -> keras.Model:
     from keras_efficient.deploy import deploy
+    from keras_efficient.export import lowerings
 
     deployed = deploy(model)
-    if precision != "int8" and any(type(operation).__name__ in _FAKE_QUANTISED for operation in _operations(deployed)):
+    kinds = {type(operation).__name__ for operation in lowerings.operations(deployed)}
+    if precision != "int8" and "FakeQuantWithMinMaxVars" in kinds:
         raise WrongArgument(
-            f"This model rounds as an int8 file does (fake quantisation), which a {precision} file cannot repeat.",
+            f"This model rounds as an int8 file does (fake quantisation): no {precision} file can repeat that.",
             hint="Export it with precision 'int8', or export the float model that it was made from.",
         )
     return deployed
-
-
-_FAKE_QUANTISED = ("FakeQuantWithMinMaxVars",)
-
-
-def _operations(model: keras.Model) -> Iterator[keras.Operation]:
-    """Every operation of a model, those inside of its sub-models as well."""
-    for operation in getattr(model, "_operations", None) or getattr(model, "layers", ()):
-        yield operation
-        yield from _operations(operation)
 
 
 def _build(deployed: keras.Model, request: Request, folder: Path) -> Built:

@@ -5,29 +5,47 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from keras_efficient.errors import FileProblem
+from keras_efficient.errors import FileProblem, WrongArgument
 
-__all__ = ["check_target", "replacing"]
+__all__ = ["check_apart", "check_target", "replacing"]
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """Refuses, before any work is done, a target that could not be written in the end.
 
     Raises:
-        FileProblem: it exists and `overwrite` is false, it is a folder, or its folder is missing.
+        FileProblem: it exists and `overwrite` is false, it is a folder, its folder is missing, or the system refuses
+            its name.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileProblem(path, "is a folder.", hint="Give the name of a file.")
-    if path.exists() and not overwrite:
-        hint = "Pass overwrite=True (--force) to replace it, or choose another name."
-        raise FileProblem(path, "exists already and is kept.", hint=hint)
-    if not path.parent.is_dir():
-        raise FileProblem(path.parent, "no such folder.", hint="Make it first, or correct the path.")
+    try:
+        if path.is_dir():
+            raise FileProblem(path, "is a folder.", hint="Give the name of a file.")
+        if path.exists() and not overwrite:
+            hint = "Pass --force, or overwrite=True, to replace it, or choose another name."
+            raise FileProblem(path, "exists already and is kept.", hint=hint)
+        if not path.parent.is_dir():
+            raise FileProblem(path.parent, "no such folder.", hint="Make it first, or correct the path.")
+    except FileProblem:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise FileProblem(path, f"cannot be written: {_reason(error)}.") from error
     return path
+
+
+def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Refuses, before any work is done, results that would replace what they are made of, by whatever name.
+
+    Raises:
+        WrongArgument: a target is the same file as one of the sources.
+    """
+    inputs = {_identity(source) for source in sources} - {None}
+    for target in targets:
+        if _identity(target) in inputs:
+            raise WrongArgument(f"{target} is the input itself.", hint="Choose another name, or another folder.")
 
 
 @contextlib.contextmanager
@@ -40,7 +58,8 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         FileProblem: as `check_target`; or writing failed (full disk, no permission, …).
     """
     path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.partial{path.suffix}")
+    stem = os.fsencode(path.stem)[:100].decode(errors="ignore")  # systems count bytes: 255 of them
+    temporary = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -54,7 +73,8 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise FileProblem(path, f"cannot be written: {_reason(error)}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is the news
+            temporary.unlink()
 
 
 def _move_to_free_name(temporary: Path, path: Path) -> None:
@@ -67,6 +87,15 @@ def _move_to_free_name(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         check_target(path)
         os.replace(temporary, path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What two names of one file share, or None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _reason(error: OSError) -> str:

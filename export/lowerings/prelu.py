@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_efficient.export.lowerings import Lowering, rebuild_if
 
-__all__ = ["PRELU_AS_RELU", "prelu_as_relu"]
+__all__ = ["OTHER_PRELU_AS_RELU", "PRELU_AS_RELU", "other_prelu_as_relu", "prelu_as_relu"]
 
 
 def prelu_as_relu(model: keras.Model) -> keras.Model:
@@ -26,6 +26,25 @@ def prelu_as_relu(model: keras.Model) -> keras.Model:
     depthwise convolution. Else: ``y = x + (1 - a)·relu(-x)`` with two depthwise convolutions.
     """
     return rebuild_if(model, _applies, _lowered)
+
+
+def other_prelu_as_relu(model: keras.Model) -> keras.Model:
+    """`prelu_as_relu`, but for PReLUs that `doubled_convolution` takes: slopes ``a ≤ 1`` behind a convolution."""
+    return rebuild_if(model, lambda operation: _applies(operation) and not _is_behind_convolution(operation), _lowered)
+
+
+def _is_behind_convolution(layer: keras.layers.PReLU) -> bool:
+    """Whether its one input comes from a convolution without an activation that nothing else reads."""
+    nodes = layer._inbound_nodes
+    source = nodes[0].input_tensors[0]._keras_history.operation if len(nodes) == 1 else None
+    return (
+        type(source) is keras.layers.Conv2D
+        and source.activation is keras.activations.linear
+        and source.groups == 1
+        and len(source._inbound_nodes) == 1
+        and len(source._outbound_nodes) == 1
+        and bool(np.all(np.asarray(layer.alpha) <= 1))
+    )
 
 
 def _applies(operation: Any) -> bool:
@@ -61,4 +80,12 @@ PRELU_AS_RELU = Lowering(
     targets=("tflite",),
     equality="rounding",
     summary="PReLU by a depthwise convolution, ReLU and an addition, which XNNPACK runs in integers",
+)
+
+OTHER_PRELU_AS_RELU = Lowering(
+    name=PRELU_AS_RELU.name,
+    function=other_prelu_as_relu,
+    targets=("tflite",),
+    equality="rounding",
+    summary="the same, but for PReLU behind a convolution",
 )

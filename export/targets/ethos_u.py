@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress, product
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,12 +106,12 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
 
     freed = _with_free_size(model, request)
     if freed is None:
-        return tflite.convert(model, request, path)
-    notes = tflite.convert(model, freed, path)
+        return tflite.convert_plainly(model, request, path)
+    notes = tflite.convert_plainly(model, freed, path)
     if fix_shapes(path, {spec.name: spec.shape for spec in request.inputs}):  # type: ignore[misc]
         assert freed.calibration is not None
         return (*notes, f"Calibrated on {len(freed.calibration)} crops of {CROP}×{CROP}.")
-    return tflite.convert(model, request, path)
+    return tflite.convert_plainly(model, request, path)
 
 
 def _with_free_size(model: keras.Model, request: Request) -> Request | None:
@@ -192,7 +193,8 @@ def search(
 
 
 def _simplified(graph: Graph) -> Iterator[tuple[Graph, tuple[str, ...]]]:
-    """The graph without what costs time for nothing; where there is a transposed convolution, also rewritten."""
+    """The graph without what costs time for nothing, with and without the rewrites that do not always pay."""
+    from keras_efficient.export.lowerings.doubled_convolution import DOUBLED_CONVOLUTION
     from keras_efficient.export.lowerings.idle_clips import IDLE_CLIPS
     from keras_efficient.export.lowerings.late_shuffle import LATE_SHUFFLE
     from keras_efficient.export.lowerings.phase_convolution import PHASE_CONVOLUTION
@@ -206,9 +208,11 @@ def _simplified(graph: Graph) -> Iterator[tuple[Graph, tuple[str, ...]]]:
                 names.append(lowering.name)
         return graph, tuple(names)
 
-    yield applied(graph, IDLE_CLIPS, LATE_SHUFFLE)
-    if PHASE_CONVOLUTION.function(graph) is not None:
-        yield applied(graph, IDLE_CLIPS, PHASE_CONVOLUTION, LATE_SHUFFLE)
+    optional = [
+        lowering for lowering in (PHASE_CONVOLUTION, DOUBLED_CONVOLUTION) if lowering.function(graph) is not None
+    ]
+    for chosen in product((False, True), repeat=len(optional)):
+        yield applied(graph, IDLE_CLIPS, *compress(optional, chosen), LATE_SHUFFLE)
 
 
 def _whole(graph: Graph, names: tuple[str, ...]) -> Iterator[Layout]:

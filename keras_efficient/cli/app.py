@@ -1,12 +1,13 @@
 """The program: its commands, the options that all of them share, and what its exit status means.
 
-0: done. 1: the work failed. 2: the call was wrong. 130: interrupted. An error is one or two lines on stderr; `--debug`
-adds the traceback. Nothing but typer and rich is imported before a command runs.
+0: done. 1: the work failed. 2: the call was wrong. 130: interrupted. 143: told to end (SIGTERM). An error is one or two
+lines on stderr; `--debug` adds the traceback. Nothing but typer and rich is imported before a command runs.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -21,7 +22,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="keras-efficient",
     help="Efficient Keras models: load them pretrained, use them, ship them to phones, NPUs and GPUs.",
-    epilog="Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted, 143 told to end.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -61,6 +62,8 @@ def main() -> None:
     # TensorFlow reads it when it is imported: no messages below errors, unless the user set it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     out.debug = "--debug" in sys.argv
+    # Being told to end cleans up as Ctrl-C does: no half-written file stays.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app(_flags_first(sys.argv[1:]), prog_name="keras-efficient")
     except KerasEfficientError as err:

@@ -7,6 +7,7 @@ in the process, since converters and compilers print there.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -42,9 +43,12 @@ class Output:
     def begin(self, *, as_json: bool) -> None:
         """Called first by every command that has `--json`."""
         self.as_json = as_json
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         if as_json:
             sys.stdout.flush()
-            self._stdout = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+            # Bytes of a file name that are no UTF-8 become escapes (\udcff), which JSON has too.
+            self._stdout = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             os.dup2(2, 1)
 
     def rows(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

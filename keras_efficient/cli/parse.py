@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import typer
 
@@ -18,12 +19,12 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     sizes = re.split("[x×,]", text.strip().lower())
-    if len(sizes) < 2 or not all(size.isdigit() and int(size) > 0 for size in sizes):
+    if len(sizes) < 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise typer.BadParameter(f"{text!r} is no size; write it as HEIGHTxWIDTH, such as 1080x1920.")
     return tuple(int(size) for size in sizes)
 
 
-def tile(text: str | None) -> tuple[int, int] | str | None:
+def tile(text: str | None) -> tuple[int, int] | Literal["auto"] | None:
     """``"auto"`` as it is, ``"none"`` to `None`, ``"270x480"`` to a pair, ``"256"`` to a square.
 
     Raises:
@@ -32,8 +33,8 @@ def tile(text: str | None) -> tuple[int, int] | str | None:
     if text is None or text == "none":
         return None
     if text == "auto":
-        return text
-    sizes = shape(f"{text}x{text}" if text.isdigit() else text)
+        return "auto"
+    sizes = shape(f"{text}x{text}" if text.isdecimal() else text)
     if sizes is None or len(sizes) != 2:
         raise typer.BadParameter(f"{text!r} is no tile; write auto, none, or HEIGHTxWIDTH.")
     return sizes[0], sizes[1]

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keras_efficient.cli import parse
 from keras_efficient.cli.output import out
 from keras_efficient.errors import FileProblem, KerasEfficientError, WrongArgument
+
+if TYPE_CHECKING:
+    from keras_efficient.superres.runner import Runner
 
 __all__ = ["upscale"]
 
@@ -41,34 +44,44 @@ def upscale(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
 ) -> None:
     """Make pictures and videos larger."""
-    options: dict[str, Any] = {"tile": parse.tile(tile), "halo": halo, "overwrite": force}
+    tiles = parse.tile(tile)
     out.begin(as_json=as_json)
-    _check_inputs(inputs, output)
-    run = _open(model, threads or os.cpu_count() or 1)
-    into_folder = len(inputs) > 1 or output.is_dir() or inputs[0].is_dir()
-    results: list[dict[str, Any]] = []
-    for source in inputs:
-        if source.is_dir():
-            results += _folder(source, _place_of_folder(source, inputs, output), run, recursive, options)
-        else:
-            results.append(_file(source, output / source.name if into_folder else output, run, options, len(inputs)))
-    _show(results, single=len(inputs) == 1 and not inputs[0].is_dir())
-
-
-def _check_inputs(inputs: list[Path], output: Path) -> None:
-    """Refuses what cannot work before a model is loaded."""
     for source in inputs:
         if not source.exists():
             raise FileProblem(source, "no such file or folder.")
-    if len(inputs) > 1 or inputs[0].is_dir():
-        if output.exists() and not output.is_dir():
-            raise FileProblem(output, "is a file; several results need a folder.")
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise FileProblem(output, f"cannot be made: {err.strerror or err}.") from err
-    elif output.exists() and not output.is_dir() and output.samefile(inputs[0]):
-        raise WrongArgument(f"{output} is the input itself.", hint="Choose another name.")
+    single = len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir()
+    jobs = [(inputs[0], output)] if single else _planned(inputs, output, recursive)
+    _check_outputs(jobs, output, single=single, force=force)
+    from keras_efficient.superres.runner import runner
+
+    run = runner(_open(model, threads or os.cpu_count() or 1), tile=tiles, halo=halo)
+    if single:
+        _show([_work(*jobs[0], run, force)], single=True)
+    else:
+        _show([_attempt(*job, run, force) for job in jobs], single=False)
+
+
+def _planned(inputs: list[Path], output: Path, recursive: bool) -> list[tuple[Path, Path]]:
+    """Which file becomes which in the folder `output`."""
+    from keras_efficient.superres.files import planned
+
+    if output.exists() and not output.is_dir():
+        raise FileProblem(output, "is a file; several results need a folder.")
+    return planned(inputs, output, recursive=recursive)
+
+
+def _check_outputs(jobs: list[tuple[Path, Path]], output: Path, *, single: bool, force: bool) -> None:
+    """Refuses what could not be written in the end, before a model is loaded."""
+    from keras_efficient.atomic import check_apart, check_target
+
+    if single:
+        check_apart([jobs[0][0]], [output])
+        check_target(output, overwrite=force)
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise FileProblem(output, f"cannot be made: {err.strerror or err}.") from err
 
 
 def _open(model: str, threads: int) -> Any:
@@ -85,37 +98,23 @@ def _open(model: str, threads: int) -> Any:
     return deploy(network)
 
 
-def _folder(source: Path, target: Path, run: Any, recursive: bool, options: dict[str, Any]) -> list[dict[str, Any]]:
-    from keras_efficient import superres
+def _attempt(source: Path, target: Path, run: Runner, force: bool) -> dict[str, Any]:
+    """One of several: a failure is noted while the others go on."""
+    from keras_efficient.superres.files import reason_of
+
+    try:
+        return _work(source, target, run, force)
+    except KerasEfficientError as err:
+        return {"input": str(source), "output": None, "status": "failed", "reason": reason_of(err)}
+
+
+def _work(source: Path, target: Path, run: Runner, force: bool) -> dict[str, Any]:
+    """One picture or video; what exists is kept."""
+    from keras_efficient.superres.files import upscale_as_planned
 
     with out.progress(source.name) as show:
-        report = superres.upscale_folder(source, target, run, recursive=recursive, on_progress=show, **options)
-    rows = [{"input": str(source), "output": str(path), "status": "done"} for path in report.done]
-    rows += [{"input": str(source), "output": str(path), "status": "kept"} for path in report.kept]
-    return rows + [
-        {"input": str(path), "output": None, "status": "failed", "reason": reason} for path, reason in report.failed
-    ]
-
-
-def _place_of_folder(source: Path, inputs: list[Path], output: Path) -> Path:
-    """Several folders keep their names, so that their pictures do not meet."""
-    return output if len(inputs) == 1 else output / source.resolve().name
-
-
-def _file(source: Path, target: Path, run: Any, options: dict[str, Any], count: int) -> dict[str, Any]:
-    """One picture or video; where it is one of several, a failure is noted and the others go on."""
-    from keras_efficient import superres
-    from keras_efficient.superres.video import VIDEO_SUFFIXES
-
-    work = superres.upscale_video if source.suffix.lower() in VIDEO_SUFFIXES else superres.upscale_file
-    try:
-        with out.progress(source.name) as show:
-            work(source, target, run, on_progress=show, **options)
-    except KerasEfficientError as err:
-        if count == 1:
-            raise
-        return {"input": str(source), "output": None, "status": "failed", "reason": err.message}
-    return {"input": str(source), "output": str(target), "status": "done"}
+        is_new = upscale_as_planned(source, target, run, overwrite=force, on_progress=show)
+    return {"input": str(source), "output": str(target), "status": "done" if is_new else "kept"}
 
 
 def _show(results: list[dict[str, Any]], *, single: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -101,12 +103,14 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
                 "`lora_rank` is not supported: this layer has its own factorisation. "
                 f"Received: lora_rank={kwargs['lora_rank']}."
             )
-        if not isinstance(expansion, int) or expansion < 1:
+        if not isinstance(expansion, numbers.Integral) or expansion < 1:
             raise ValueError(f"`expansion` must be a positive integer. Received: expansion={expansion}.")
         if residual not in (True, False, "auto"):
             raise ValueError(f'`residual` must be True, False or "auto". Received: residual={residual!r}.')
         if kernel_bits is not None and (not isinstance(kernel_bits, int) or kernel_bits < 2):
             raise ValueError(f"`kernel_bits` must be None or an integer of at least 2. Received: {kernel_bits!r}.")
+        if not collapsed and (kernel_bits is not None or sparsity is not None):
+            raise ValueError("`kernel_bits` and `sparsity` change the collapsed kernel: they need `collapsed=True`.")
         super().__init__(
             filters,
             kernel_size,
@@ -124,7 +128,7 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
-        self.expansion = expansion
+        self.expansion = int(expansion)
         self.residual = residual
         self.collapsed = collapsed
         self.kernel_bits = kernel_bits
@@ -154,15 +158,29 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
         kernel, bias = self.kernel_initializer, self.bias_initializer
         expanded = self.expansion * self.groups
         shape = (*self.kernel_size, channels // self.groups, expanded)
+        # Keras asks each weight for its regularizer: these two stand for the collapsed kernel and bias.
+        penalties = {"kernel": self._kernel_penalty, "bias": self._bias_penalty}
+        if self.kernel_regularizer is None:
+            penalties["kernel"] = None
+        if self.bias_regularizer is None:
+            penalties["bias"] = None
         # An initializer object answers every call alike (it is seeded once), so the second weight gets a clone.
         self.expand_kernel = self.add_weight(name="expand_kernel", shape=shape, initializer=kernel, **weights)
         self.project_kernel = self.add_weight(
-            name="project_kernel", shape=(self.expansion, self.filters), initializer=kernel.clone(), **weights
+            name="project_kernel",
+            shape=(self.expansion, self.filters),
+            initializer=kernel.clone(),
+            regularizer=penalties["kernel"],
+            **weights,
         )
         if self.use_bias:
             self.expand_bias = self.add_weight(name="expand_bias", shape=(expanded,), initializer=bias, **weights)
             self.project_bias = self.add_weight(
-                name="project_bias", shape=(self.filters,), initializer=bias.clone(), **weights
+                name="project_bias",
+                shape=(self.filters,),
+                initializer=bias.clone(),
+                regularizer=penalties["bias"],
+                **weights,
             )
         self.built = True
 
@@ -188,21 +206,21 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
         """The collapsed bias `(filters,)`, or `None`."""
         if not self.use_bias:
             return None
+        if not self.built:
+            raise AttributeError("You must build the layer before accessing `bias`.")
         groups = self.groups
         expand = ops.reshape(self.expand_bias, (groups, self.expansion))
         project = ops.reshape(self.project_kernel, (self.expansion, groups, self.filters // groups))
         return ops.reshape(ops.einsum("gp,pgo->go", expand, project), (self.filters,)) + self.project_bias
 
     def call(self, inputs):
-        if self.kernel_regularizer is not None:
-            self.add_loss(self.kernel_regularizer(self.kernel))
-        if self.use_bias and self.bias_regularizer is not None:
-            self.add_loss(self.bias_regularizer(self.bias))
         outputs = self._collapsed_convolution(inputs) if self.collapsed else self._expanded_convolution(inputs)
         return outputs if self.activation is None else self.activation(outputs)
 
     def deploy(self):
         """The stock `Conv2D` that computes the same."""
+        if not self.built:
+            raise ValueError("You must build the layer before `deploy()`.")
         config = keras.layers.Layer.get_config(self)
         conv = keras.layers.Conv2D(
             self.filters,
@@ -223,6 +241,10 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
         conv.set_weights([ops.convert_to_numpy(w) for w in weights])
         return conv
 
+    def enable_lora(self, rank, *args, **kwargs):
+        """Refused: this layer has its own factorisation."""
+        raise ValueError("LoRA is not supported: this layer has its own factorisation. Call it on `deploy()`'s Conv2D.")
+
     def get_config(self):
         config = super().get_config()
         config.pop("lora_rank", None)
@@ -241,13 +263,17 @@ class CollapsibleLinearBlock(keras.layers.Conv2D):
     def load_own_variables(self, store):
         keras.layers.Layer.load_own_variables(self, store)
 
+    def _kernel_penalty(self, _):
+        return self.kernel_regularizer(self.kernel)
+
+    def _bias_penalty(self, _):
+        return self.bias_regularizer(self.bias)
+
     def _collapsed_convolution(self, inputs):
         outputs = self.convolution_op(inputs, ops.cast(self.kernel, self.compute_dtype))
         return self._add_bias(outputs, self.bias)
 
     def _expanded_convolution(self, inputs):
-        if self.kernel_bits is not None or self._kept is not None:
-            raise ValueError("`kernel_bits` and `sparsity` change the collapsed kernel: they need `collapsed=True`.")
         expand, project = (ops.cast(w, self.compute_dtype) for w in (self.expand_kernel, self.project_kernel))
         hidden = self.convolution_op(inputs, expand)
         hidden = self._add_bias(hidden, self.expand_bias if self.use_bias else None)

@@ -24,43 +24,38 @@ def fake_quantize_kernel(kernel, bits=8):
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class FakeQuantize(keras.layers.Layer):
-    """Rounds activations to `2^bits` levels between a learned minimum and maximum, one pair for the tensor.
+    """Rounds activations to 256 levels between a learned minimum and maximum, one pair for the tensor.
 
     ```
-    scale = (maximum − minimum) / (2^bits − 1),   zero = round(−minimum / scale)
-    outputs = (clip(round(inputs / scale) + zero, 0, 2^bits − 1) − zero) · scale
+    scale = (maximum − minimum) / 255,   zero = round(−minimum / scale)
+    outputs = (clip(round(inputs / scale) + zero, 0, 255) − zero) · scale
     ```
 
     The range is the moving average of the batches' extremes (it stands still in inference) times a learned factor: rare
     large values are worth clipping where that makes the steps finer. The gradient passes inside the range and stops
-    outside. `deploy()` gives Keras' own
-    `keras.quantizers.fake_quant_with_min_max_vars` with the learned range, which an int8 file takes over: it rounds as
-    the network was trained to be rounded.
+    outside. `deploy()` gives Keras' own `keras.quantizers.fake_quant_with_min_max_vars` with the learned range, which
+    an int8 file takes over: it rounds as the network was trained to be rounded.
 
     Args:
-        bits: Integer. 8 as in int8 files, 16 for int16x8.
         momentum: Float in [0, 1). Of the moving average.
         minimum, maximum: Floats or `None`. A fixed range (both given), for a signal whose range is known.
 
     Input shape: any. Output shape: the same.
 
     Raises:
-        ValueError: `bits` below 2, or only one end of the range, or an empty range.
+        ValueError: only one end of the range, or an empty range.
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     CVPR 2018, section 3.
     """
 
-    def __init__(self, bits=8, momentum=0.99, minimum=None, maximum=None, **kwargs):
+    def __init__(self, momentum=0.99, minimum=None, maximum=None, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(bits, int) or bits < 2:
-            raise ValueError(f"`bits` must be an integer of at least 2. Received: bits={bits!r}.")
         if (minimum is None) != (maximum is None) or (minimum is not None and not minimum < maximum):
             raise ValueError(
                 "`minimum` and `maximum` must both be None, or minimum < maximum. "
                 f"Received: minimum={minimum}, maximum={maximum}."
             )
-        self.bits = bits
         self.momentum = momentum
         self.minimum = minimum
         self.maximum = maximum
@@ -80,17 +75,15 @@ class FakeQuantize(keras.layers.Layer):
     def call(self, inputs, training=False):
         if training and self.minimum is None:
             self._follow(ops.cast(inputs, self.variable_dtype))
-        rounded = fake_quant(ops.cast(inputs, self.variable_dtype), *self._range(), num_bits=self.bits)
+        rounded = fake_quant(ops.cast(inputs, self.variable_dtype), *self._range())
         return ops.cast(rounded, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def deploy(self):
-        """A model of one stock operation that holds the range; an identity where `bits` is not the operation's 8."""
+        """A model of one stock operation that holds the range."""
         inputs = keras.Input(batch_shape=(None, *self._shape[1:]), dtype=self.variable_dtype)
-        if self.bits != 8:
-            return keras.Model(inputs, keras.layers.Identity(name="unrounded")(inputs), name=self.name)
         low, high = (float(ops.convert_to_numpy(end)) for end in self._range())
         outputs = fake_quant(inputs, low, high)
         outputs._keras_history.operation.name = "rounded"  # Keras would number it anew at every call
@@ -98,7 +91,7 @@ class FakeQuantize(keras.layers.Layer):
 
     def get_config(self):
         config = super().get_config()
-        config.update(bits=self.bits, momentum=self.momentum, minimum=self.minimum, maximum=self.maximum)
+        config.update(momentum=self.momentum, minimum=self.minimum, maximum=self.maximum)
         return config
 
     def _range(self):

@@ -80,10 +80,11 @@ def SESR(
         raise ValueError(f"`channels` must be 1 or 3. Received: channels={channels!r}.")
     if activation not in ("prelu", "relu"):
         raise ValueError(f'`activation` must be "prelu" or "relu". Received: activation={activation!r}.')
+    scale = int(scale)
     features, depth, paper_expansion = SESR_VARIANTS[variant]
     block_options = {
         "padding": "same",
-        "expansion": expansion or paper_expansion,
+        "expansion": paper_expansion if expansion is None else expansion,
         "collapsed": collapsed,
         "kernel_bits": 8 if int8_aware else None,
     }
@@ -98,10 +99,7 @@ def SESR(
     x = first
     for index in range(depth):
         x = CollapsibleLinearBlock(features, 3, residual=True, name=f"body_{index}", **block_options)(x)
-        if activation == "prelu" and int8_aware:
-            x = _prelu_of_integers(x, f"body_{index}")
-        else:
-            x = _activation(activation, f"body_{index}_activation")(x)
+        x = _activation(activation, f"body_{index}_activation", int8_aware)(x)
         x = rounded(x, f"body_{index}")
     x = rounded(layers.Add(name="feature_residual")([x, first]), "feature_residual")
     x = CollapsibleLinearBlock(channels * scale**2, 5, residual=False, name="last", **block_options)(x)
@@ -128,17 +126,10 @@ def clip(int8_aware):
     return layers.ReLU(max_value=1.0, name="clip")
 
 
-def _prelu_of_integers(x, name):
-    """`x + relu((slope − 1)·x)`: the steps in which an integer file computes a PReLU fast, each one rounded."""
-    x = FakeQuantize(name=f"{name}_linear_int8")(x)
-    initial = keras.initializers.Constant(0.25 - 1)
-    options = {"use_bias": False, "activation": "relu", "depthwise_initializer": initial}
-    bend = layers.DepthwiseConv2D(1, name=f"{name}_bend", **options)(x)
-    bend = FakeQuantize(name=f"{name}_bend_int8")(bend)
-    return layers.Add(name=f"{name}_activation")([x, bend])
-
-
-def _activation(kind, name):
+def _activation(kind, name, int8_aware):
     if kind == "relu":
         return layers.ReLU(name=name)
-    return layers.PReLU(shared_axes=[1, 2], alpha_initializer=keras.initializers.Constant(0.25), name=name)
+    # Slopes of at most 1: an int8 file computes max(x, slope·x), each side rounded once, inside the convolution.
+    constraint = keras.constraints.MaxNorm(1.0) if int8_aware else None
+    initial = keras.initializers.Constant(0.25)
+    return layers.PReLU(shared_axes=[1, 2], alpha_initializer=initial, alpha_constraint=constraint, name=name)

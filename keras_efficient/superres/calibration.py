@@ -33,7 +33,9 @@ def calibration(folder: str | Path, *, channels: int = 1, size: int = 128, limit
     """
     if channels not in (1, 3):
         raise WrongArgument(f"channels is {channels}; upscalers take 1 (Y) or 3 (RGB).")
-    files = image_files(Path(folder))[:limit]
+    files = image_files(Path(folder))
+    if len(files) > limit:
+        files = [files[index] for index in np.linspace(0, len(files) - 1, limit).round().astype(int)]
     each = max(1, limit // len(files))
     return np.concatenate([_crops(path, channels, size, each) for path in files])
 

@@ -7,7 +7,6 @@ Pillow cuts 16-bit colour to 8 bits silently.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,21 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.atomic import replacing
-from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.errors import FileProblem, KerasEfficientError, WrongArgument
 from keras_efficient.superres import png
 
-__all__ = ["WRITABLE_SUFFIXES", "Image", "check_quality", "check_suffix", "read_image", "write_image"]
+__all__ = ["WRITABLE_SUFFIXES", "Image", "check_fits", "check_quality", "check_suffix", "read_image", "write_image"]
 
 WRITABLE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-_ORIENTATION, _EXIF_FOLDER, _EXIF_SIZE = 0x0112, 0x8769, (0xA002, 0xA003)
-_TIFF_BITS = 258
+_ORIENTATION = 0x0112
+# Description, make, model, software, date, artist, copyright. In a TIFF its structure has tags beside them.
+_DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+_EXIF_FOLDERS = (0x8769, 0x8825)  # how and when, where
+_EXIF_STRUCTURE = (0xA002, 0xA003, 0xA005)  # width, height, the place of a further folder
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _LARGEST = {"JPEG": 65500, "WEBP": 16383}
+_LARGEST_JPEG_EXIF = 65533  # bytes
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP", "AVIF")
 
 
@@ -36,7 +40,7 @@ class Image:
     Attributes:
         pixels: H×W (gray), H×W×2 (gray, alpha), H×W×3 (RGB) or H×W×4 (RGB, alpha); uint8 or uint16.
         icc_profile: the colour profile to be kept with the pixels, or None.
-        exif: the EXIF block (shot by what, when, where), without orientation and size, or None.
+        exif: the EXIF block (shot by what, when, where) without orientation, size and thumbnail, or None.
     """
 
     pixels: np.ndarray
@@ -47,7 +51,8 @@ class Image:
 def read_image(path: str | Path) -> Image:
     """Reads a picture upright: the EXIF orientation is applied and dropped.
 
-    Palettes become RGB(A), 1 bit becomes gray, CMYK becomes RGB (through its colour profile where it has one).
+    Palettes become RGB(A), 1 bit becomes gray, CMYK becomes RGB (through its colour profile where it has one). Broken
+    EXIF is left out.
 
     Raises:
         FileProblem: missing, empty, cut off, damaged, no picture, more pixels than Pillow's `MAX_IMAGE_PIXELS` allows
@@ -72,7 +77,8 @@ def write_image(path: str | Path, image: Image, *, quality: int = 95, overwrite:
     """Writes a picture in the format that the suffix names; the file appears whole or not at all.
 
     Args:
-        path: .png and .tif (8 or 16 bits; TIFF: 16 bits in gray only), .jpg (no alpha) or .webp.
+        path: .png and .tif (8 or 16 bits; TIFF: 16 bits in gray only, and of EXIF the text only), .jpg (no alpha; no
+            EXIF of more than 64 kB) or .webp.
         image: the picture.
         quality: of JPEG and WebP, 1 … 100.
         overwrite: replace what is there.
@@ -83,12 +89,13 @@ def write_image(path: str | Path, image: Image, *, quality: int = 95, overwrite:
     """
     path = check_suffix(path)
     check_quality(quality)
-    kind = _kind_of(path, image.pixels)
+    check_fits(path, image.pixels.shape, image.pixels.dtype)
+    kind = _kind_of(path)
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "xb") as file:
         if kind == "PNG" and image.pixels.dtype == np.uint16:
             png.encode_16_bit(image.pixels, file, icc=image.icc_profile, exif=image.exif)
         else:
-            _save_by_pillow(image, file, kind, quality)
+            file.write(_encoded_by_pillow(path, image, kind, quality))
 
 
 def check_suffix(path: str | Path) -> Path:
@@ -100,6 +107,23 @@ def check_suffix(path: str | Path) -> Path:
             hint=f"Known: {', '.join(WRITABLE_SUFFIXES)}.",
         )
     return path
+
+
+def check_fits(path: str | Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> None:
+    """Refuses pixels that the format of `path` cannot hold: their size, channels (alpha) or bits."""
+    path, dtype, kind = Path(path), np.dtype(dtype), _kind_of(Path(path))
+    channels = 1 if len(shape) == 2 else shape[-1]
+    if dtype not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or not 1 <= channels <= 4:
+        raise WrongArgument(
+            f"{path}: pixels of {dtype}, {shape}, cannot be written.",
+            hint="Pictures are uint8 or uint16, H×W or H×W×(1 … 4).",
+        )
+    if dtype == np.uint16 and not (kind == "PNG" or (kind == "TIFF" and channels == 1)):
+        raise WrongArgument(f"{path}: {kind} would cut 16 bits a sample to 8.", hint="Write a .png.")
+    if kind == "JPEG" and channels in (2, 4):
+        raise WrongArgument(f"{path}: JPEG has no alpha channel.", hint="Write a .png or .webp.")
+    if max(shape[:2]) > _LARGEST.get(kind, 2**31 - 1):
+        raise WrongArgument(f"{path}: {shape[0]}×{shape[1]} is too large for {kind}.", hint="Write a .png.")
 
 
 def check_quality(quality: int) -> None:
@@ -117,8 +141,6 @@ def _decoded(path: Path, data: bytes) -> Image:
             warnings.simplefilter("ignore")  # what is wrong enough ends in an error
             with Pillow.open(io.BytesIO(data)) as file:
                 _check_frames_and_bits(path, file)
-                tags = file.getexif()
-                orientation = tags.get(_ORIENTATION, 1)
                 header = png.header(data)
                 if header is not None and header.bits == 16:
                     pixels, profile = png.decode_16_bit(data), file.info.get("icc_profile")
@@ -126,7 +148,8 @@ def _decoded(path: Path, data: bytes) -> Image:
                     if header is not None:
                         _walk_through(png.chunks(data))  # Pillow overlooks a missing end
                     pixels, profile = _pixels_by_pillow(path, file)
-                exif = _exif_to_keep(tags)
+                # Last, since PNG may have EXIF behind the pixels, and Pillow turns a TIFF upright while it loads it.
+                orientation, exif = _exif_of(file)
     except UnidentifiedImageError as error:
         raise FileProblem(path, "is no picture, or of a kind that is not known.") from error
     except Pillow.DecompressionBombError as error:
@@ -135,10 +158,10 @@ def _decoded(path: Path, data: bytes) -> Image:
             f"has more than {2 * (Pillow.MAX_IMAGE_PIXELS or 0):,} pixels, which may be an attack.",
             hint="If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS.",
         ) from error
-    except FileProblem:
+    except (KerasEfficientError, MemoryError):
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, OverflowError) as error:
-        raise FileProblem(path, f"is damaged or cut off ({str(error).rstrip('.')}).") from error
+    except Exception as error:  # a decoder may raise anything
+        raise FileProblem(path, f"is damaged or cut off ({_reason(error)}).") from error
     return Image(_upright(pixels, orientation), profile, exif)
 
 
@@ -156,7 +179,9 @@ def _pixels_by_pillow(path: Path, file) -> tuple[np.ndarray, bytes | None]:
     profile = file.info.get("icc_profile")
     file.load()
     if file.mode.startswith("I;16"):
-        return np.asarray(file).astype(np.uint16), profile
+        samples = np.asarray(file).astype(np.uint16)
+        is_negative = file.format == "TIFF" and file.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+        return (65535 - samples if is_negative else samples), profile
     if file.mode == "CMYK":
         return np.asarray(_rgb_of_cmyk(file, profile)), None  # the profile described the inks
     if file.mode in ("LAB", "HSV"):
@@ -189,17 +214,30 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _exif_to_keep(exif) -> bytes | None:
-    exif.pop(_ORIENTATION, None)
-    folder = exif.get_ifd(_EXIF_FOLDER)
-    for tag in _EXIF_SIZE:
-        folder.pop(tag, None)
-    if not len(exif) and not folder:
-        return None
+def _exif_of(file) -> tuple[int, bytes | None]:
+    """The orientation, and what else is to be kept; of broken EXIF what comes before the break."""
+    orientation = 1
     try:
-        return exif.tobytes()
-    except (ValueError, TypeError, KeyError, struct.error, OverflowError):
-        return None  # odd tags of some camera; pictures matter more
+        tags = file.getexif()
+        orientation = tags.get(_ORIENTATION, 1)
+        return orientation, _exif_to_keep(tags, _EXIF_FOLDERS)
+    except Exception:  # pictures matter more
+        return orientation, None
+
+
+def _exif_to_keep(tags, folders: tuple[int, ...]) -> bytes | None:
+    """EXIF made anew of what describes the picture and not the file."""
+    from PIL import Image as Pillow
+
+    kept = Pillow.Exif()
+    for tag in _DESCRIPTIVE:
+        if isinstance(text := tags.get(tag), str) and text:
+            kept[tag] = text
+    for number in folders:
+        folder = {tag: value for tag, value in tags.get_ifd(number).items() if tag not in _EXIF_STRUCTURE}
+        if folder:
+            kept[number] = folder
+    return kept.tobytes() if len(kept) else None
 
 
 def _walk_through(chunks) -> None:
@@ -207,26 +245,19 @@ def _walk_through(chunks) -> None:
         pass
 
 
-def _kind_of(path: Path, pixels: np.ndarray) -> str:
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "TIFF")
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or not 1 <= channels <= 4:
-        raise WrongArgument(
-            f"{path}: pixels of {pixels.dtype}, {pixels.shape}, cannot be written.",
-            hint="Pictures are uint8 or uint16, H×W or H×W×(1 … 4).",
-        )
-    if pixels.dtype == np.uint16 and not (kind == "PNG" or (kind == "TIFF" and channels == 1)):
-        raise WrongArgument(f"{path}: {kind} would cut 16 bits a sample to 8.", hint="Write a .png.")
-    if kind == "JPEG" and channels in (2, 4):
-        raise WrongArgument(f"{path}: JPEG has no alpha channel.", hint="Write a .png or .webp.")
-    if max(pixels.shape[:2]) > _LARGEST.get(kind, 2**31 - 1):
-        raise WrongArgument(
-            f"{path}: {pixels.shape[0]}×{pixels.shape[1]} is too large for {kind}.", hint="Write a .png."
-        )
-    return kind
+def _reason(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def _save_by_pillow(image: Image, file, kind: str, quality: int) -> None:
+def _kind_of(path: Path) -> str:
+    return {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "TIFF")
+
+
+def _encoded_by_pillow(path: Path, image: Image, kind: str, quality: int) -> memoryview:
+    """A picture of 8 bits, or a TIFF, as the bytes of its file.
+
+    Writing them is the caller's: what fails here lies with the picture, not with the disk.
+    """
     from PIL import Image as Pillow
 
     pixels = image.pixels
@@ -237,6 +268,23 @@ def _save_by_pillow(image: Image, file, kind: str, quality: int) -> None:
         options["quality"] = quality
     if image.icc_profile:
         options["icc_profile"] = image.icc_profile
-    if image.exif:
-        options["exif"] = image.exif
-    Pillow.fromarray(np.ascontiguousarray(pixels)).save(file, kind, **options)
+    file = io.BytesIO()
+    try:
+        if exif := _exif_that_fits(image.exif, kind):
+            options["exif"] = exif
+        Pillow.fromarray(np.ascontiguousarray(pixels)).save(file, kind, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # an encoder may raise anything
+        raise FileProblem(path, f"{kind} cannot hold the picture ({_reason(error)}).", hint="Write a .png.") from error
+    return file.getbuffer()
+
+
+def _exif_that_fits(exif: bytes | None, kind: str) -> bytes | None:
+    from PIL import Image as Pillow
+
+    if exif and kind == "TIFF":  # Pillow compresses by libtiff, which takes no folders
+        tags = Pillow.Exif()
+        tags.load(exif)
+        return _exif_to_keep(tags, ())
+    return None if exif and kind == "JPEG" and len(exif) > _LARGEST_JPEG_EXIF else exif

@@ -21,6 +21,9 @@ def psnr(image: np.ndarray, reference: np.ndarray, *, shave: int = 0, data_range
         image, reference: arrays of one shape, H×W or H×W×C.
         shave: pixels left out on each of the four sides; the standard protocol takes the scale.
         data_range: the peak; by default 255 for uint8, 65535 for uint16, 1 for floating point.
+
+    Raises:
+        WrongArgument: different shapes; different types, and no `data_range`.
     """
     image, reference, peak = _prepared(image, reference, shave, data_range)
     error = float(np.mean((image - reference) ** 2))
@@ -57,7 +60,7 @@ def _prepared(image, reference, shave, data_range) -> tuple[np.ndarray, np.ndarr
             f"Images of one shape, H×W or H×W×C, are needed; these have {image.shape}, {reference.shape}."
         )
     if data_range is None:
-        if image.dtype.kind != reference.dtype.kind:
+        if image.dtype != reference.dtype and not image.dtype.kind == reference.dtype.kind == "f":
             raise WrongArgument(f"Images of {image.dtype} and {reference.dtype} have no common range: give data_range.")
         data_range = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
     if shave < 0 or 2 * shave >= min(image.shape[:2]):

@@ -11,6 +11,7 @@ import numpy as np
 from keras_efficient.errors import WrongArgument
 from keras_efficient.superres.colour import from_unit, rgb_to_ycbcr, to_unit, ycbcr_to_rgb
 from keras_efficient.superres.image import Image
+from keras_efficient.superres.receptive_field import ReceptiveField
 from keras_efficient.superres.resize import contributions, resample
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 
@@ -20,6 +21,10 @@ Picture = TypeVar("Picture", np.ndarray, Image)
 
 # Pixels that are worked on at a time where a picture is taken in strips of rows.
 _STRIP = 1 << 18
+# How far a model is taken to look whose receptive field is not known.
+_UNKNOWN_RADIUS = 16
+# Input pixels on each side that bicubic interpolation of the opacity looks at.
+_OPACITY_RADIUS = 2
 # Below this opacity a colour is not to be seen, and dividing by the opacity would only blow up noise.
 _INVISIBLE = 1 / 512
 _NEUTRAL = 128 / 255
@@ -76,7 +81,9 @@ def upscale_pixels(pixels: np.ndarray, run: Runner, *, on_progress: Progress | N
         alpha = None  # opaque: the same pixels as without
     planes = planes_of(colour, run.channels)
     if alpha is not None:
-        _hide(planes[: run.channels], alpha)
+        # A result's pixel may be visible as far from visible inputs as its opacity looks.
+        radius = run.field.radius if isinstance(run.field, ReceptiveField) else _UNKNOWN_RADIUS
+        _hide(planes[: run.channels], alpha, reach=radius + _OPACITY_RADIUS)
 
     inputs = np.moveaxis(planes[: run.channels], 0, -1)[None]
     large = run(np.ascontiguousarray(inputs), on_progress=on_progress)[0]
@@ -136,7 +143,7 @@ def planes_of(colour: np.ndarray, channels: int) -> np.ndarray:
     return planes
 
 
-def _hide(planes: np.ndarray, alpha: np.ndarray, *, reach: int = 12) -> None:
+def _hide(planes: np.ndarray, alpha: np.ndarray, *, reach: int) -> None:
     """Overwrites fully transparent pixels near visible ones by the mean of these: a model shall not mix them in."""
     known = np.pad(alpha > 0, 1)
     if not known.any() or known[1:-1, 1:-1].all():

@@ -14,12 +14,12 @@ from types import ModuleType
 
 import numpy as np
 
-from keras_efficient.atomic import check_target, replacing
+from keras_efficient.atomic import check_apart, check_target, replacing
 from keras_efficient.errors import FileProblem, MissingDependency, WrongArgument
 from keras_efficient.superres.resize import contributions, resample
 from keras_efficient.superres.runner import Model, Progress, Runner, Tile, runner
 
-__all__ = ["VIDEO_SUFFIXES", "upscale_video"]
+__all__ = ["VIDEO_SUFFIXES", "encode_upscaled", "upscale_video"]
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts")
 
@@ -79,21 +79,29 @@ def upscale_video(
         MissingDependency: PyAV is not installed.
         FileProblem: the source is missing, damaged, interlaced or has no video; the target exists already, cannot be
             written, or cannot hold one of the streams.
-        WrongArgument: a suffix or preset that is not known, or a model that does not fit.
+        WrongArgument: a suffix or preset that is not known, a model that does not fit, or one file as source and
+            target.
     """
-    av = _av()
     source, target = Path(source), Path(target)
-    if target.suffix.lower() not in VIDEO_SUFFIXES:
-        raise WrongArgument(
-            f"{target}: video cannot be written as {target.suffix!r}.", hint=f"Known: {', '.join(VIDEO_SUFFIXES)}."
-        )
-    if preset not in _PRESETS or not 0 <= crf <= 51:
-        raise WrongArgument(
-            f"The encoder has no preset {preset!r} with crf {crf}.",
-            hint=f"Presets: {', '.join(_PRESETS)}; crf from 0 (lossless) to 51.",
-        )
-    check_target(target, overwrite=overwrite)
+    _av()
+    _check(source, target, crf, preset, overwrite)
     run = runner(model, scale=scale, tile=tile, halo=halo)
+    return encode_upscaled(source, target, run, crf=crf, preset=preset, overwrite=overwrite, on_progress=on_progress)
+
+
+def encode_upscaled(
+    source: Path,
+    target: Path,
+    run: Runner,
+    *,
+    crf: float = 18,
+    preset: str = "medium",
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> int:
+    """`upscale_video` by a model that `runner` made ready."""
+    av = _av()
+    _check(source, target, crf, preset, overwrite)
     if run.channels != 1:
         raise WrongArgument("Video is upscaled by models that take Y (1 channel), not RGB.")
     looks = _looks(av, source, run.scale)
@@ -108,6 +116,20 @@ def upscale_video(
                 raise  # a full disk and the like
             reason = f"the encoder, or this kind of file, cannot take it ({error.strerror})."
             raise FileProblem(target, reason, hint="Write an .mkv, which holds nearly everything.") from error
+
+
+def _check(source: Path, target: Path, crf: float, preset: str, overwrite: bool) -> None:
+    if target.suffix.lower() not in VIDEO_SUFFIXES:
+        raise WrongArgument(
+            f"{target}: video cannot be written as {target.suffix!r}.", hint=f"Known: {', '.join(VIDEO_SUFFIXES)}."
+        )
+    if preset not in _PRESETS or not 0 <= crf <= 51:
+        raise WrongArgument(
+            f"The encoder has no preset {preset!r} with crf {crf}.",
+            hint=f"Presets: {', '.join(_PRESETS)}; crf from 0 (lossless) to 51.",
+        )
+    check_apart([source], [target])
+    check_target(target, overwrite=overwrite)
 
 
 def _copy_and_upscale(av, source, reader, writer, run, looks, options, on_progress) -> int:

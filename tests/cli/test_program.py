@@ -87,6 +87,11 @@ def test_env_as_json(tmp_path):
         (["upscale", "text.txt", "-o", "a.png", "--model", "missing.tflite"], 1, "missing.tflite"),
         (["upscale", "text.txt", "-o", "a.png", "--model", "empty.tflite"], 1, "empty.tflite"),
         (["upscale", "text.txt", "-o", "a.png", "--tile", "big"], 2, "big"),
+        (["upscale", "text.txt", "-o", "a.png", "--tile", "²x3"], 2, "²x3"),
+        (["upscale", "text.txt", "-o", "a.png", "--tile", "²"], 2, "no size"),
+        (["upscale", "photos/a.png", "-o", "photos", "--force"], 2, "photos/a.png is the input itself"),
+        (["upscale", "photos/a.png", "more/a.png", "-o", "out"], 2, "photos/a.png and more/a.png would both become"),
+        (["upscale", "text.txt", "-o", "empty.tflite"], 1, "--force"),
         (["bench", "missing.tflite"], 1, "missing.tflite"),
         (["bench", "missing.onnx"], 1, "missing.onnx"),
     ],
@@ -96,14 +101,17 @@ def test_errors_are_short_and_have_a_status(tmp_path, arguments, status, words):
     (tmp_path / "empty.keras").touch()
     (tmp_path / "empty.tflite").touch()
     (tmp_path / "text.txt").write_text("text")
-    before = sorted(tmp_path.iterdir())
+    for folder in ("photos", "more"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"not looked at")
+    before = sorted(tmp_path.rglob("*"))
     done = program(*arguments, cwd=tmp_path)
     assert done.returncode == status, done.stderr
     assert words in " ".join(done.stderr.replace("│", "").split())
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 7, "a usage error has typer's box, others two lines"
     assert done.stdout == ""
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,15 +49,28 @@ def test_a_picture_without_tensorflow(model, photo, tmp_path):
     assert len(lines) == 1, "nothing on stderr but the spy's line"
 
 
-def test_the_files_fixed_size_becomes_tiles_with_the_same_pixels(model, keras_file, photo, tmp_path):
-    """70×100 pixels through a file of 64×96: by its own halo, as the same model does in one pass."""
-    from keras_efficient import export, superres
+def test_the_files_fixed_size_becomes_tiles_with_the_same_pixels(model, photo, tmp_path):
+    """70×100 pixels through a file of 64×96: by its own halo, as the same file resized does in one pass."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from keras_efficient import superres
 
     program("upscale", photo, "-o", tmp_path / "large.png", "--model", model, "--threads", "1")
     large = superres.read_image(tmp_path / "large.png").pixels
-    run = export.load(model)
-    whole = superres.upscale(superres.read_image(photo), run, scale=2, tile=(64, 96), halo=20)
-    np.testing.assert_array_equal(large, whole.pixels)
+    interpreter = Interpreter(str(model), num_threads=1)
+    source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    interpreter.resize_tensor_input(source["index"], (1, 70, 100, 1))
+    interpreter.allocate_tensors()
+
+    def whole(y):
+        scale, zero = source["quantization"]
+        interpreter.set_tensor(source["index"], np.clip(np.round(y / scale) + zero, -128, 127).astype(np.int8))
+        interpreter.invoke()
+        scale, zero = result["quantization"]
+        return (interpreter.get_tensor(result["index"]).astype(np.float32) - zero) * np.float32(scale)
+
+    expected = superres.upscale(superres.read_image(photo), whole, scale=2, tile=None).pixels
+    np.testing.assert_array_equal(large, expected)
 
 
 def test_a_folder(model, photo, tmp_path):
@@ -115,3 +131,59 @@ def test_a_model_that_is_no_upscaler(tmp_path, photo):
     done = program("upscale", photo, "-o", tmp_path / "a.png", "--model", path)
     assert done.returncode == 2
     assert "not one picture" in done.stderr
+
+
+def test_several_results_are_kept_too_and_a_kind_that_cannot_be_written_becomes_png(model, photo, tmp_path):
+    from PIL import Image
+
+    other = tmp_path / "other.bmp"
+    Image.open(photo).save(other)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photo.png").write_text("mine")
+    done = program("upscale", photo, other, "-o", tmp_path / "out", "--model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [(row["input"], row["status"]) for row in json.loads(done.stdout)] == [
+        (str(photo), "kept"),
+        (str(other), "done"),
+    ]
+    assert (tmp_path / "out" / "photo.png").read_text() == "mine"
+    assert size_of(tmp_path / "out" / "other.png") == (200, 140)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
+def test_json_holds_names_that_are_no_utf8(model, photo, tmp_path):
+    name = os.fsdecode(b"bad\xff.png")
+    photo = photo.rename(tmp_path / name)
+    done = program("upscale", photo, "-o", tmp_path / os.fsdecode(b"\xfe.png"), "--model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert os.fsencode(row["input"]).endswith(b"bad\xff.png")
+    assert os.fsencode(row["output"]).endswith(b"\xfe.png")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path, number, status):
+    """A video is written for as long as it is upscaled: seconds here."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for _ in range(500):
+            file.mux(stream.encode(av.VideoFrame(320, 240, "yuv420p")))
+        file.mux(stream.encode(None))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-P", "-m", "keras_efficient.cli", "upscale", tmp_path / "a.mkv", "-o", out / "b.mkv"]
+    process = subprocess.Popen([*command, "--model", model], stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 60
+        while not any(path.stat().st_size for path in out.glob("*.partial.mkv")) and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert process.poll() is None, "it is at work"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert list(out.iterdir()) == []

@@ -13,6 +13,7 @@ from keras import ops
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.fixed_shapes import fix_shapes
 from keras_efficient.export.graph import Graph
+from keras_efficient.export.lowerings.doubled_convolution import doubled_convolution
 from keras_efficient.export.lowerings.idle_clips import without_idle_clips
 from keras_efficient.export.lowerings.late_shuffle import shuffle_last
 from keras_efficient.export.lowerings.phase_convolution import phase_convolution
@@ -53,7 +54,8 @@ def quantised(tmp_path_factory):
             specs = tuple(type(s)(s.name, (1, *size, s.shape[-1]), s.dtype) for s in specs)
         request = Request(registry["tflite"], precision, specs, calibration_from(data, specs))
         path = folder / f"{model.name}_{precision}.tflite"
-        tflite.convert(next(ethos_u.lower(model, request)).model, request, path)
+        candidate = list(ethos_u.lower(model, request))[-1]  # the one that keeps its PReLUs
+        tflite.convert_plainly(candidate.model, request, path)
         return path
 
     return convert
@@ -250,6 +252,37 @@ def test_clips_that_do_something_stay(quantised, tmp_path):
     assert clips
     assert with_op(rewritten, "RELU") == clips
     assert_same_bits(graph, rewritten)
+
+
+def test_a_prelu_becomes_two_convolutions_and_rounds_once(quantised, tmp_path):
+    """Against PReLU in float on the convolution's own integers: never more than half a step off, PRELU is more."""
+    keras.utils.set_random_seed(2)
+    image = keras.Input((None, None, 3), name="image")
+    convolution, act = L.Conv2D(8, 3, padding="same"), L.PReLU(shared_axes=[1, 2])
+    model = keras.Model(image, act(convolution(image)), name="prelu")
+    act.set_weights([np.array([-0.9, -0.2, 0, 0, 0.1, 0.5, 0.9, 1], "float32").reshape(1, 1, 8)])
+    convolution.bias.assign(np.linspace(-0.3, 0.3, 8))
+    graph = fixed(quantised(model), 16, 16, tmp_path)
+    doubled = doubled_convolution(graph)
+    assert operators(doubled) == ["CONV_2D", "CONV_2D", "MAXIMUM"]
+
+    (old,), (new,) = run(graph, seed=0), run(doubled, seed=0)
+    pixels = np.random.default_rng(0).integers(-128, 128, (1, 16, 16, 3))
+    source, result = graph.tensor(graph.inputs[0]), graph.tensor(graph.outputs[0])
+    conv, prelu = graph.ops
+    weights, slopes = graph.tensor(conv.inputs[1]), graph.tensor(prelu.inputs[1])
+    convolution.set_weights(
+        [
+            (weights.data * np.reshape(weights.scales, (-1, 1, 1, 1))).transpose(1, 2, 3, 0),
+            graph.tensor(conv.inputs[2]).data * np.array(graph.tensor(conv.inputs[2]).scales),
+        ]
+    )
+    act.set_weights([((slopes.data.astype(float) - slopes.zero_points[0]) * slopes.scales[0]).reshape(1, 1, 8)])
+    whole = np.asarray(model((pixels.astype(float) - source.zero_points[0]) * source.scales[0]))
+    expected = np.clip(whole / result.scales[0] + result.zero_points[0], -128, 127)
+    assert np.abs(new - expected).max() < 0.51  # the runtime's fixed-point multiplier is off by some 2⁻³¹
+    assert np.abs(old - expected).max() > 0.51
+    assert doubled_convolution(doubled) is None
 
 
 def test_elementwise_operators_wait_for_the_shuffle(quantised, tmp_path):

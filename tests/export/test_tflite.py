@@ -54,22 +54,24 @@ def test_smaller_numbers_make_smaller_files(saved):
 def test_integer_precision_is_integers(precision, saved):
     _, report = saved(precision)
     assert {dtype for counts in report.ops.values() for dtype in counts} <= {"int8", "int16", "int32"}
-    assert report.ops["CONV_2D"] == {precision.removesuffix("x8"): 3}
+    assert report.ops["CONV_2D"] == {"int8": 4} if precision == "int8" else {"int16": 3}  # one is doubled in int8
 
 
 def test_int8_has_no_prelu(saved):
     """LiteRT runs an int8 PRELU outside XNNPACK and slower than float."""
     _, report = saved("int8")
     assert "PRELU" not in report.ops
-    assert "prelu-as-relu" in report.lowerings
+    assert report.ops["MAXIMUM"] == {"int8": 1}
+    assert any("maximum of two convolutions" in note for note in report.notes)
 
 
-def test_int8_runs_as_one_delegate_partition(saved):
+def test_int8_leaves_the_delegate_for_a_maximum_alone(saved):
+    """XNNPACK has no MAXIMUM in integers; its partition before and the one behind it hold everything else."""
     path, _ = saved("int8")
     run = LiteRTModel(path)
     run(np.zeros((1, 32, 32, 1)))
     names = [detail["op_name"] for detail in run._interpreter._get_ops_details()]
-    assert names.count("DELEGATE") == 1
+    assert names.count("DELEGATE") == 2
 
 
 def test_delegate_and_builtin_kernels_agree_to_two_steps(saved, images):
@@ -117,7 +119,7 @@ def test_metadata(saved):
     run = export.load(saved("int8")[0])
     assert run.scale == 2
     assert run.metadata["precision"] == "int8"
-    assert run.metadata["lowerings"] == ["prelu-as-relu"]
+    assert run.metadata["lowerings"] == []
     assert run.metadata["inputs"] == ["y"]
 
 
@@ -223,6 +225,21 @@ def test_prelu_lowering_is_equal(slopes, layers):
     np.testing.assert_allclose(lowered(x), model(x), atol=4 * 1.2e-7 * 20)
     used = {type(layer).__name__ for layer in lowered._flatten_layers()} & {"LeakyReLU", "DepthwiseConv2D", "Add"}
     assert used == layers
+
+
+@pytest.mark.parametrize("case", ["steep", "shared", "activated", "added"])
+def test_prelus_that_cannot_be_doubled_become_relus(case, images, tmp_path):
+    """A slope above 1, a convolution that others read or that has an activation, and no convolution at all."""
+    inputs = keras.Input((32, 32, 1))
+    convolution = L.Conv2D(8, 3, padding="same", activation="tanh" if case == "activated" else None, name="before")
+    x = convolution(inputs)
+    layer = L.PReLU(shared_axes=[1, 2], name="act")
+    y = layer(x + 0.5 if case == "added" else x)
+    model = keras.Model(inputs, L.Conv2D(2, 1)(y + x if case == "shared" else y))
+    layer.set_weights([np.linspace(-0.5, 1.5 if case == "steep" else 0.9, 8, dtype="float32").reshape(1, 1, 8)])
+    report = export.save(model, tmp_path / "m.tflite", precision="int8", calibration=images)
+    assert not {"PRELU", "MAXIMUM"} & set(report.ops)
+    assert "prelu-as-relu" in report.lowerings
 
 
 def test_prelu_of_other_shapes_is_left_alone():

@@ -167,11 +167,32 @@ def test_a_residual_that_cannot_be_is_refused(arguments, text):
         CollapsibleLinearBlock(residual=True, **arguments).build((None, 8, 8, 4))
 
 
-def test_regularizers_see_the_collapsed_weights():
-    block = CollapsibleLinearBlock(4, 3, kernel_regularizer=keras.regularizers.L1(0.5), expansion=8)
-    block(np.ones((1, 5, 5, 4), "float32"))
-    expected = 0.5 * np.abs(ops.convert_to_numpy(block.kernel)).sum()
+def test_regularizers_see_the_collapsed_weights_once():
+    """As for Conv2D: before the first call, and once for a layer that is called twice."""
+    options = {"kernel_regularizer": keras.regularizers.L1(0.5), "bias_regularizer": keras.regularizers.L2(3.0)}
+    block = CollapsibleLinearBlock(4, 3, expansion=8, padding="same", **options)
+    block.build((None, 5, 5, 4))
+    block.expand_bias.assign(np.arange(8))
+    kernel, bias = (ops.convert_to_numpy(w) for w in (block.kernel, block.bias))
+    expected = 0.5 * np.abs(kernel).sum() + 3 * np.square(bias).sum()
     assert float(sum(block.losses)) == pytest.approx(expected, rel=1e-5)
+    inputs = keras.Input((5, 5, 4))
+    model = keras.Model(inputs, block(block(inputs)))
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+    block.trainable = False
+    assert not model.losses
+
+
+def test_what_conv2d_inherits_and_this_layer_lacks_is_refused():
+    block = CollapsibleLinearBlock(4, 3)
+    for act in (block.deploy, lambda: block.enable_lora(2)):
+        with pytest.raises(ValueError, match=r"build the layer|LoRA"):
+            act()
+    with pytest.raises(AttributeError, match="build the layer"):
+        _ = block.bias
+    for option in ({"kernel_bits": 8}, {"sparsity": "2:4"}):
+        with pytest.raises(ValueError, match="collapsed=True"):
+            CollapsibleLinearBlock(4, 3, collapsed=False, **option)
 
 
 def test_channels_first_where_the_backend_has_it():
@@ -245,6 +266,6 @@ def test_fake_quantize_with_a_fixed_range_does_not_move():
     layer = FakeQuantize(minimum=0.0, maximum=1.0)
     y = ops.convert_to_numpy(layer(np.array([[-0.5, 0.31, 2.0]], "float32"), training=True))
     np.testing.assert_allclose(y, [[0.0, round(0.31 * 255) / 255, 1.0]], atol=1e-6)
-    for wrong in ({"minimum": 0.0}, {"minimum": 1.0, "maximum": 0.0}, {"bits": 1}):
+    for wrong in ({"minimum": 0.0}, {"minimum": 1.0, "maximum": 0.0}):
         with pytest.raises(ValueError, match="must"):
             FakeQuantize(**wrong)

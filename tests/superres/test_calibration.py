@@ -41,6 +41,13 @@ def test_a_limit_takes_the_centre_of_every_picture(folder):
     assert any(np.allclose(crops[0], pixels[:, left : left + 100], atol=1e-6) for left in (100, 200))
 
 
+def test_a_limit_below_the_number_of_pictures_spreads_over_all(tmp_path):
+    for level in range(0, 250, 10):
+        Image.new("L", (8, 8), level).save(tmp_path / f"{level:03}.png")
+    crops = superres.calibration(tmp_path, size=8, limit=5)
+    assert np.unique((crops * 255).round()).tolist() == [0, 60, 120, 180, 240]
+
+
 def test_wrong_arguments_and_folders(tmp_path):
     with pytest.raises(CalibrationError, match="no image"):
         superres.calibration(tmp_path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.superres import Bicubic, Image, read_image, upscale, upscale_file, upscale_folder, write_image
+from keras_efficient.superres.files import planned
 
 
 @pytest.fixture
@@ -50,12 +53,89 @@ def test_the_target_is_checked_before_any_work(tmp_path):
         raise AssertionError("no work should be done")
 
     write_image(tmp_path / "a.png", Image(picture(4, 4)))
+    (tmp_path / "there.png").touch()
     with pytest.raises(FileProblem, match="exists"):
-        upscale_file(tmp_path / "a.png", tmp_path / "a.png", model, scale=2)
+        upscale_file(tmp_path / "a.png", tmp_path / "there.png", model, scale=2)
     with pytest.raises(FileProblem, match="folder"):
         upscale_file(tmp_path / "a.png", tmp_path / "missing/b.png", model, scale=2)
     with pytest.raises(WrongArgument, match=r"\.gif"):
         upscale_file(tmp_path / "a.png", tmp_path / "b.gif", model, scale=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "name", "words"),
+    [
+        ((4, 4, 4), np.uint8, "b.jpg", "alpha"),
+        ((4, 4), np.uint16, "b.webp", "16 bits"),
+        ((1, 9000), np.uint8, "b.webp", "2×18000 is too large"),
+    ],
+)
+def test_what_the_target_cannot_hold_is_found_out_before_the_model_runs(tmp_path, shape, dtype, name, words):
+    def model(y):
+        raise AssertionError("no work should be done")
+
+    if dtype == np.uint16:
+        pytest.importorskip("av")
+    write_image(tmp_path / "a.png", Image(picture(*shape, dtype=dtype)))
+    with pytest.raises(WrongArgument, match=words):
+        upscale_file(tmp_path / "a.png", tmp_path / name, model, scale=2, halo=1)
+    assert below(tmp_path) == ["a.png"]
+
+
+def test_no_result_replaces_an_input_by_whatever_name(tmp_path, model):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write_image(folder / "a.png", Image(picture(4, 4)))
+    before = (folder / "a.png").read_bytes()
+    (tmp_path / "link").mkdir()
+    os.link(folder / "a.png", tmp_path / "link" / "a.png")
+    for target in (folder / "a.png", tmp_path / "photos/../photos/a.png", tmp_path / "link/a.png"):
+        with pytest.raises(WrongArgument, match="input itself"):
+            upscale_file(folder / "a.png", target, model, overwrite=True)
+    with pytest.raises(WrongArgument, match="input itself"):
+        upscale_folder(folder, tmp_path / "link", model, overwrite=True)
+    assert (folder / "a.png").read_bytes() == before
+
+
+def test_a_plan_gives_every_file_a_result_of_its_own(tmp_path):
+    for name in ("one/x.png", "two/x.png", "one/pics/y.png", "two/pics/y.png", "one/z.bmp", "one/z.gif", "one/v.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    one, two, target = tmp_path / "one", tmp_path / "two", tmp_path / "large"
+
+    def results(*sources, **options):
+        return sorted(result.relative_to(target).as_posix() for _, result in planned(sources, target, **options))
+
+    assert results(one / "z.bmp") == ["z.png"]
+    assert results(one / "z.bmp", one / "z.gif") == ["z.bmp.png", "z.gif.png"]
+    assert results(one) == ["v.mp4", "x.png", "z.bmp.png", "z.gif.png"]
+    assert results(one, two, suffix=".webp") == [
+        *("one/v.mp4", "one/x.webp", "one/z.bmp.webp", "one/z.gif.webp", "two/x.webp")
+    ]
+    for sources in ([one / "x.png", two / "x.png"], [one / "pics", two / "pics"]):
+        with pytest.raises(WrongArgument, match=r"one/.* and .*two/.* would both become .*\.png"):
+            results(*sources)
+    with pytest.raises(WrongArgument, match="where the pictures are"):
+        planned([one, two], one)
+    with pytest.raises(WrongArgument, match="where the pictures are"):
+        planned([one, two], tmp_path)
+
+
+def test_results_may_go_above_the_pictures(photos, tmp_path, model):
+    report = upscale_folder(photos, tmp_path, model)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in report.done) == ["a.png", "b.JPG"]
+
+
+def test_a_decoder_that_fails_in_its_own_way_stops_no_folder(photos, tmp_path, model, monkeypatch):
+    from PIL import JpegImagePlugin
+
+    def fail(file):
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", fail)
+    report = upscale_folder(photos, tmp_path / "large", model)
+    assert [path.name for path in report.done] == ["a.png"]
+    assert [path.name for path, _ in report.failed] == ["b.JPG", "broken.png"]
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):

@@ -141,13 +141,14 @@ def test_cmyk_becomes_rgb_and_loses_the_profile_of_its_inks(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 def test_orientation_is_applied_and_dropped_and_the_rest_of_exif_kept(tmp_path, orientation, suffix):
     from PIL import ImageOps
 
     exif = Pillow.Exif()
     exif[0x0112], exif[0x010F] = orientation, "a camera"
-    exif.get_ifd(0x8769)[0xA002] = 16
+    if suffix != ".tif":
+        exif.get_ifd(0x8769)[0xA002] = 16
     stored = Pillow.fromarray(np.kron(pixels(3, 4, 3), np.ones((8, 8, 1), np.uint8)))
     stored.save(tmp_path / f"a{suffix}", exif=exif)
     image = read_image(tmp_path / f"a{suffix}")
@@ -159,6 +160,73 @@ def test_orientation_is_applied_and_dropped_and_the_rest_of_exif_kept(tmp_path, 
         assert 0x0112 not in kept
         assert kept[0x010F] == "a camera"
         assert 0xA002 not in kept.get_ifd(0x8769)
+
+
+def camera_exif(**long):
+    exif = Pillow.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    exif[0x8769] = {0x9003: "2020:01:01 00:00:00", 0xA002: 16, **({0x927C: b"x" * 70_000} if long else {})}
+    exif[0x8825] = {1: "N", 2: (60.0, 10.0, 0.0)}
+    return exif
+
+
+@pytest.mark.parametrize("source", [".jpg", ".tif"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".tif", ".webp"])
+def test_what_describes_the_picture_goes_into_every_format_and_the_files_structure_into_none(tmp_path, source, target):
+    Pillow.fromarray(pixels(20, 30, 3)).save(tmp_path / f"a{source}", exif=camera_exif().tobytes())
+    large = np.kron(read_image(tmp_path / f"a{source}").pixels, np.ones((2, 2, 1), np.uint8))
+    write_image(tmp_path / f"b{target}", Image(large, exif=read_image(tmp_path / f"a{source}").exif))
+    np.testing.assert_equal(read_image(tmp_path / f"b{target}").pixels.shape, (60, 40, 3))
+    with Pillow.open(tmp_path / f"b{target}") as file:
+        tags = file.getexif()
+        assert tags[0x010F] == "a camera"
+        if target != ".tif":
+            assert set(tags) == {0x010F, 0x8769, 0x8825}, "no sizes, strips, compression of the source"
+            assert dict(tags.get_ifd(0x8769)) == {0x9003: "2020:01:01 00:00:00"}
+            assert tags.get_ifd(0x8825)[1] == "N"
+
+
+def test_exif_too_long_for_jpeg_is_left_out_there(tmp_path):
+    Pillow.fromarray(pixels(6, 8, 3)).save(tmp_path / "a.png", exif=camera_exif(long=True))
+    image = read_image(tmp_path / "a.png")
+    assert len(image.exif) > 65_533
+    write_image(tmp_path / "b.jpg", image)
+    assert read_image(tmp_path / "b.jpg").exif is None
+    write_image(tmp_path / "b.png", image)
+    assert read_image(tmp_path / "b.png").exif == image.exif
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize(
+    "exif", [b"garbage garbage", b"II*\0", b"II*\0\xff\xff\xff\x7f"], ids=["no TIFF", "short", "far"]
+)
+def test_broken_exif_costs_no_picture(tmp_path, suffix, exif):
+    path = tmp_path / f"a{suffix}"
+    Pillow.fromarray(pixels(6, 8, 3)).save(path, exif=b"Exif\0\0" + exif)
+    image = read_image(path)
+    assert (image.pixels.shape, image.exif) == ((6, 8, 3), None)
+
+
+def test_errors_of_every_kind_in_a_decoder_or_encoder_name_the_file(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("Failed to decode frame 0.")
+
+    Pillow.fromarray(pixels(6, 8, 3)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", fail)
+    with pytest.raises(FileProblem, match=r"a\.bmp.*damaged.*frame 0\)"):
+        read_image(tmp_path / "a.bmp")
+    monkeypatch.setattr("PIL.Image.Image.save", fail)
+    with pytest.raises(FileProblem, match=r"b\.webp.*cannot hold"):
+        write_image(tmp_path / "b.webp", Image(pixels(4, 4)))
+    assert names_in(tmp_path) == ["a.bmp"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_gray_tiff_whose_zero_is_white(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    image = pixels(9, 4, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels, image)
 
 
 def test_orientation_of_a_sixteen_bit_png(tmp_path):
@@ -259,6 +327,13 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
         write_image(tmp_path / "missing" / "a.png", Image(pixels(4, 4)))
 
 
+def test_long_names(tmp_path):
+    write_image(tmp_path / f"{'漢' * 80}.png", Image(pixels(4, 4)))  # 244 bytes
+    assert names_in(tmp_path) == [f"{'漢' * 80}.png"]
+    with pytest.raises(FileProblem, match="cannot be written"):
+        write_image(tmp_path / f"{'漢' * 90}.png", Image(pixels(4, 4)))
+
+
 def test_a_file_that_appears_meanwhile_is_kept_too(tmp_path):
     def write_slowly():
         with replacing(tmp_path / "a.png") as temporary:
@@ -303,16 +378,16 @@ except FileProblem as error:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on the size of files here")
-@pytest.mark.parametrize("bits", ["8", "16"])
-def test_a_disk_without_room_leaves_the_old_file_and_no_rest(tmp_path, bits):
-    path = tmp_path / "a.png"
+@pytest.mark.parametrize(("name", "bits"), [("a.png", "8"), ("a.png", "16"), ("a.tif", "8")])
+def test_a_disk_without_room_leaves_the_old_file_and_no_rest(tmp_path, name, bits):
+    path = tmp_path / name
     path.write_bytes(b"precious")
     program = [sys.executable, "-c", WRITE_TOO_MUCH, os.fspath(path), bits]
     result = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert result.returncode == 7, result.stderr
-    assert "cannot be written" in result.stdout
+    assert "cannot be written: larger than files may become here" in result.stdout
     assert path.read_bytes() == b"precious"
-    assert names_in(tmp_path) == ["a.png"]
+    assert names_in(tmp_path) == [name]
 
 
 def test_permissions_follow_the_umask(tmp_path):

@@ -66,6 +66,9 @@ def test_bad_input_is_refused():
         psnr(np.zeros((4, 4)), np.zeros((4, 5)))
     with pytest.raises(WrongArgument, match="data_range"):
         psnr(np.zeros((4, 4)), np.zeros((4, 4), np.uint8))
+    with pytest.raises(WrongArgument, match="uint8 and uint16"):
+        psnr(np.full((4, 4), 255, np.uint8), np.full((4, 4), 65535, np.uint16))
+    assert psnr(np.zeros((4, 4), np.float32), np.zeros((4, 4))) == math.inf
     with pytest.raises(WrongArgument):
         psnr(np.zeros((4, 4)), np.zeros((4, 4)), shave=2)
     with pytest.raises(WrongArgument, match="11"):

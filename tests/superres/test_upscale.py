@@ -141,6 +141,27 @@ def test_colours_under_transparent_pixels_do_not_bleed(channels):
     np.testing.assert_array_equal(result[..., -1], upscale(image[..., -1], Recorded(2)))
 
 
+@pytest.mark.parametrize("radius", [3, 15])
+def test_a_model_sees_no_hidden_colour_however_far_it_looks(radius):
+    class Mean:
+        """Over 2·radius + 1 columns."""
+
+        halo = radius
+
+        def __call__(self, y):
+            wide = np.pad(y, ((0, 0), (0, 0), (radius, radius), (0, 0)), mode="edge")
+            mean = np.mean([wide[:, :, i : i + y.shape[2]] for i in range(2 * radius + 1)], axis=0, dtype=np.float32)
+            return mean.repeat(2, 1).repeat(2, 2)
+
+    image = np.full((6, 80, 4), [100, 100, 100, 255], np.uint8)
+    image[:, 40:, 3] = 0
+    other = image.copy()
+    other[:, 40:, :3] = 255
+    result, expected = upscale(other, Mean()), upscale(image, Mean())
+    visible = expected[..., 3] > 0
+    np.testing.assert_array_equal(result[visible], expected[visible])
+
+
 def test_half_transparent_colours_are_weighted_by_alpha():
     image = np.zeros((8, 8, 4), np.uint8)
     image[:, :4] = [255, 0, 0, 255]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_efficient.errors import FileProblem, MissingDependency, WrongArgument
-from keras_efficient.superres import Bicubic, imresize, upscale_video
+from keras_efficient.superres import Bicubic, imresize, upscale_folder, upscale_video
 
 av = pytest.importorskip("av")
 
@@ -229,8 +229,21 @@ def test_ctrl_c_and_errors_leave_nothing_half_written(tmp_path, model):
     with pytest.raises(WrongArgument, match="nosuchpreset"):
         upscale_video(tmp_path / "a.mkv", tmp_path / "b.mp4", model, preset="nosuchpreset")
     assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "there.mkv").touch()
     with pytest.raises(FileProblem, match="exists"):
-        upscale_video(tmp_path / "a.mkv", tmp_path / "a.mkv", model)
+        upscale_video(tmp_path / "a.mkv", tmp_path / "there.mkv", model)
+    with pytest.raises(WrongArgument, match="input itself"):
+        upscale_video(tmp_path / "a.mkv", tmp_path / "a.mkv", model, overwrite=True)
+
+
+def test_videos_of_a_folder_are_upscaled_with_its_pictures(tmp_path, model):
+    (tmp_path / "in").mkdir()
+    make_video(tmp_path / "in" / "a.MKV", frames=2)
+    (tmp_path / "in" / "b.mp4").write_bytes(b"no video at all" * 9)
+    report = upscale_folder(tmp_path / "in", tmp_path / "out", model, suffix=".png")
+    assert report.done == (tmp_path / "out" / "a.MKV",)
+    assert frames_of(report.done[0])[0].width == 128
+    assert [path.name for path, _ in report.failed] == ["b.mp4"]
 
 
 def test_unreadable_videos_say_why(tmp_path, model):

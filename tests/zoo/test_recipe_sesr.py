@@ -58,16 +58,6 @@ def test_x4_starts_with_every_block_of_x2_but_the_last():
             np.testing.assert_array_equal(one, two)
 
 
-def test_a_prelu_becomes_the_bend_of_an_int8_network():
-    """slope·x for x < 0 is x + relu((slope − 1)·x), for slopes below 1."""
-    model, aware = randomized("sesr-m5-x2"), recipe.build("sesr-m5-x2.int8")
-    assert "body_0_bend" in recipe.copy_matching_layers(model, aware)
-    x = np.random.default_rng(1).normal(size=(1, 4, 4, 16)).astype("float32")
-    bend = aware.get_layer("body_0_bend")(x)
-    expected = model.get_layer("body_0_activation")(x)
-    np.testing.assert_allclose(ops.convert_to_numpy(x + bend), ops.convert_to_numpy(expected), atol=1e-6)
-
-
 def test_int8_aware_training_deploys_to_stock_layers_near_the_float_model():
     model, aware = randomized("sesr-m5-x2"), recipe.build("sesr-m5-x2.int8")
     recipe.copy_matching_layers(model, aware)

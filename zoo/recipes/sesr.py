@@ -46,6 +46,8 @@ _WARM = Schedule(12_000, peak_rate=1.5e-3, batch=9)
 _LONGER = Schedule(24_000, peak_rate=2e-3, batch=9)
 _TUNE = Schedule(8_000, peak_rate=1e-3, batch=9)
 _INT8 = Schedule(12_000, peak_rate=1e-3, batch=9, squared_share=1.0)
+_INT8_SHORT = Schedule(8_000, peak_rate=1e-3, batch=9, squared_share=1.0)
+_INT8_NEAR = Schedule(12_000, peak_rate=5e-4, batch=9, squared_share=1.0)
 
 _SPARSE = {"depth": 3, "sparsity": "2:4"}
 
@@ -59,9 +61,9 @@ RECIPES = {
     "sesr-m5-x3": Recipe("SESR", _sesr("m5", 3), _WARM, starts_from="sesr-m5-x2", patch=48),
     "sesr-m5-x4": Recipe("SESR", _sesr("m5", 4), _WARM, starts_from="sesr-m5-x2", patch=48),
     "fsrcnn-x2": Recipe("FSRCNN", {"scale": 2}, _WARM, unclipped="enlarge"),
-    "sesr-m5-x2.int8": Recipe("SESR", _sesr("m5", 2, int8_aware=True), _INT8, starts_from="sesr-m5-x2"),
+    "sesr-m5-x2.int8": Recipe("SESR", _sesr("m5", 2, int8_aware=True), _INT8_NEAR, starts_from="sesr-m5-x2"),
     "sesr-m5-x2.relu-int8": Recipe(
-        "SESR", _sesr("m5", 2, "relu", int8_aware=True), _INT8, starts_from="sesr-m5-x2.relu"
+        "SESR", _sesr("m5", 2, "relu", int8_aware=True), _INT8_SHORT, starts_from="sesr-m5-x2.relu"
     ),
     "sesr-npu5-x2.int8": Recipe("SESRNPU", {"depth": 5, "int8_aware": True}, _INT8, starts_from="sesr-npu5-x2"),
     "sesr-npu3-x2": Recipe("SESRNPU", _SPARSE, _WARM, starts_from="sesr-npu5-x2"),
@@ -119,8 +121,7 @@ def copy_matching_layers(source, target) -> list[str]:
     """Copies the weights of layers that both models have, by name and shapes; returns their names.
 
     The new blocks of a deeper network start as identities: their linear part is made zero, their kernel is the
-    identity, and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did. A
-    PReLU's slope goes to the `bend` that stands for it in an int8-aware network.
+    identity, and a PReLU of slope 1 lets everything pass. The network then computes what the shallower one did.
     """
     import numpy as np
 
@@ -130,12 +131,6 @@ def copy_matching_layers(source, target) -> list[str]:
         shapes = [w.shape for w in layer.weights]
         other = known.get(layer.name)
         if not shapes:
-            continue
-        if layer.name.endswith("_bend"):
-            slope = known[layer.name.replace("_bend", "_activation")].get_weights()[0]
-            # Below 1: a bend of exactly nothing would have no gradient.
-            layer.set_weights([np.minimum(slope.reshape(shapes[0]) - 1, -0.02)])
-            copied.append(layer.name)
             continue
         if other is not None and [w.shape for w in other.weights] == shapes:
             layer.set_weights(other.get_weights())
