@@ -31,18 +31,20 @@ def filled(text: str, results: Path) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of a benchmark as a table in Markdown. A bar that was missed stays in it, with its reason."""
+    """Rows of a benchmark that have a bar, as a table in Markdown. A bar that was missed stays, with its reason."""
     lines = ["| what | ours | peer | ratio | bar | reached |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        reached = {True: "yes", False: "**no**", None: "not measured"}[row["reached"]] if row["bar"] else ""
-        why = f": {row['why']}" if row["why"] and row["reached"] is not True else ""
+    for row in (row for row in rows if row["bar"]):
+        reached = {True: "yes", False: "**no**", None: "not measured"}[row["reached"]]
+        why = row["why"] if row["reached"] is not True else ""
         cells = [
             row["what"],
             _number(row["ours"], row["unit"]),
             _number(row["peer"], row["unit"]),
             _number(row["ratio"]),
+            row["bar"],
+            ": ".join(filter(None, (reached, why))),
         ]
-        lines.append("| " + " | ".join([*cells, row["bar"], reached + why]).replace("\n", " ") + " |")
+        lines.append("| " + " | ".join(cells).replace("\n", " ") + " |")
     return "\n".join(lines) + "\n"
 
 

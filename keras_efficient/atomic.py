@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = check_target(path, overwrite=overwrite)
     stem = os.fsencode(path.stem)[:100].decode(errors="ignore")  # systems count bytes: 255 of them
-    temporary = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")
+    path = Path(os.path.realpath(path))  # a symbolic link stays, what it points to is replaced
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

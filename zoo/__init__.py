@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_efficient.errors import FileProblem, UnknownName
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.zoo.schema import Card, read_card, write_card
 
 if TYPE_CHECKING:
@@ -67,11 +67,14 @@ def load(name: str, *, weights: str | Path | None = "pretrained", folder: str | 
 
     Raises:
         UnknownName: there is no such model; the nearest name is the hint.
+        WrongArgument: `weights` is something else.
         FileProblem: weights that are missing, damaged, changed (both hashes are named), those of another model (both
             shapes are named), or that cannot be downloaded.
     """
     from keras_efficient.zoo import weights as files
 
+    if not (weights is None or isinstance(weights, str | Path)):
+        raise WrongArgument(f"weights={weights!r}: takes 'pretrained', None, or the path of a .weights.h5.")
     found = card(name, folder=folder)
     path = files.find(found, _folder(folder)) if weights == "pretrained" else weights
     model = _build(found)

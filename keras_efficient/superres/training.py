@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -100,7 +104,6 @@ class Trainer:
         )
         self.optimizer.build(self._trained.trainable_variables)
         self.step = 0
-        self._started_with = model.get_weights()
         self._restore()
 
     def run(
@@ -115,39 +118,34 @@ class Trainer:
         """Trains to the schedule's end (or to step `until`) and returns the last validation PSNR in dB.
 
         Each `chunk` of steps is one call into compiled code. After each `evaluate_every` steps the averaged weights are
-        measured on `validation`, a line is added to `log.csv` and a checkpoint is written. Ctrl-C between two chunks
-        leaves a checkpoint behind.
+        measured on `validation`, a line is added to `log.csv` and a checkpoint is written. Ctrl-C waits for the end of
+        the chunk, leaves a checkpoint behind and raises `KeyboardInterrupt`; a second one does not wait.
         """
         last = min(until or self.schedule.steps, self.schedule.steps)
         run_chunk = _compiled_chunk(self)
         psnr = float("nan")
         started, first = time.time(), self.step
-        try:
-            while self.step < last:
-                # A chunk never crosses the change of the loss.
-                stop = min(self.step + chunk, last)
-                change = self._squared_from()
-                if self.step < change < stop:
-                    stop = change
-                plan = self.patches.plan(
-                    stop - self.step, self.schedule.batch, self.schedule.seed * 1_000_003 + self.step
-                )
+        while self.step < last:
+            # A chunk never crosses the change of the loss.
+            stop = min(self.step + chunk, last)
+            change = self._squared_from()
+            if self.step < change < stop:
+                stop = change
+            plan = self.patches.plan(stop - self.step, self.schedule.batch, self.schedule.seed * 1_000_003 + self.step)
+            with _interrupts_afterwards(self._checkpoint):
                 loss = run_chunk(plan, squared=self.step >= change)
                 if not np.isfinite(loss):
                     raise WrongArgument(
                         f"The loss is {loss} at step {stop}.", hint="Lower peak_rate or clip_norm and train again."
                     )
                 before, self.step = self.step, stop
-                if on_progress is not None:
-                    on_progress(self.step, last, loss)
-                if self.step // evaluate_every != before // evaluate_every or self.step == last:
-                    psnr = self.evaluate_average(validation)
-                    seconds = (time.time() - started) / max(self.step - first, 1)
-                    self._log(loss, psnr, seconds)
-                    self._checkpoint()
-        except KeyboardInterrupt:
-            self._checkpoint()
-            raise
+            if on_progress is not None:
+                on_progress(self.step, last, loss)
+            if self.step // evaluate_every != before // evaluate_every or self.step == last:
+                psnr = self.evaluate_average(validation)
+                seconds = (time.time() - started) / max(self.step - first, 1)
+                self._log(loss, psnr, seconds)
+                self._checkpoint()
         if self.step >= self.schedule.steps:
             self.optimizer.finalize_variable_values(self._trained.trainable_variables)
         return psnr
@@ -169,13 +167,16 @@ class Trainer:
     def _squared_from(self) -> int:
         return round(self.schedule.steps * (1 - self.schedule.squared_share))
 
+    def _schedule(self) -> str:
+        return json.dumps(asdict(self.schedule))
+
     def _state(self) -> list:
         return [*self.model.variables, *self.optimizer.variables]
 
     def _checkpoint(self) -> None:
         values = {f"v{i}": ops.convert_to_numpy(v) for i, v in enumerate(self._state())}
         path, temporary = self.folder / "checkpoint.npz", self.folder / "checkpoint.tmp.npz"
-        np.savez(temporary, step=self.step, **values)
+        np.savez(temporary, step=self.step, schedule=self._schedule(), **values)
         os.replace(temporary, path)
 
     def _restore(self) -> None:
@@ -185,8 +186,14 @@ class Trainer:
         with np.load(path, allow_pickle=False) as stored:
             state = self._state()
             shapes = [stored[f"v{i}"].shape for i in range(len(state)) if f"v{i}" in stored]
-            if shapes != [tuple(v.shape) for v in state] or len(stored.files) != len(state) + 1:
+            if shapes != [tuple(v.shape) for v in state] or len(stored.files) != len(state) + 2:
                 raise FileProblem(path, "a checkpoint of another model.", hint="Give another folder, or remove it.")
+            if str(stored["schedule"]) != self._schedule():
+                raise FileProblem(
+                    path,
+                    f"a checkpoint of another schedule: {stored['schedule']}.",
+                    hint="Give another folder, or remove it.",
+                )
             for i, variable in enumerate(state):
                 variable.assign(stored[f"v{i}"])
             self.step = int(stored["step"])
@@ -199,6 +206,35 @@ class Trainer:
             if new:
                 writer.writerow(["step", "loss", "validation_psnr_db", "seconds_per_step"])
             writer.writerow([self.step, f"{loss:.6f}", f"{psnr:.4f}", f"{seconds:.5f}"])
+
+
+@contextmanager
+def _interrupts_afterwards(keep: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C inside the block takes effect behind it, after `keep()`: weights, optimizer and step belong together.
+
+    A second Ctrl-C takes effect at once. Outside of the main thread, and where Ctrl-C is ignored, nothing is changed.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    pending = False
+
+    def note(number, frame):
+        nonlocal pending
+        if pending:
+            signal.signal(signal.SIGINT, usual)
+            usual(number, frame)
+        pending = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pending:
+        keep()
+        usual(signal.SIGINT, None)
 
 
 def _gather(patches, low, high, turns, origin, down, right, turn):

@@ -177,8 +177,9 @@ def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path
     process = subprocess.Popen([*command, "--model", model], stderr=subprocess.PIPE, text=True)
     try:
         limit = time.monotonic() + 60
-        while not any(path.stat().st_size for path in out.glob("*.partial.mkv")) and time.monotonic() < limit:
+        while not any(out.iterdir()) and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
+        time.sleep(0.1)
         assert process.poll() is None, "it is at work"
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)

@@ -1,6 +1,7 @@
 """The training loop: patches against NumPy's own turns, resume, both backends, and that it learns."""
 
 import csv
+import signal
 
 import keras
 import numpy as np
@@ -9,11 +10,12 @@ from keras import ops
 
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.models import SESR
+from keras_efficient.superres import training
 from keras_efficient.superres.data import PatchSet, split_by_name
 from keras_efficient.superres.evaluation import Pair
 from keras_efficient.superres.resize import imresize
 from keras_efficient.superres.soap import SOAP
-from keras_efficient.superres.training import Schedule, Trainer, _gather
+from keras_efficient.superres.training import Schedule, Trainer, _compiled_chunk, _gather
 
 
 def pairs(scale=2, count=3):
@@ -121,8 +123,38 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path):
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+@pytest.mark.contract
+def test_ctrl_c_inside_a_chunk_leaves_a_checkpoint_that_fits_together(tmp_path, monkeypatch):
+    whole = small_trainer(tmp_path / "whole")
+    whole.run(pairs(), chunk=4, evaluate_every=8)
+    first = small_trainer(tmp_path / "parts")
+
+    def interrupted(trainer):
+        run_chunk = _compiled_chunk(trainer)
+
+        def run(plan, squared):
+            if trainer.step == 4:
+                signal.raise_signal(signal.SIGINT)
+            return run_chunk(plan, squared)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_compiled_chunk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.run(pairs(), chunk=4, evaluate_every=100)
+    assert first.step == int(first.optimizer.iterations) == 8
+    second = small_trainer(tmp_path / "parts", seed=99)
+    assert second.step == 8
+    second.run(pairs(), chunk=4, evaluate_every=8)
+    for one, two in zip(whole.model.get_weights(), second.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+def test_a_checkpoint_of_another_model_or_schedule_is_refused(tmp_path):
     small_trainer(tmp_path).run(pairs(), chunk=5, until=5)
+    with pytest.raises(FileProblem, match="another schedule"):
+        small_trainer(tmp_path, steps=13)
     with pytest.raises(FileProblem, match="another model"):
         Trainer(SESR(2, "m5", expansion=8), PatchSet(pairs(), 2, 12), Schedule(10), tmp_path)
 

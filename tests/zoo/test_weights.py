@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_efficient import zoo
-from keras_efficient.errors import FileProblem, UnknownName
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.zoo import weights as files
 from keras_efficient.zoo.golden import compare_with_golden, read_golden, write_golden
 
@@ -37,6 +37,11 @@ def test_fresh_weights_need_no_file(zoo_folder):
     zoo.load("tiny-x2", weights=None, folder=zoo_folder)
     with pytest.raises(FileProblem, match="no such file"):
         zoo.load("tiny-x2", folder=zoo_folder)
+
+
+def test_weights_of_another_kind_are_refused(zoo_folder):
+    with pytest.raises(WrongArgument, match="weights=True"):
+        zoo.load("tiny-x2", weights=True, folder=zoo_folder)
 
 
 def test_unknown_name(zoo_folder):

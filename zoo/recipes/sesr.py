@@ -11,14 +11,18 @@ one needs that one trained before, in the same `--out`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem
 from keras_efficient.superres.training import Schedule
+from keras_efficient.zoo.schema import Paper
 
 __all__ = ["RECIPES", "Recipe", "build", "train"]
 
@@ -115,6 +119,24 @@ def train(name: str, data: Path, out: Path, *, steps: int | None = None, until: 
         temporary = out / f"{name}.tmp.weights.h5"
         model.save_weights(temporary)
         os.replace(temporary, out / f"{name}.weights.h5")
+        with replacing(out / name / "run.json", overwrite=True) as path:
+            path.write_text(json.dumps(_run(recipe, schedule, data, training, validation), indent=1))
+
+
+def _run(recipe: Recipe, schedule: Schedule, data: Path, training: list[Path], validation: list[Path]) -> dict:
+    """What the card has to tell about a training."""
+    import dataclasses
+    from collections import Counter
+
+    import keras
+
+    folders = Counter(path.relative_to(data).parts[0] for path in (*training, *validation))
+    return {
+        "pictures": dict(sorted(folders.items())),
+        "validation_pictures": len(validation),
+        "backend": keras.backend.backend(),
+        "schedule": {**dataclasses.asdict(schedule), "patch": recipe.patch, "starts_from": recipe.starts_from},
+    }
 
 
 def copy_matching_layers(source, target) -> list[str]:
@@ -152,12 +174,16 @@ def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
     from keras_efficient.zoo import schema as cards
 
     recipe = RECIPES[name]
-    scale = recipe.arguments.get("scale", 2)
+    run = out / name / "run.json"
+    if not run.exists():
+        raise FileProblem(run, "is not there.", hint=f"Train {name} to its end first.")
+    trained = json.loads(run.read_text())
     model = build(name)
     model.load_weights(out / f"{name}.weights.h5")
     shutil.copyfile(out / f"{name}.weights.h5", zoo_folder / "weights" / f"{name}.weights.h5")
     golden.write_golden(golden.golden(model), zoo_folder / "weights" / f"{name}.golden.npz")
     shutil.copyfile(out / name / "log.csv", zoo_folder / "recipes" / "logs" / f"{name}.csv")
+    exports, metrics = _measured(model, recipe, data)
     found = cards.Card(
         name=name,
         system="sesr",
@@ -165,18 +191,16 @@ def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
         summary=_summary(recipe),
         builder=cards.Builder(recipe.builder, recipe.arguments),
         weights=weights.describe(zoo_folder / "weights" / f"{name}.weights.h5"),
-        preprocessing=_preprocessing(model, scale),
+        preprocessing=_preprocessing(model, recipe.arguments.get("scale", 2)),
         parameters=deploy(model).count_params(),
-        metrics=tuple(_metrics(model, data, scale)),
-        trained_on=_trained_on(),
-        recipe=_card_recipe(name, recipe),
+        metrics=tuple(metrics),
+        trained_on=_trained_on(trained["pictures"]),
+        recipe=_card_recipe(name, trained),
         licence="Apache-2.0",
-        limitations=_limitations(recipe),
+        limitations=_limitations(recipe, trained),
         golden=f"{name}.golden.npz",
-        exports=tuple(_exports(model, recipe, data)),
-        paper=cards.Paper(
-            "Collapsible Linear Blocks for Super-Efficient Super Resolution", "https://arxiv.org/abs/2103.09404", 2022
-        ),
+        exports=tuple(exports),
+        paper=_PAPERS[recipe.builder],
     )
     cards.write_card(found, zoo_folder / "cards" / f"{name}.yaml")
     for metric in found.metrics:
@@ -184,10 +208,38 @@ def publish(name: str, data: Path, out: Path, zoo_folder: Path) -> None:
         print(f"{name}: {metric.name} {metric.dataset} {metric.value} {unit} ({metric.protocol})", file=sys.stderr)
 
 
-_PROTOCOL = "Y of BT.601 studio range, MATLAB bicubic, float output clipped and not rounded, {scale} pixels shaved"
+def _measured(model, recipe: Recipe, data: Path):
+    """Files that the model makes, each run and compared, and the quality (of the int8 file where that is the aim)."""
+    import tempfile
+
+    from keras_efficient import export
+    from keras_efficient.zoo.schema import Export
+
+    int8 = recipe.arguments.get("int8_aware", False)
+    photos = calibration(data, recipe.arguments.get("scale", 2))
+    exports = []
+    with tempfile.TemporaryDirectory() as folder:
+        for target, precision in [("tflite", "int8")] if int8 else [("tflite", "float32"), ("onnx", "float32")]:
+            path = Path(folder) / f"model.{target}"
+            # Where an integer file rounds differs from where a float one does, so photos serve as samples for both.
+            given = {"calibration": photos if int8 else None, "samples": photos[:8]}
+            report = export.save(model, path, precision=precision, **given)
+            assert report.max_error is not None  # verified files have one
+            note = f"calibrated on {len(photos)} crops of training pictures" if int8 else None
+            exports.append(Export(target, precision, report.bytes, report.max_error, report.sqnr_db, note))
+        upscaler = export.load(Path(folder) / "model.tflite", threads=2) if int8 else model
+        metrics = list(_metrics(upscaler, data, recipe.arguments.get("scale", 2), "int8" if int8 else "psnr"))
+    return exports, metrics
 
 
-def _metrics(model, data: Path, scale: int):
+_SESR = ("Collapsible Linear Blocks for Super-Efficient Super Resolution", "https://arxiv.org/abs/2103.09404", 2022)
+_FSRCNN = ("Accelerating the Super-Resolution Convolutional Neural Network", "https://arxiv.org/abs/1608.00367", 2016)
+_PAPERS = {"SESR": Paper(*_SESR), "SESRNPU": Paper(*_SESR), "FSRCNN": Paper(*_FSRCNN)}
+_PROTOCOL = "Y of BT.601 studio range, MATLAB bicubic, {output}, {scale} pixels shaved"
+_OUTPUT = {"psnr": "float output clipped and not rounded", "int8": "the int8 file in LiteRT"}
+
+
+def _metrics(model, data: Path, scale: int, section: str):
     from keras_efficient.superres.evaluation import Gray, evaluate
     from keras_efficient.zoo.schema import Metric
 
@@ -199,37 +251,12 @@ def _metrics(model, data: Path, scale: int):
     )
     for dataset, gray in conventions:
         result = evaluate(model, data.parent / dataset, scale, gray=gray)
-        protocol = _PROTOCOL.format(scale=scale)
+        protocol = _PROTOCOL.format(scale=scale, output=_OUTPUT[section])
         if dataset == "Set14":
             protocol += ", the gray picture as it is" if gray == "literature" else ", the gray picture in studio range"
-        command = "python -m benchmarks.sesr --only psnr"
+        command = f"python -m benchmarks.sesr --only {section}"
         yield Metric("PSNR", round(result.psnr, 3), f"{dataset} x{scale}", protocol, command, "dB")
         yield Metric("SSIM", round(result.ssim, 4), f"{dataset} x{scale}", protocol, command)
-
-
-def _exports(model, recipe: Recipe, data: Path):
-    """Files that the model makes, each run and compared; int8 where the model was trained for it."""
-    import tempfile
-
-    from keras_efficient import export
-    from keras_efficient.zoo.schema import Export
-
-    photos = calibration(data, recipe.arguments.get("scale", 2))
-    rounding = recipe.arguments.get("int8_aware")
-    for target, precision in [("tflite", "int8")] if rounding else [("tflite", "float32"), ("onnx", "float32")]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"model.{target}"
-            # Where an integer file rounds differs from where a float one does, so photos serve as samples for both.
-            report = export.save(
-                model,
-                path,
-                precision=precision,
-                calibration=photos if precision == "int8" else None,
-                samples=photos[:8],
-            )
-        note = "calibrated on 96 crops of training pictures" if precision == "int8" else None
-        assert report.max_error is not None  # verified files have one
-        yield Export(target, precision, report.bytes, report.max_error, report.sqnr_db, note)
 
 
 def calibration(data: Path, scale: int):
@@ -263,45 +290,46 @@ def _preprocessing(model, scale: int):
     )
 
 
-def _card_recipe(name: str, recipe: Recipe):
-    import dataclasses
-
-    import keras
-
+def _card_recipe(name: str, trained: Mapping[str, Any]):
     from keras_efficient.zoo import schema as cards
 
     command = f"python -m keras_efficient.zoo.recipes.sesr {name} --data FOLDER --out runs"
-    details = {**dataclasses.asdict(recipe.schedule), "patch": recipe.patch, "log": f"zoo/recipes/logs/{name}.csv"}
-    if recipe.starts_from:
-        details["starts_from"] = recipe.starts_from
-    return cards.Recipe(command, recipe.schedule.seed, backend=keras.backend.backend(), details=details)
+    details = {key: value for key, value in trained["schedule"].items() if value is not None}
+    details["log"] = f"zoo/recipes/logs/{name}.csv"
+    return cards.Recipe(command, details["seed"], backend=trained["backend"], details=details)
 
 
-def _trained_on():
+_RESEARCH = "no licence stated; research use"
+# What is known of a folder of training pictures, by its name: data, terms.
+_SOURCES = {
+    "T91": ("T91 (Yang et al. 2010)", _RESEARCH),
+    "BSD200_y": (
+        "train split of BSDS300 (without 302003, which is Set5's woman), luma only",
+        "non-commercial research and education",
+    ),
+    "Kodak24": ("Kodak24, crops of 500x500", "widely held to be released for unrestricted use"),
+    "SunHays80_y": ("Sun-Hays 80 (2012), luma only", _RESEARCH),
+    "Wallpapers_y": ("desktop wallpapers of Debian packages, luma only", "free licences, mostly CC-BY-SA"),
+}
+
+
+def _trained_on(pictures: Mapping[str, int]):
     from keras_efficient.zoo.schema import TrainedOn
 
-    research = "no licence stated; research use"
-    return (
-        TrainedOn("T91 (Yang et al. 2010), 91 pictures", research),
-        TrainedOn(
-            "BSD200, 199 pictures of the train split of BSDS300 (without 302003, which is Set5's woman), luma only",
-            "non-commercial research and education",
-        ),
-        TrainedOn("Kodak24, 24 crops of 500x500", "widely held to be released for unrestricted use"),
-        TrainedOn("Sun-Hays 80 (2012), 80 pictures, luma only", research),
-        TrainedOn("34 desktop wallpapers of Debian packages, luma only", "free licences, mostly CC-BY-SA"),
-    )
+    known = {folder: _SOURCES.get(folder, (folder, "not known")) for folder in pictures}
+    return tuple(TrainedOn(f"{known[f][0]}, {count} pictures", known[f][1]) for f, count in pictures.items())
 
 
-def _limitations(recipe: Recipe) -> tuple[str, ...]:
+def _limitations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[str, ...]:
+    count, kept = sum(trained["pictures"].values()), trained["validation_pictures"]
     common = (
         "Trained on bicubic downscaling by MATLAB's rule: pictures that were made smaller otherwise, compressed "
         "strongly or blurred come out less sharp.",
-        "Trained on 428 pictures, not on DIV2K as in the paper; 5 % of them were kept for validation.",
+        f"Trained on {count} pictures, not on DIV2K as in the paper; {kept} of them were kept for validation.",
         "BSD100, a test set, is the test split of the source that BSD200 is the train split of.",
     )
     if recipe.arguments.get("int8_aware"):
-        return (*common, "The metrics are those of the float32 model that rounds as int8 does; see exports for files.")
+        return (*common, "Made for int8 files and nothing else: it rounds as they do, and the metrics are the file's.")
     return common
 
 
