@@ -1,5 +1,7 @@
 """Puts the results of the benchmarks into README.md, between `<!-- table:NAME -->` and `<!-- /table -->`.
 
+`table:zoo` is made of the cards of the zoo, every other of `benchmarks/results/NAME.json`.
+
 python -m benchmarks.tables            writes
 python -m benchmarks.tables --check    ends with 1 where README.md and the results differ
 """
@@ -20,9 +22,11 @@ _MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path) -> str:
-    """The text with every marked table made anew from `results`/NAME.json; without such a file the table is empty."""
+    """The text with every marked table made anew from the cards or `results`/NAME.json; without a file it is empty."""
 
     def replace(match: re.Match[str]) -> str:
+        if match[2] == "zoo":
+            return f"{match[1]}{zoo_table()}{match[3]}"
         path = results / f"{match[2]}.json"
         lines = table(json.loads(path.read_text("utf-8"))["rows"]) if path.exists() else "Not measured yet.\n"
         return f"{match[1]}{lines}{match[3]}"
@@ -45,6 +49,22 @@ def table(rows: list[dict[str, Any]]) -> str:
             ": ".join(filter(None, (reached, why))),
         ]
         lines.append("| " + " | ".join(cells).replace("\n", " ") + " |")
+    return "\n".join(lines) + "\n"
+
+
+def zoo_table() -> str:
+    """The models of the zoo with the quality in their cards."""
+    from keras_efficient import zoo
+
+    lines = ["| name | what | weights | Set5 | Set14 | BSD100 |", "|---|---|---|---|---|---|"]
+    for name in zoo.list_models():
+        card = zoo.card(name)
+        found: dict[str, float] = {}
+        for metric in card.metrics:
+            if metric.name == "PSNR":
+                found.setdefault(metric.dataset.split()[0], metric.value)  # the first convention of Set14
+        scores = [f"{found[dataset]:.2f}" for dataset in ("Set5", "Set14", "BSD100")]
+        lines.append("| " + " | ".join([f"`{name}`", card.summary, f"{card.parameters:,}", *scores]) + " |")
     return "\n".join(lines) + "\n"
 
 

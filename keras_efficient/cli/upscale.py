@@ -39,6 +39,11 @@ def upscale(
     threads: Annotated[
         int | None, typer.Option("--threads", help="For .tflite and .onnx; by default one a processor.", min=1)
     ] = None,
+    quality: Annotated[int, typer.Option("--quality", help="Of JPEG and WebP pictures.", min=1, max=100)] = 95,
+    crf: Annotated[
+        float,
+        typer.Option("--crf", help="Of videos: 0 lossless, 23 usual, 51 worst.", min=0, max=51),
+    ] = 18,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders with their sub-folders.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
@@ -55,10 +60,11 @@ def upscale(
     from keras_efficient.superres.runner import runner
 
     run = runner(_open(model, threads or os.cpu_count() or 1), tile=tiles, halo=halo)
+    how = {"quality": quality, "crf": crf, "overwrite": force}
     if single:
-        _show([_work(*jobs[0], run, force)], single=True)
+        _show([_work(*jobs[0], run, how)], single=True)
     else:
-        _show([_attempt(*job, run, force) for job in jobs], single=False)
+        _show([_attempt(*job, run, how) for job in jobs], single=False)
 
 
 def _planned(inputs: list[Path], output: Path, recursive: bool) -> list[tuple[Path, Path]]:
@@ -98,22 +104,22 @@ def _open(model: str, threads: int) -> Any:
     return deploy(network)
 
 
-def _attempt(source: Path, target: Path, run: Runner, force: bool) -> dict[str, Any]:
+def _attempt(source: Path, target: Path, run: Runner, how: dict[str, Any]) -> dict[str, Any]:
     """One of several: a failure is noted while the others go on."""
     from keras_efficient.superres.files import reason_of
 
     try:
-        return _work(source, target, run, force)
+        return _work(source, target, run, how)
     except KerasEfficientError as err:
         return {"input": str(source), "output": None, "status": "failed", "reason": reason_of(err)}
 
 
-def _work(source: Path, target: Path, run: Runner, force: bool) -> dict[str, Any]:
+def _work(source: Path, target: Path, run: Runner, how: dict[str, Any]) -> dict[str, Any]:
     """One picture or video; what exists is kept."""
     from keras_efficient.superres.files import upscale_as_planned
 
     with out.progress(source.name) as show:
-        is_new = upscale_as_planned(source, target, run, overwrite=force, on_progress=show)
+        is_new = upscale_as_planned(source, target, run, on_progress=show, **how)
     return {"input": str(source), "output": str(target), "status": "done" if is_new else "kept"}
 
 

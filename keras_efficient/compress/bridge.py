@@ -87,7 +87,7 @@ def to_tf_keras(model: keras.Model) -> Bridge:
     inputs = [_input(tensor) for tensor in source.inputs]
     outputs = replay.run(source, inputs, "")
     twin_model = tf_keras.Model(_bare(inputs), _bare(outputs), name=source.name)
-    twins = tuple(replay.copy_weights())
+    twins = tuple(replay.copy_weights(twin_model))
     _refuse_different(source, twin_model, twins)
     return Bridge(source, twin_model, twins)
 
@@ -113,9 +113,12 @@ class _Replay:
                 tensors.update(zip(map(id, node.outputs), keras.tree.flatten(outputs), strict=True))
         return [tensors[id(x)] for x in graph.outputs]
 
-    def copy_weights(self) -> list[Twin]:
-        result = []
+    def copy_weights(self, model: Any) -> list[Twin]:
+        """Gives the layers of the tf_keras model their weights, and tells which layer is which."""
+        result, used = [], {layer.name for layer in model.layers}
         for key, (operation, twin, path) in self._twins.items():
+            if twin.name not in used:
+                continue  # It made a mask: those go from layer to layer by themselves.
             if isinstance(operation, keras.Layer):
                 _copy_weights(operation, twin, path)
             names = tuple(weight.name.split(":")[0].split("/")[-1] for weight in twin.weights)
@@ -352,13 +355,14 @@ def _equal(expected: Any, found: Any) -> bool:
     # The same operators in the same order: any real difference is far larger.
     for want, have in zip(keras.tree.flatten(expected), keras.tree.flatten(found), strict=True):
         want, have = np.asarray(want, "float64"), np.asarray(have, "float64")
-        if want.shape != have.shape or np.abs(want - have).max(initial=0) > 1e-4 * max(1, np.abs(want).max(initial=0)):
+        tolerance = 1e-4 * max(1, np.abs(want[np.isfinite(want)]).max(initial=0))
+        if want.shape != have.shape or not np.allclose(have, want, rtol=0, atol=tolerance, equal_nan=True):
             return False
     return True
 
 
 def _sample(tensor: keras.KerasTensor) -> np.ndarray:
     shape = (tensor.shape[0] or 2, *(size or 32 for size in tensor.shape[1:]))
-    if "float" in tensor.dtype:
-        return np.random.default_rng(0).random(shape).astype(tensor.dtype)
-    return np.zeros(shape, tensor.dtype)
+    rng = np.random.default_rng(0)
+    # Integers are mostly indices: 0 and 1 are in every vocabulary, and 0 is what a mask hides.
+    return (rng.random(shape) if "float" in tensor.dtype else rng.integers(0, 2, shape)).astype(tensor.dtype)

@@ -9,7 +9,7 @@ import keras
 
 from keras_efficient.compress._tfmot import import_tf_keras, import_tfmot
 from keras_efficient.compress.bridge import to_tf_keras
-from keras_efficient.compress.session import Session, selected
+from keras_efficient.compress.session import Session, keep_mask, selected
 from keras_efficient.errors import UnknownName, WrongArgument
 
 __all__ = ["cluster"]
@@ -68,7 +68,7 @@ def cluster(
 
     def wrap(layer):
         if layer.name in reasons and reasons[layer.name] is None:
-            return tfmot.clustering.keras.cluster_weights(layer, **options)
+            return keep_mask(tfmot.clustering.keras.cluster_weights(layer, **options))
         return layer
 
     clustered = [twin.path for twin in bridge.twins if reasons[twin.name] is None]

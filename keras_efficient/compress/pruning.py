@@ -10,7 +10,7 @@ import keras
 
 from keras_efficient.compress._tfmot import import_tf_keras, import_tfmot
 from keras_efficient.compress.bridge import to_tf_keras
-from keras_efficient.compress.session import Session, selected
+from keras_efficient.compress.session import Session, keep_mask, selected
 from keras_efficient.errors import WrongArgument
 
 __all__ = ["prune"]
@@ -30,8 +30,9 @@ def prune(
 
     A kernel's smallest magnitudes are set to zero and held there: a part `sparsity` of each kernel, or, with `pattern`
     ``(m, n)``, the m smallest of every n consecutive input channels (``(2, 4)`` is what sparse tensor cores and XNNPACK
-    run faster). Kernels of convolutions, dense layers, attention and embeddings are pruned; depthwise kernels, biases
-    and recurrent layers are not (`session.skipped` names them).
+    run faster); a shorter group at the end counts as if zeros filled it. Kernels of convolutions, dense layers,
+    attention and embeddings are pruned; depthwise kernels, biases and recurrent layers are not, nor with a pattern
+    transposed convolutions (`session.skipped` names them).
 
     Args:
         model: a functional or Sequential Keras 3 model; it is deployed first and not changed.
@@ -66,7 +67,7 @@ def prune(
 
     def wrap(layer):
         if layer.name in reasons and reasons[layer.name] is None:
-            return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule, **options)
+            return keep_mask(tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule, **options))
         return layer
 
     pruned = [twin.path for twin in bridge.twins if reasons[twin.name] is None]
@@ -127,6 +128,8 @@ def _obstacle(layer: Any, chosen: bool, pattern: tuple[int, int] | None) -> str 
     shape = tuple(layer.kernel.shape) if hasattr(layer, "kernel") else ()
     if len(shape) not in (2, 4):
         return f"a pattern needs a kernel of 2 or 4 axes, {type(layer).__name__} has none"
+    if "Transpose" in type(layer).__name__:
+        return "tfmot lays the pattern along the output channels of a transposed convolution"
     # tfmot pads a short group with zeros, takes those as the pruned ones, and prunes nothing, without a word.
     if shape[-2] < pattern[1]:
         return f"its {shape[-2]} input channels are fewer than the {pattern[1]} of the pattern"

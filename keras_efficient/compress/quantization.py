@@ -25,9 +25,10 @@ __all__ = ["QuantizationSession", "quantize_aware"]
 def quantize_aware(model: keras.Model) -> QuantizationSession:
     """Prepares a model for training in which kernels and activations are rounded as in an int8 file.
 
-    Kernels are rounded to 8 bits, symmetric, one scale for each output channel; activations to 8 bits with a minimum
-    and a maximum that follow the training by a moving average (Jacob et al., CVPR 2018). PReLU and `keras.ops`
-    operations are covered too.
+    Kernels are rounded to 8 bits, symmetric, with one scale for each output channel of a convolution and one for all of
+    a dense or depthwise kernel; activations to 8 bits with a minimum and a maximum that follow the training by a moving
+    average (Jacob et al., CVPR 2018). PReLU and `keras.ops` operations are covered too. Nothing holds the zeros of a
+    pruned model: training moves them.
 
     Args:
         model: a functional or Sequential Keras 3 model, best a trained one; it is deployed first and not changed.
@@ -63,6 +64,11 @@ def quantize_aware(model: keras.Model) -> QuantizationSession:
             trained = quantization.quantize_apply(annotated)
     except (RuntimeError, ValueError) as error:
         raise _refusal(error, paths, bridge) from error
+    for wrapper in trained.layers:
+        # tfmot lists the kernel of a frozen layer among those to train.
+        if hasattr(wrapper, "_weight_vars") and not wrapper.trainable:
+            wrapper._non_trainable_weights.extend(wrapper._trainable_weights)
+            wrapper._trainable_weights.clear()
     layers = [twin.path for twin in bridge.twins if twin.weights]
     return QuantizationSession(bridge, trained, layers, {})
 
@@ -75,8 +81,10 @@ class QuantizationSession(Session):
 
         Kernels lie on their 8-bit grid. With `ranges`, `keras.quantizers.fake_quant_with_min_max_vars` operations carry
         the trained range of every inner activation, and `export.save(…, precision="int8")` writes them into the file;
-        only what has none (the outputs, some operations) is calibrated. Without, the model is plain and all
-        activations will be calibrated: for further training, or for a rewrite that looks for layers side by side.
+        only what has none (the outputs, some operations) is calibrated. Such a model rounds as an int8 file does, so
+        int8 is the only precision that `export.save` takes it in. With ``ranges=False`` the model is plain: for
+        another precision (all activations are calibrated then), for further training, or for a rewrite that looks for
+        layers side by side.
 
         Raises:
             WrongArgument: nothing has been trained yet.
@@ -97,7 +105,10 @@ class QuantizationSession(Session):
         return rebuild(plain, lambda operation, path: None, follow=follow)
 
     def export(self, path: str | Path, *, precision: str = "int8", **options: Any) -> Report:
-        """As `Session.export`, in int8 unless told otherwise; it needs `calibration=`."""
+        """As `Session.export`, in int8; it needs `calibration=`.
+
+        For another precision: ``export.save(session.strip(ranges=False), path, precision=…)``.
+        """
         return super().export(path, precision=precision, **options)
 
     def _before_fit(self, x: Any = None, *args: Any, **options: Any) -> None:

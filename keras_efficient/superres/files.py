@@ -176,6 +176,7 @@ def upscale_as_planned(
     run: Runner,
     *,
     quality: int = 95,
+    crf: float = 18,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> bool:
@@ -194,7 +195,7 @@ def upscale_as_planned(
     except OSError as error:
         raise FileProblem(target.parent, f"cannot be made: {error.strerror or error}.") from error
     if _is_video(source):
-        encode_upscaled(source, target, run, overwrite=overwrite, on_progress=on_progress)
+        encode_upscaled(source, target, run, crf=crf, overwrite=overwrite, on_progress=on_progress)
     else:
         _check(source, target, quality, overwrite)
         _upscale_picture(source, target, run, quality, overwrite, on_progress)

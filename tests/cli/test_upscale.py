@@ -188,3 +188,12 @@ def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path
     assert process.returncode == status, errors
     assert "Traceback" not in errors
     assert list(out.iterdir()) == []
+
+
+def test_quality_reaches_the_encoder(model, photo, tmp_path):
+    from PIL import Image
+
+    done = program("upscale", photo, "-o", tmp_path / "large.jpg", "--model", model, "--quality", "20")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "large.jpg") as image:
+        assert image.quantization[0][0] > 20  # 2 at the default of 95
