@@ -41,7 +41,9 @@ def build_in_child(deployed: keras.Model, request: Request, folder: Path) -> Bui
     deployed.save(model_path)
     modules = _modules_of(deployed, foreign_layers(deployed))
     job_path.write_text(json.dumps(_job(request, folder, model_path, modules)))
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    # The child finds this package and the user's modules where the parent found them.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": paths}
     command = [sys.executable, "-m", __spec__.name, str(job_path)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
     try:
@@ -91,7 +93,8 @@ def _save_calibration(request: Request, folder: Path) -> dict[str, Any] | None:
     path = folder / "calibration"
     path.mkdir()
     for index, sample in enumerate(request.calibration):
-        np.savez(path / f"{index}.npz", **sample)  # type: ignore[arg-type]  # its stub lists keywords of its own
+        # By place: savez has keywords of its own, which an input may be called.
+        np.savez(path / f"{index}.npz", *(sample[spec.name] for spec in request.inputs))
     return {"folder": str(path), "count": len(request.calibration), "source": request.calibration.source}
 
 
@@ -108,7 +111,7 @@ def _request_from(job: Mapping[str, Any]) -> Request:
 
         def load(index: int) -> dict[str, np.ndarray]:
             with np.load(stored / f"{index}.npz") as arrays:
-                return dict(arrays)
+                return {spec["name"]: arrays[f"arr_{place}"] for place, spec in enumerate(job["inputs"])}
 
         calibration = Calibration(job["calibration"]["count"], load, job["calibration"]["source"])
     return Request(

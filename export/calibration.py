@@ -1,7 +1,8 @@
 """Real inputs for static quantisation: arrays, a folder of images, a generator or a `tf.data.Dataset`.
 
-The TFLite converter accepts an empty data set without a word and then writes a useless file, so the samples are counted
-here, before any converter sees them.
+The TFLite converter accepts an empty data set, or one of zeros only, without a word and then writes a useless file; one
+value that is not finite ends the whole process with a segmentation fault. So the samples are looked at here, before any
+converter sees them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Calibration:
     """Samples that fit a model's inputs: each is ``{input name: array with batch axis 1}``.
 
     Iterating again gives the same samples again; a folder's images are decoded each time, so that they need not all
-    be in memory.
+    be in memory. A sample that is not finite raises `CalibrationError`.
 
     Args:
         count: how many samples there are, at least one.
@@ -49,7 +50,16 @@ class Calibration:
         return self.count
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return (self.load(index) for index in range(self.count))
+        return map(self.sample, range(self.count))
+
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Sample number `index`, once it is sure that its values are finite."""
+        return _finite(self.load(index), f"Calibration sample {index}")
+
+    def spread(self, count: int) -> list[dict[str, np.ndarray]]:
+        """`count` samples (or all, where there are fewer) at equal distances over the whole set."""
+        count = min(count, self.count)
+        return [self.sample(number * self.count // count) for number in range(count)]
 
 
 def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
@@ -62,9 +72,16 @@ def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
         specs: the model's inputs with the shapes that the file will have.
 
     Raises:
-        CalibrationError: nothing was given, it holds no sample, or a sample does not fit the model.
+        CalibrationError: nothing was given, it holds no sample, a sample does not fit the model or is not finite, or
+            all values are the same.
         FileProblem: the folder does not exist or an image cannot be read.
     """
+    calibration = _calibration_from(data, specs)
+    _refuse_constant(calibration)
+    return calibration
+
+
+def _calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     if data is None:
         raise CalibrationError(
             "Static quantisation needs calibration data, and none was given.",
@@ -78,22 +95,47 @@ def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("The calibration data is empty.", hint="Give at least one real input; 100 are better.")
-    samples = [_fit(sample, specs) for sample in samples]
+    samples = [_finite(_fit(sample, specs), f"Calibration sample {number}") for number, sample in enumerate(samples)]
     _same_shapes(samples)
     return Calibration(len(samples), samples.__getitem__, f"{len(samples)} calibration samples")
 
 
 def to_samples(data: Any, specs: Sequence[InputSpec], limit: int) -> list[dict[str, np.ndarray]]:
-    """The first `limit` single inputs in `data` (same forms as for calibration), unchanged in size."""
+    """At most `limit` single inputs out of `data` (same forms as for calibration), unchanged in size."""
     if isinstance(data, Calibration):
-        return [data.load(index) for index in range(min(limit, len(data)))]
+        return data.spread(limit)
     if isinstance(data, (str, Path)):
-        folder = _from_folder(Path(data), specs)
-        return [folder.load(index) for index in range(min(limit, len(folder)))]
+        return _from_folder(Path(data), specs).spread(limit)
     samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("`samples` is empty.", hint="Leave it out, or give at least one real input.")
-    return samples
+    return [_finite(sample, f"Number {number} of samples=") for number, sample in enumerate(samples)]
+
+
+def _finite(sample: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    for name, array in sample.items():
+        wrong = int(np.count_nonzero(~np.isfinite(array)))
+        if wrong:
+            raise CalibrationError(
+                f"{what}: {wrong} of {array.size} values of input {name!r} are infinite or no numbers (float32).",
+                hint="Correct it or leave it out: it would spoil the range of every value.",
+            )
+    return sample
+
+
+def _refuse_constant(calibration: Calibration) -> None:
+    """Ranges cannot be taken from one value; the first real sample ends the search."""
+    first: dict[str, Any] = {}
+    for sample in calibration:
+        for name, array in sample.items():
+            if array.size and (array != first.setdefault(name, array.flat[0])).any():
+                return
+    raise CalibrationError(
+        "Calibration data whose values are all the same cannot tell any range.",
+        hint="Give real inputs: 100 to 500 of the kind that the model will see.",
+    )
 
 
 def _sample_limit(specs: Sequence[InputSpec]) -> int:
@@ -114,8 +156,7 @@ def _samples(data: Any, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.nda
             hint="Give an array, a list or dict of arrays, a folder of images, a generator or a tf.data.Dataset.",
         )
     for item in data:
-        # A data set of (inputs, targets) pairs: a tuple that is longer than the model has inputs.
-        if isinstance(item, tuple) and len(item) in (2, 3) and len(specs) != len(item):
+        if _has_targets(item, specs):
             item = item[0]
         yield from _split(item if isinstance(item, (Mapping, list, tuple)) else np.asarray(item), specs)
 
@@ -124,16 +165,20 @@ def _is_array(data: Any) -> bool:
     return hasattr(data, "__array__") and hasattr(data, "shape")
 
 
+def _has_targets(item: Any, specs: Sequence[InputSpec]) -> bool:
+    """Whether an item of a data set is ``(inputs, targets)`` or ``(inputs, targets, weights)``, as `fit` takes them."""
+    if not isinstance(item, tuple) or len(item) not in (2, 3):
+        return False
+    first = item[0]
+    packed = isinstance(first, Mapping) or (isinstance(first, (list, tuple)) and all(map(_is_array, first)))
+    return packed or len(specs) != len(item)
+
+
 def _is_list_of_inputs(data: Any, specs: Sequence[InputSpec]) -> bool:
     """A list with one *batch* for each input, as `model.predict` takes it (and not a list of samples)."""
     if not isinstance(data, (list, tuple)) or len(data) != len(specs) or len(specs) < 2:
         return False
-    return all(_is_array(item) and np_ndim(item) == len(spec.shape) for item, spec in zip(data, specs, strict=True))
-
-
-def np_ndim(item: Any) -> int:
-    """Number of axes of anything that has a shape."""
-    return len(item.shape)
+    return all(_is_array(item) and len(item.shape) == len(spec.shape) for item, spec in zip(data, specs, strict=True))
 
 
 def _split(item: Any, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:

@@ -143,8 +143,8 @@ def read_bytes(path: str | Path) -> bytes:
     return data
 
 
-def unpack(data: bytes | bytearray) -> Any:
-    """The schema's `ModelT` of a `.tflite`.
+def unpack(data: bytes | bytearray, path: object = "A .tflite in memory") -> Any:
+    """The schema's `ModelT` of a `.tflite`; `path` is where the bytes came from, for the error.
 
     Raises:
         FileProblem: the bytes are damaged.
@@ -154,7 +154,7 @@ def unpack(data: bytes | bytearray) -> Any:
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
     except Exception as err:  # struct.error, IndexError, …: any of them means damaged offsets
-        raise FileProblem("the .tflite", f"damaged: {type(err).__name__}.", hint="Export the model again.") from err
+        raise FileProblem(path, f"damaged: {type(err).__name__}.", hint="Export the model again.") from err
 
 
 @cache
@@ -273,9 +273,10 @@ def read_metadata(model: bytes | Any, key: str = METADATA_KEY) -> dict[str, Any]
         if _text(entry.name) == key:
             data = model.buffers[entry.buffer].data
             try:
-                return json.loads(bytes(data).decode("utf-8")) if data is not None else {}
+                found = json.loads(bytes(data).decode("utf-8")) if data is not None else {}
             except ValueError:
                 return {}
+            return found if isinstance(found, dict) else {}
     return {}
 
 
@@ -284,7 +285,7 @@ def write_metadata(path: str | Path, values: Mapping[str, Any], key: str = METAD
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    model = unpack(read_bytes(path))
+    model = unpack(read_bytes(path), path)
     model.metadata = list(model.metadata or ())
     entry = next((entry for entry in model.metadata if _text(entry.name) == key), None)
     if entry is None:

@@ -51,15 +51,11 @@ class GraphLowering:
     Args:
         name: as the report shows it.
         function: gives the rewritten graph, or `None` where there is nothing to rewrite.
-        targets: names of the targets that it serves; a trailing ``*`` stands for any ending.
-        equality: what stays: ``"exact"`` (the same bits) or ``"rounding"`` (the same sums, rounded by another kernel).
         summary: one line for people.
     """
 
     name: str
     function: Callable[[Graph], Graph | None]
-    targets: tuple[str, ...]
-    equality: str
     summary: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -19,11 +20,12 @@ from keras_efficient.errors import (
     FileProblem,
     KerasEfficientError,
     UnknownName,
+    UnsupportedLayer,
     VerificationError,
     WrongArgument,
 )
 from keras_efficient.export import signature
-from keras_efficient.export.calibration import calibration_from, to_samples
+from keras_efficient.export.calibration import Calibration, calibration_from, to_samples
 from keras_efficient.export.report import Report
 from keras_efficient.export.targets import Built, Request, Target, registry
 
@@ -61,9 +63,10 @@ def save(
         target: a name out of `export.targets`.
         precision: one out of the target's `precisions`.
         calibration: real inputs for ``int8`` and ``int16x8``: an array with a batch axis (several inputs: a list or
-            dict of arrays), a folder of images, a generator or a `tf.data.Dataset`. 100 to 500 are good.
+            dict of arrays), a folder of images, a generator or a `tf.data.Dataset`. 100 to 500 are good. The other
+            precisions need none; given all the same, it is checked alike and serves as `samples`.
         samples: inputs on which the file is compared with the model, in the same forms; by default some of the
-            calibration data, else seeded random numbers (a note says so).
+            calibration data, spread over all of it, else seeded random numbers (a note says so).
         input_shape: fixes free axes: ``(H, W)`` for one image input, or a shape without or with the batch axis; for
             several inputs a dict by name. By default free axes stay free where the target can have them.
         overwrite: whether an existing file may be replaced.
@@ -85,8 +88,9 @@ def save(
     path = Path(path)
     request = _request(model, path, target, precision, input_shape, metadata, on_progress, options)
     check_target(path, overwrite=overwrite)
-    request = _with_calibration(request, calibration)
-    checked_samples, sample_notes = _samples(model, request, samples)
+    real = None if calibration is None and not request.is_calibrated else calibration_from(calibration, request.inputs)
+    request = replace(request, calibration=real if request.is_calibrated else None)
+    checked_samples, sample_notes = _samples(model, request, samples, real)
     with _scratch_folder() as folder:
         request.on_progress("deploying the model")
         deployed = _deploy(model, request.precision)
@@ -94,7 +98,8 @@ def save(
         request.on_progress("verifying the file")
         run = request.target.open(built.runnable, None)
         request = _as_converted(request, run)
-        checked, latency, latency_note = _verify(model, run, request, checked_samples)
+        checked = _verify(model, deployed, run, request, checked_samples)
+        latency, latency_note = _latency(run, request, checked_samples)
         if verify and checked.problem:
             better = "Use more or other calibration data or a higher precision" if request.calibration else "Report it"
             raise VerificationError(
@@ -111,7 +116,7 @@ def save(
             max_error=checked.max_error,
             latency_ms=latency,
             lowerings=built.lowerings,
-            notes=(*built.notes, *_foreign(deployed), *sample_notes, *checked.notes, *latency_note, *_failed(checked)),
+            notes=(*built.notes, *_foreign(deployed), *sample_notes, *checked.notes, latency_note, *_failed(checked)),
             npu=built.npu,
             kernels=built.kernels,
         )
@@ -121,15 +126,14 @@ def save(
 
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """A temporary folder for the work; a failure to write there is told as what it is."""
+    """A temporary folder for the work; a full disk is told as what it is, any other error keeps its own text."""
     try:
         with tempfile.TemporaryDirectory(prefix="keras_efficient-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
-    except KerasEfficientError:
-        raise
     except OSError as err:
-        reason = f"cannot be written: {err.strerror or err}."
-        raise FileProblem(err.filename or tempfile.gettempdir(), reason, hint="Is the disk full?") from err
+        if isinstance(err, KerasEfficientError) or err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise FileProblem(err.filename or tempfile.gettempdir(), f"cannot be written: {err.strerror}.") from err
 
 
 def load(path: str | Path, *, threads: int | None = None) -> ExportedModel:
@@ -173,62 +177,72 @@ def _request(
                     f"Target {chosen.name!r} needs fixed sizes, input {spec.name!r} has shape {spec.shape}.",
                     hint="Give input_shape=, such as (1080, 1920).",
                 )
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError) as err:
-        raise WrongArgument(f"metadata must hold JSON values: {err}.") from err
-    return Request(
+    metadata = _json_values("metadata", metadata or {})
+    if not isinstance(metadata, dict):
+        raise WrongArgument(f"metadata must be a dict, not {type(metadata).__name__}.")
+    chosen_options = _options(chosen, options)
+    request = Request(
         target=chosen,
         precision=precision,
         inputs=inputs,
-        options=_options(chosen, options),
+        options=chosen_options,
         metadata={
-            **(metadata or {}),
+            **metadata,
             "keras_efficient": keras_efficient.__version__,
             "target": chosen.name,
             "precision": precision,
-            **_options(chosen, options),
+            **chosen_options,
             **signature.describe(model, inputs),
         },
         on_progress=on_progress or _log.info,
     )
+    if chosen.validate is not None:
+        chosen.validate(request)
+    return request
 
 
 def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
     """The target's options with the caller's values in the place of the defaults."""
+    plain = {}
     for name, value in given.items():
         if name not in target.options:
-            raise UnknownName(f"option of target {target.name!r}", name, target.options)
+            known = (*target.options, *(save.__kwdefaults__ or ()))
+            raise UnknownName(f"option of target {target.name!r}", name, known)
+        plain[name] = _json_values(name, value)
         choices = target.options[name].choices
-        if choices and value not in choices:
+        if choices and plain[name] not in choices:
             raise WrongArgument(f"Option {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
-    return {name: given.get(name, option.default) for name, option in target.options.items()}
+    return {name: plain.get(name, option.default) for name, option in target.options.items()}
 
 
-def _with_calibration(request: Request, data: Any) -> Request:
-    if request.precision not in request.target.calibrated:
-        if data is not None:
-            request.on_progress(f"{request.precision} needs no calibration; the data serves as samples")
-            return request
-        return request
-    calibration = calibration_from(data, request.inputs)
-    return replace(request, calibration=calibration)
+def _json_values(name: str, value: Any) -> Any:
+    """`value` as it comes back from the file's metadata: NumPy's numbers are plain ones, tuples are lists."""
+
+    def plain(item: Any) -> Any:
+        if hasattr(item, "tolist"):
+            return item.tolist()
+        raise TypeError(f"{type(item).__name__} is none")
+
+    try:
+        return json.loads(json.dumps(value, default=plain, allow_nan=False))
+    except (TypeError, ValueError) as err:
+        raise WrongArgument(f"{name} must hold JSON values: {err}.") from err
 
 
-def _samples(model: keras.Model, request: Request, given: Any) -> tuple[list[Any], tuple[str, ...]]:
+def _samples(
+    model: keras.Model, request: Request, given: Any, real: Calibration | None
+) -> tuple[list[Any], tuple[str, ...]]:
     """What the file is compared on: the caller's samples, else calibration data, else synthetic data."""
     from keras_efficient.export import verify
 
     limit = verify.verify_limit(request.inputs)
+    origin = () if request.calibration is None else (f"Calibration data: {request.calibration.source}.",)
     if given is not None:
         chosen = to_samples(given, request.inputs, limit)
-        return chosen, (f"Verified on {len(chosen)} given samples.",)
-    if request.calibration is not None:
-        chosen = to_samples(request.calibration, request.inputs, limit)
-        return chosen, (
-            f"Calibrated on {request.calibration.source}.",
-            f"Verified on {len(chosen)} of the calibration samples.",
-        )
+        return chosen, (*origin, f"Verified on {len(chosen)} given samples.")
+    if real is not None:
+        chosen = to_samples(real, request.inputs, limit)
+        return chosen, (*origin, f"Verified on {len(chosen)} of the calibration samples.")
     chosen = verify.synthetic_samples(model, request.inputs, min(limit, verify.SYNTHETIC_COUNT))
     return chosen, (
         f"Verified on {len(chosen)} synthetic samples (seeded random numbers); pass samples= for real ones.",
@@ -265,16 +279,17 @@ def build(deployed: keras.Model, request: Request, folder: Path) -> Built:
     """Lowers, converts and compiles a deployed model in this process, which must run the TensorFlow backend.
 
     Raises:
-        ConversionError: no candidate could be converted; the message is the last candidate's.
+        ConversionError, UnsupportedLayer: no candidate could be converted; the error is the last candidate's.
     """
-    target, best, failures = request.target, None, []
+    target, best = request.target, None
+    failures: list[KerasEfficientError] = []
     for number, candidate in enumerate(target.lower(deployed, request)):
         place = folder / f"candidate-{number}"
         place.mkdir()
         request.on_progress(f"converting {' + '.join(candidate.lowerings) or 'the model'} to {target.name}")
         try:
             built = _build_candidate(candidate, request, place)
-        except ConversionError as err:
+        except (ConversionError, UnsupportedLayer) as err:  # the next candidate may be free of it
             failures.append(err)
             continue
         if best is None or (built.cost is not None and (best.cost is None or built.cost < best.cost)):
@@ -299,15 +314,29 @@ def _build_candidate(candidate: Any, request: Request, folder: Path) -> Built:
 
 
 def _verify(
-    model: keras.Model, run: ExportedModel, request: Request, samples: list[Any]
-) -> tuple[Verification, float | None, tuple[str, ...]]:
+    model: keras.Model, deployed: keras.Model, run: ExportedModel, request: Request, samples: list[Any]
+) -> Verification:
+    """Compares the file with the model; one of half precision with its float32 form, and that with the model."""
     from keras_efficient.export import verify
 
-    checked = verify.verify(model, run, samples, request.precision, request.inputs)
+    policy = verify.reduced_policy(model)
+    if policy is None:
+        return verify.verify(model, run, samples, request.precision, request.inputs)
+    checked = verify.verify(deployed, run, samples, request.precision, request.inputs)
+    rounding = verify.verify_deployed(model, deployed, policy, samples, request.inputs)
+    note = f"The model computes in {policy}; the file was compared with the model's float32 form."
+    if rounding.sqnr_db is not None:
+        note += f" Between these two forms: SQNR {rounding.sqnr_db:.1f} dB."
+    problem = rounding.problem and f"the model's float32 form differs from it in {policy}: {rounding.problem}"
+    return replace(checked, problem=checked.problem or problem, notes=(note, *checked.notes))
+
+
+def _latency(run: ExportedModel, request: Request, samples: list[Any]) -> tuple[float | None, str]:
+    from keras_efficient.export import verify
+
     if request.target.compile is not None:
-        return checked, None, ("latency_ms is not measured: the file runs on another machine.",)
-    latency, note = verify.measure_latency(run, next(verify.grouped(samples, request.inputs)))
-    return checked, latency, (note,)
+        return None, "latency_ms is not measured: the file runs on another machine."
+    return verify.measure_latency(run, next(verify.grouped(samples, request.inputs)))
 
 
 def _as_converted(request: Request, run: ExportedModel) -> Request:

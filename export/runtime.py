@@ -119,23 +119,22 @@ class LiteRTModel(ExportedModel):
         self.path = Path(path)
         self.threads = threads or 1
         data = flatbuffer.read_bytes(self.path)
-        model = flatbuffer.unpack(data)
-        self._refuse_npu_files(model)
-        self.metadata = flatbuffer.read_metadata(model)
+        model = flatbuffer.unpack(data, self.path)
+        resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        # Nothing yet: a free axis is 1 in the file, too small for some.
+        self._allocated: dict[str, tuple[int, ...]] = {}
         try:
+            self._refuse_npu_files(model)
+            self.metadata = flatbuffer.read_metadata(model)
             self._interpreter = Interpreter(
-                model_content=data,
-                num_threads=self.threads,
-                experimental_op_resolver_type=OpResolverType.AUTO
-                if delegate
-                else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                model_content=data, num_threads=self.threads, experimental_op_resolver_type=resolver
             )
-        except (ValueError, RuntimeError) as err:
-            raise FileProblem(self.path, f"LiteRT cannot open it: {err}", hint="Export the model again.") from err
-        self._allocated: dict[
-            str, tuple[int, ...]
-        ] = {}  # nothing yet: a free axis is 1 in the file, too small for some
-        self._inputs, self._outputs = self._details()
+            self._inputs, self._outputs = self._details()
+        except FileProblem:
+            raise
+        except Exception as err:  # an index out of range, text that is none, …: whatever damaged bytes lead to
+            reason = (str(err).splitlines() or [type(err).__name__])[0]
+            raise FileProblem(self.path, f"LiteRT cannot open it: {reason}", hint="Export the model again.") from err
         self.input_names, self.output_names = tuple(self._inputs), tuple(self._outputs)
         self.input_shapes = {
             name: tuple(None if size < 0 else int(size) for size in detail["shape_signature"])

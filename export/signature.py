@@ -40,7 +40,7 @@ def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
     """The model's inputs in the order in which its structure flattens.
 
     Raises:
-        UnsupportedLayer: the model is no Functional or built Sequential model.
+        UnsupportedLayer: the model is no Functional or built Sequential model, or an input takes text.
     """
     tensors = getattr(model, "inputs", None)
     if not tensors:
@@ -49,6 +49,13 @@ def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
             "it has no symbolic inputs, so its signature is unknown.",
             hint="Export a Functional or a built Sequential model (call it, or begin it with keras.Input).",
         )
+    for tensor in tensors:
+        if tensor.dtype == "string":
+            raise UnsupportedLayer(
+                tensor.name,
+                "this input takes text, which exported files cannot.",
+                hint="Export the part behind the layers that work on text (StringLookup, TextVectorization, …).",
+            )
     names = _unique(tensor.name for tensor in tensors)
     shapes = (tuple(tensor.shape) for tensor in tensors)
     return tuple(

@@ -167,7 +167,8 @@ def compile_files(
     results: list[Estimate | str] = []
     with messages.open("wb") as log:
         command = [sys.executable, "-m", __name__, str(job)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         assert child.stdout is not None
         try:
             for line in child.stdout:

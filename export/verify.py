@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, log10, prod
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
 from keras_efficient.export.signature import InputSpec, input_structure, output_names
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from keras_efficient.export.runtime import ExportedModel
 
 __all__ = [
+    "POLICY_TOLERANCES",
     "TOLERANCES",
     "Tolerance",
     "Verification",
     "grouped",
     "measure_latency",
+    "reduced_policy",
     "synthetic_samples",
     "verify",
+    "verify_deployed",
     "verify_limit",
 ]
 
@@ -33,35 +37,50 @@ SYNTHETIC_IMAGE = 96  # side of a free image axis: a multiple of 32, and above w
 SYNTHETIC_LENGTH = 16  # of any other free axis
 MAX_ELEMENTS = 3_000_000  # input values compared in all: a 1080p frame is two million
 LATENCY_BUDGET_S = 2.0
+LEAST_STEPS = 32  # in the magnitude of the median sample: a coarser grid says nothing
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision can promise. An output passes that meets one of the three bounds.
+    """What a precision can promise. An output of floats passes that meets one of the first three bounds.
 
     Args:
-        sqnr_db: least signal over squared error.
+        sqnr_db: least signal over squared error, of all samples together and of the median sample: one sample of
+            a million times the others' size would hide that all others are lost.
         relative: largest error as a part of the output's largest magnitude.
-        steps: largest error in quantisation steps of the output: softmax of many classes is one step or less anywhere.
+        steps: largest error in quantisation steps of the output, where the median sample's largest magnitude has
+            `LEAST_STEPS` of them: dark images have little signal over the step.
+        differing: largest part of an integer output (class numbers, masks) that may differ.
     """
 
     sqnr_db: float
     relative: float = 0.0
     steps: float = 0.0
+    differing: float = 0.01
 
 
 # float32: sums of some thousand products in another order differ by about 1e-6 of the largest term; 1e-4 leaves room
 # for depth and is far below any wrong operator. float16 keeps 11 bits of each weight. Eight-bit weights and
 # activations reach 30 to 45 dB on trained networks; 12 dB (an error of a quarter of the signal) is where a network is
-# broken rather than coarse. Four-bit weights alone: 17 dB tried on random weights.
+# broken rather than coarse. Four-bit weights alone: 17 dB tried on random weights. Integers: in float32 a near tie of
+# an argmax may fall either way; at x dB about 10^(-x/20) of the decisions are near enough to a tie to flip, which is a
+# quarter at int8's 12 dB.
 TOLERANCES: Mapping[str, Tolerance] = {
-    "float32": Tolerance(sqnr_db=75.0, relative=1e-4),
-    "float16": Tolerance(sqnr_db=40.0, relative=1e-2),
-    "int16x8": Tolerance(sqnr_db=20.0, steps=2.0),
-    "int8": Tolerance(sqnr_db=12.0, steps=2.0),
-    "dynamic": Tolerance(sqnr_db=18.0),
-    "int8-weights": Tolerance(sqnr_db=20.0),
-    "int4-weights": Tolerance(sqnr_db=6.0),
+    "float32": Tolerance(sqnr_db=75.0, relative=1e-4, differing=0.01),
+    "float16": Tolerance(sqnr_db=40.0, relative=1e-2, differing=0.02),
+    "int16x8": Tolerance(sqnr_db=20.0, steps=2.0, differing=0.1),
+    "int8": Tolerance(sqnr_db=12.0, steps=2.0, differing=0.25),
+    "dynamic": Tolerance(sqnr_db=18.0, differing=0.125),
+    "int8-weights": Tolerance(sqnr_db=20.0, differing=0.1),
+    "int4-weights": Tolerance(sqnr_db=6.0, differing=0.5),
+}
+
+# A model that computes in half precision against its own float32 form: 11 and 8 bits of each product and sum are
+# 2^-11 and 2^-8 of it, -66 and -48 dB a layer, which a hundred layers make 20 dB worse; 15 dB more are left for sums
+# that nearly cancel.
+POLICY_TOLERANCES: Mapping[str, Tolerance] = {
+    "float16": Tolerance(sqnr_db=30.0, relative=0.05, differing=0.05),
+    "bfloat16": Tolerance(sqnr_db=12.0, relative=0.25, differing=0.25),
 }
 
 
@@ -73,7 +92,7 @@ class Verification:
         sqnr_db: of the worst float output, or `None` where there is none.
         max_error: largest absolute difference over all float outputs.
         problem: why the file misses its tolerance, or `None` where it meets it.
-        notes: on what it was compared, and what could not be compared.
+        notes: how many integers differ, and what could not be compared.
     """
 
     sqnr_db: float | None
@@ -89,11 +108,10 @@ def verify_limit(specs: Sequence[InputSpec]) -> int:
 
 
 def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int) -> list[dict[str, np.ndarray]]:
-    """Seeded random inputs: floats in [0, 1), integers that the model's embeddings can look up."""
+    """Seeded random inputs: floats in [0, 1), integers as `_integer_range` has them."""
     import numpy as np
 
     generator = np.random.default_rng(0)
-    ids = _smallest_vocabulary(model)
 
     def draw(spec: InputSpec) -> np.ndarray:
         image = len(spec.shape) == 4
@@ -104,15 +122,29 @@ def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int
             return generator.random((1, *shape), dtype=np.float32)
         if spec.dtype == "bool":
             return generator.random((1, *shape)) < 0.5
-        return generator.integers(0, ids, (1, *shape)).astype(spec.dtype)
+        return generator.integers(*_integer_range(model, spec), (1, *shape)).astype(spec.dtype)
 
     return [{spec.name: draw(spec) for spec in specs} for _ in range(count)]
 
 
-def _smallest_vocabulary(model: keras.Model) -> int:
-    """Smallest number of rows among the model's embedding tables: ids below it are valid everywhere."""
+def _integer_range(model: keras.Model, spec: InputSpec) -> tuple[int, int]:
+    """Least value and the one behind the largest: bytes for images; ids that every embedding of the model can look up;
+    else what one byte holds, and 0 to 9 for wide integers, which may count or choose something."""
+    import numpy as np
+
+    least, most = np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max
+    if len(spec.shape) == 4:
+        return 0, min(255, most) + 1
+    vocabulary = _smallest_vocabulary(model)
+    if vocabulary is not None:
+        return 0, min(vocabulary, most + 1)
+    return (0, 10) if most > 2**16 else (max(least, -128), min(most, 255) + 1)
+
+
+def _smallest_vocabulary(model: keras.Model) -> int | None:
+    """Smallest number of rows among the model's embedding tables; ids below it are valid everywhere."""
     sizes = [rows for layer in model._flatten_layers() if isinstance(rows := getattr(layer, "input_dim", None), int)]
-    return max(1, min(sizes, default=2))
+    return max(1, min(sizes)) if sizes else None
 
 
 def verify(
@@ -128,8 +160,8 @@ def verify(
         VerificationError: the original model's own output is not finite, or it does not run on the samples.
         ConversionError: the file's output is not finite or has another shape.
     """
-    worst, largest, problem, notes = inf, 0.0, None, []
-    compared = _Comparison(precision, run)
+    notes = []
+    compared = _Comparison(TOLERANCES.get(precision, TOLERANCES["float32"]), run.output_step)
     for sample in grouped(samples, specs):
         compared.add(_call_original(original, sample, specs), _run_file(run, sample))
     for label, sample in _variants(samples[0], specs):
@@ -139,32 +171,52 @@ def verify(
             notes.append(f"Not verified at {label}: the model itself refuses it.")
             continue
         compared.add(expected, _run_file(run, sample))
-    for name, (sqnr, error, complaint) in compared.results().items():
-        if complaint:
-            problem = problem or f"output {name!r}: {complaint}"
-        if sqnr is not None and error is not None:
-            worst, largest = min(worst, sqnr), max(largest, error)
-    if not compared.has_floats:
-        return Verification(None, None, problem, (*notes, "All outputs are integers: compared for equality."))
-    return Verification(worst, largest, problem, tuple(notes))
+    result = compared.result()
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def reduced_policy(model: keras.Model) -> str | None:
+    """``"float16"`` or ``"bfloat16"`` where a layer computes in it; such a model is exported in float32."""
+    found = {getattr(layer, "compute_dtype", None) for layer in model._flatten_layers()}
+    return next((dtype for dtype in ("bfloat16", "float16") if dtype in found), None)
+
+
+def verify_deployed(
+    original: keras.Model, deployed: keras.Model, policy: str, samples: Sequence[Any], specs: Sequence[InputSpec]
+) -> Verification:
+    """Compares a model that computes in the reduced precision `policy` with its deployed float32 form.
+
+    Raises:
+        VerificationError: as `verify`.
+    """
+    compared = _Comparison(POLICY_TOLERANCES[policy], lambda name: None)
+    for sample in grouped(samples, specs):
+        compared.add(_call_original(original, sample, specs), _call_original(deployed, sample, specs))
+    return compared.result()
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of one float output on one sample: sums of squares of the model's values and of the error, largest ones."""
+
+    signal: float
+    noise: float
+    scale: float
+    error: float
+
+    @property
+    def sqnr(self) -> float:
+        return _decibel(self.signal, self.noise)
 
 
 class _Comparison:
-    """Sums of squares by output, over all samples."""
+    """What is known of each output, over all samples."""
 
-    def __init__(self, precision: str, run: ExportedModel):
-        self.tolerance = TOLERANCES.get(precision, TOLERANCES["float32"])
-        self.exact = precision == "float32"
-        self.run = run
-        self.signal: dict[str, float] = {}
-        self.noise: dict[str, float] = {}
-        self.error: dict[str, float] = {}
-        self.scale: dict[str, float] = {}
-        self.differing: dict[str, list[int]] = {}
-
-    @property
-    def has_floats(self) -> bool:
-        return bool(self.signal)
+    def __init__(self, tolerance: Tolerance, output_step: Callable[[str], float | None]):
+        self.tolerance = tolerance
+        self.output_step = output_step
+        self.floats: dict[str, list[_Sums]] = {}
+        self.integers: dict[str, tuple[int, int]] = {}  # how many differ, of how many
 
     def add(self, expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
         import numpy as np
@@ -176,41 +228,68 @@ class _Comparison:
                     f"Output {name!r} of the file has shape {have.shape}, the model gives {want.shape}."
                 )
             if want.dtype.kind != "f":
-                counts = self.differing.setdefault(name, [0, 0])
-                counts[0] += int(np.count_nonzero(have != want))
-                counts[1] += want.size
+                wrong, total = self.integers.get(name, (0, 0))
+                self.integers[name] = wrong + int(np.count_nonzero(have != want)), total + want.size
                 continue
             if not np.all(np.isfinite(have)):
                 raise ConversionError(
                     f"Output {name!r} of the file is not finite.", hint="The converter broke the model."
                 )
             difference = have.astype(np.float64) - want
-            self.signal[name] = self.signal.get(name, 0.0) + float(np.sum(np.square(want, dtype=np.float64)))
-            self.noise[name] = self.noise.get(name, 0.0) + float(np.sum(np.square(difference)))
-            self.error[name] = max(self.error.get(name, 0.0), float(np.max(np.abs(difference), initial=0.0)))
-            self.scale[name] = max(self.scale.get(name, 0.0), float(np.max(np.abs(want), initial=0.0)))
+            sums = _Sums(
+                signal=float(np.sum(np.square(want, dtype=np.float64))),
+                noise=float(np.sum(np.square(difference))),
+                scale=float(np.max(np.abs(want), initial=0.0)),
+                error=float(np.max(np.abs(difference), initial=0.0)),
+            )
+            self.floats.setdefault(name, []).append(sums)
 
-    def results(self) -> dict[str, tuple[float | None, float | None, str | None]]:
-        """``{output: (sqnr_db, max_error, complaint)}``"""
-        found: dict[str, tuple[float | None, float | None, str | None]] = {}
-        for name in self.signal:
-            sqnr = _decibel(self.signal[name], self.noise[name])
-            found[name] = (sqnr, self.error[name], self._complaint(name, sqnr))
-        for name, (wrong, total) in self.differing.items():
-            bad = self.exact and wrong > 0.01 * total  # a near tie of an argmax may fall either way
-            found[name] = (None, None, f"{wrong} of {total} integers differ." if bad else None)
-        return found
-
-    def _complaint(self, name: str, sqnr: float) -> str | None:
-        error, tolerance = self.error[name], self.tolerance
-        step = self.run.output_step(name)
-        bounds = [tolerance.relative * self.scale[name], tolerance.steps * (step or 0.0)]
-        if sqnr >= tolerance.sqnr_db or error <= max(bounds):
-            return None
-        return (
-            f"SQNR {sqnr:.1f} dB (needed {tolerance.sqnr_db:.0f}), largest error {error:.3g} "
-            f"(allowed {max(bounds):.3g}) at outputs up to {self.scale[name]:.3g}."
+    def result(self) -> Verification:
+        """The worst output's figures, the first complaint, and a note for each output of integers."""
+        totals = {name: _total(sums) for name, sums in self.floats.items()}
+        complaints = {
+            **{name: self._complaint(name, total) for name, total in totals.items()},
+            **{name: self._integer_complaint(*counts) for name, counts in self.integers.items()},
+        }
+        problems = [f"output {name!r}: {complaint}" for name, complaint in complaints.items() if complaint]
+        return Verification(
+            sqnr_db=min((total.sqnr for total in totals.values()), default=None),
+            max_error=max((total.error for total in totals.values()), default=None),
+            problem=problems[0] if problems else None,
+            notes=tuple(
+                f"Output {name!r}: {wrong} of {total} integers ({wrong / max(total, 1):.1%}) differ from the model's."
+                for name, (wrong, total) in self.integers.items()
+            ),
         )
+
+    def _complaint(self, name: str, total: _Sums) -> str | None:
+        tolerance, step = self.tolerance, self.output_step(name) or 0.0
+        # A silent sample (black, or nothing found) has no signal to compare with; the total counts its error.
+        heard = [sums for sums in self.floats[name] if sums.signal > 0] or [total]
+        sqnr = min(total.sqnr, median(sums.sqnr for sums in heard))
+        fine = step <= median(sums.scale for sums in heard) / LEAST_STEPS
+        allowed = max(tolerance.relative * total.scale, tolerance.steps * step if fine else 0.0)
+        if sqnr >= tolerance.sqnr_db or total.error <= allowed:
+            return None
+        coarse = "" if fine else f" Its step of {step:.3g} is too coarse for them."
+        return (
+            f"SQNR {sqnr:.1f} dB (needed {tolerance.sqnr_db:.0f}), largest error {total.error:.3g} "
+            f"(allowed {allowed:.3g}) at outputs up to {total.scale:.3g}.{coarse}"
+        )
+
+    def _integer_complaint(self, wrong: int, total: int) -> str | None:
+        if wrong <= self.tolerance.differing * total:
+            return None
+        return f"{wrong} of {total} integers differ (allowed {self.tolerance.differing:.0%})."
+
+
+def _total(sums: Sequence[_Sums]) -> _Sums:
+    return _Sums(
+        signal=sum(one.signal for one in sums),
+        noise=sum(one.noise for one in sums),
+        scale=max(one.scale for one in sums),
+        error=max(one.error for one in sums),
+    )
 
 
 def _decibel(signal: float, noise: float) -> float:
@@ -235,11 +314,13 @@ def _call_original(
             hint="Give samples= that the model takes.",
         ) from err
     arrays = [keras.ops.convert_to_numpy(value) for value in keras.tree.flatten(outputs)]
+    # bfloat16 is of a kind of its own
+    arrays = [array if array.dtype.kind in "iub" else array.astype(np.float32) for array in arrays]
     named = dict(zip(output_names(model), arrays, strict=True))
     for name, array in named.items():
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise VerificationError(f"Output {name!r} of the model itself is not finite.", hint="Check its weights.")
-    return {name: a.astype(np.float32) if a.dtype.kind not in "iub" else a for name, a in named.items()}
+    return named
 
 
 def _run_file(run: ExportedModel, sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -23,16 +23,10 @@ class Lowering:
     Args:
         name: as the report shows it, such as ``split-grouped-convolutions``.
         function: the rewrite; returns its argument where nothing is to be done.
-        targets: names of the targets that it serves; a trailing ``*`` stands for any ending.
-        equality: what stays: ``"exact"`` (the same bits) or ``"rounding"`` (another order of the same sums).
-        summary: one line for people.
     """
 
     name: str
     function: Callable[[keras.Model], keras.Model]
-    targets: tuple[str, ...]
-    equality: str
-    summary: str
 
 
 def apply(model: keras.Model, lowerings: Iterable[Lowering]) -> tuple[keras.Model, tuple[str, ...]]:

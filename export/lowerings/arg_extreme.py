@@ -43,10 +43,4 @@ def plain_arg_extremes(model: keras.Model) -> keras.Model:
     return rebuild_if(model, lambda operation: isinstance(operation, (Argmax, Argmin)), make)
 
 
-PLAIN_ARG_EXTREMES = Lowering(
-    name="plain-argmax",
-    function=plain_arg_extremes,
-    targets=("tflite", "ethos-u*", "onnx"),
-    equality="exact",
-    summary="argmax and argmin by the target's own operator, without Keras's bit operations on zeros",
-)
+PLAIN_ARG_EXTREMES = Lowering(name="plain-argmax", function=plain_arg_extremes)

@@ -88,7 +88,5 @@ def _maximum(graph: Graph, builder: Builder, op: Op, convolution: Op, values: Ma
 DOUBLED_CONVOLUTION = GraphLowering(
     name="prelu-as-doubled-convolution",
     function=doubled_convolution,
-    targets=("tflite", "ethos-u*"),
-    equality="rounding",
     summary="PReLU behind a convolution becomes the maximum of two convolutions: one rounding instead of two",
 )

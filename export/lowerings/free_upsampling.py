@@ -29,10 +29,4 @@ def _applies(operation: Any) -> bool:
     return stock and operation.interpolation != "nearest" and operation.data_format == "channels_last"
 
 
-FREE_UPSAMPLING = Lowering(
-    name="free-upsampling",
-    function=free_upsampling,
-    targets=("tflite", "onnx"),
-    equality="exact",
-    summary="interpolating UpSampling2D in a form that can be traced with a free image size",
-)
+FREE_UPSAMPLING = Lowering(name="free-upsampling", function=free_upsampling)

@@ -71,10 +71,4 @@ def _lowered(layer: keras.layers.Layer) -> keras.layers.Layer:
     return twin
 
 
-INTEGER_NORMALIZATION = Lowering(
-    name="integer-normalization",
-    function=integer_normalization,
-    targets=("tflite", "ethos-u*"),
-    equality="rounding",
-    summary="layer and group normalisation without NEG and SQUARE, which have no integer kernels",
-)
+INTEGER_NORMALIZATION = Lowering(name="integer-normalization", function=integer_normalization)

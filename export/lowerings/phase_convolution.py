@@ -72,7 +72,5 @@ def _phase_kernels(weights: Tensor, block: int) -> np.ndarray:
 PHASE_CONVOLUTION = GraphLowering(
     name="transposed-convolution-as-shuffle",
     function=phase_convolution,
-    targets=("ethos-u*",),
-    equality="rounding",
     summary="an enlarging transposed convolution becomes a convolution and a depth-to-space",
 )

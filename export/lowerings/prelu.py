@@ -36,7 +36,7 @@ def other_prelu_as_relu(model: keras.Model) -> keras.Model:
 def _is_behind_convolution(layer: keras.layers.PReLU) -> bool:
     """Whether its one input comes from a convolution without an activation that nothing else reads."""
     nodes = layer._inbound_nodes
-    source = nodes[0].input_tensors[0]._keras_history.operation if len(nodes) == 1 else None
+    source: Any = nodes[0].input_tensors[0]._keras_history.operation if len(nodes) == 1 else None
     return (
         type(source) is keras.layers.Conv2D
         and source.activation is keras.activations.linear
@@ -48,7 +48,8 @@ def _is_behind_convolution(layer: keras.layers.PReLU) -> bool:
 
 
 def _applies(operation: Any) -> bool:
-    if not isinstance(operation, keras.layers.PReLU) or not operation.built:
+    # A user's subclass may compute something else.
+    if type(operation) is not keras.layers.PReLU or not operation.built:
         return False
     shape = operation.alpha.shape
     return len(shape) == 3 and shape[:2] == (1, 1)
@@ -74,18 +75,6 @@ def _scaled(x: keras.KerasTensor, factors: np.ndarray, activation: str | None, n
     return y
 
 
-PRELU_AS_RELU = Lowering(
-    name="prelu-as-relu",
-    function=prelu_as_relu,
-    targets=("tflite",),
-    equality="rounding",
-    summary="PReLU by a depthwise convolution, ReLU and an addition, which XNNPACK runs in integers",
-)
+PRELU_AS_RELU = Lowering(name="prelu-as-relu", function=prelu_as_relu)
 
-OTHER_PRELU_AS_RELU = Lowering(
-    name=PRELU_AS_RELU.name,
-    function=other_prelu_as_relu,
-    targets=("tflite",),
-    equality="rounding",
-    summary="the same, but for PReLU behind a convolution",
-)
+OTHER_PRELU_AS_RELU = Lowering(name=PRELU_AS_RELU.name, function=other_prelu_as_relu)

@@ -40,10 +40,4 @@ def transposed_shuffle(model: keras.Model) -> keras.Model:
     )
 
 
-TRANSPOSED_SHUFFLE = Lowering(
-    name="transposed-shuffle",
-    function=transposed_shuffle,
-    targets=("tflite",),
-    equality="exact",
-    summary="depth_to_space by a transposition, for 16-bit activations",
-)
+TRANSPOSED_SHUFFLE = Lowering(name="transposed-shuffle", function=transposed_shuffle)

@@ -29,6 +29,8 @@ __all__ = ["Built", "Lowered", "Option", "Request", "Target", "Targets", "regist
 ENTRY_POINT_GROUP = "keras_efficient.targets"
 _OWN_MODULES = ("tflite", "onnx", "ethos_u")
 
+_LISTS = "keras_efficient.export.targets (keras-efficient export --list-targets)"
+
 _log = logging.getLogger("keras_efficient")
 
 
@@ -68,6 +70,11 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[str], None] = _log.info
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the precision needs calibration data."""
+        return self.precision in self.target.calibrated
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,11 @@ class Target:
         lower: ``(model, request) -> candidates``; every candidate is built, the cheapest is kept.
         compile: ``(built, request, folder) -> built``, or `None` where nothing is compiled.
         check: ``(path, model, request) -> notes`` refuses a converted file that is not what was asked for.
-        options: the extra arguments of `export.save` that this target takes.
+        validate: ``(request)`` refuses options that do not go together, before any work.
+        options: the extra arguments of `export.save` that this target takes; values that JSON can hold.
         calibrated: those precisions that need calibration data.
         static: whether every axis must be fixed before conversion.
         default: whether its suffix alone picks this target.
-        requires: packages that must be installed.
         summary: one line for lists of targets.
     """
 
@@ -146,11 +153,11 @@ class Target:
     lower: Callable[[keras.Model, Request], Iterator[Lowered]] = _one_candidate
     compile: Callable[[Built, Request, Path], Built] | None = None
     check: Callable[[Path, keras.Model, Request], tuple[str, ...]] | None = None
+    validate: Callable[[Request], None] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     calibrated: tuple[str, ...] = ()
     static: bool = False
     default: bool = False
-    requires: tuple[str, ...] = ()
     summary: str = ""
 
 
@@ -217,7 +224,7 @@ class Targets(Mapping[str, Target]):
         """
         if name is not None:
             if name not in self:
-                raise UnknownName("target", name, self, see="keras_efficient.export.targets")
+                raise UnknownName("target", name, self, see=_LISTS)
             target = self[name]
             if path.suffix.lower() != target.suffix:
                 raise WrongArgument(
@@ -228,9 +235,10 @@ class Targets(Mapping[str, Target]):
         for target in self.values():
             if target.default and target.suffix == path.suffix.lower():
                 return target
+        ending = repr(path.suffix) if path.suffix else "files without a suffix"
         suffixes = sorted({target.suffix for target in self.values()})
         raise WrongArgument(
-            f"{path.name}: no target writes {path.suffix or 'files without a suffix'!r}.",
+            f"{path.name}: no target writes {ending}.",
             hint=f"Known suffixes: {', '.join(suffixes)}; or name a target.",
         )
 

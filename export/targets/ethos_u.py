@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from keras_efficient.export.lowerings.row_phases import PhaseMethod, Shuffle
     from keras_efficient.export.lowerings.tiles import ImageNetwork
 
-__all__ = ["PRECISIONS", "TARGETS", "Layout", "Trial", "compile_file", "convert", "lower", "search"]
+__all__ = ["PRECISIONS", "TARGETS", "Layout", "Trial", "compile_file", "convert", "lower", "search", "validate"]
 
 PRECISIONS = ("int8", "int16x8")
 CROP = 128  # side of the calibration crops of a network with free axes
@@ -110,7 +110,7 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     notes = tflite.convert_plainly(model, freed, path)
     if fix_shapes(path, {spec.name: spec.shape for spec in request.inputs}):  # type: ignore[misc]
         assert freed.calibration is not None
-        return (*notes, f"Calibrated on {len(freed.calibration)} crops of {CROP}×{CROP}.")
+        return (*notes, f"Calibrated on {len(freed.calibration)} crops of {CROP}×{CROP} out of the calibration data.")
     return tflite.convert_plainly(model, request, path)
 
 
@@ -366,6 +366,16 @@ def compile_file(built: Built, request: Request, folder: Path) -> Built:
     )
 
 
+def validate(request: Request) -> None:
+    """Refuses a system that the accelerator cannot have, and a tile that is none.
+
+    Raises:
+        WrongArgument: the option that is wrong, with what may stand there.
+    """
+    _system(request)
+    _tile(request)
+
+
 def _system(request: Request) -> System:
     options = request.options
     return vela.check_system(request.target.name, options["system_config"], options["memory_mode"])
@@ -520,6 +530,7 @@ def _targets() -> Iterator[Target]:
             convert=convert,
             check=tflite.check,
             compile=compile_file,
+            validate=validate,
             open=tflite.open_file,
             inspect=tflite.inspect,
             write_metadata=flatbuffer.write_metadata,
@@ -529,7 +540,6 @@ def _targets() -> Iterator[Target]:
                 "allow_cpu": Option(False, "leave operators to the CPU that the NPU cannot run", (False, True)),
                 "tile": Option("auto", "compute the image in tiles: (height, width), auto or None"),
             },
-            requires=("ethos-u-vela",),
             summary=f"Arm Ethos-{accelerator.removeprefix('ethos-').upper()} NPU, by Vela",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "OnnxModel", "convert"]
 
+ATTEMPTS = 6
 AXES = {3: ("batch", "length"), 4: ("batch", "height", "width"), 5: ("batch", "depth", "height", "width")}
 
 
@@ -48,7 +49,7 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     import onnx
 
     graph, inputs, outputs = _frozen_graph(model, request)
-    proto = _tf2onnx(graph, inputs, outputs, request)
+    proto = _with_right_ranks(lambda: _tf2onnx(graph, inputs, outputs, request), [len(x.shape) for x in model.outputs])
     names = [spec.name for spec in request.inputs]
     _rename(proto.graph, dict(zip((*inputs, *outputs), (*names, *signature.output_names(model)), strict=True)))
     _rewrite_erfc(proto.graph)
@@ -103,6 +104,35 @@ def _tf2onnx(graph: Any, inputs: list[str], outputs: list[str], request: Request
     finally:
         logger.setLevel(level)
     return proto
+
+
+def _with_right_ranks(attempt: Callable[[], Any], ranks: list[int]) -> Any:
+    """The first of some attempts whose outputs have as many axes as the model's.
+
+    tf2onnx's optimiser goes by the numbers in its names, which are others each time: in one of twelve conversions of
+    an image network with one channel it loses the last SQUEEZE.
+    """
+    for _ in range(ATTEMPTS):
+        proto = attempt()
+        if _ranks(proto) in (ranks, None):
+            return proto
+    raise ConversionError(f"tf2onnx wrote outputs of {_ranks(proto)} axes, the model's have {ranks}.")
+
+
+def _ranks(proto: Any) -> list[int] | None:
+    """Numbers of axes of the outputs, as the nodes make them; `None` where that is not known before a run."""
+    import onnx
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    del probe.graph.value_info[:]
+    for value in probe.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        found = [value.type.tensor_type for value in onnx.shape_inference.infer_shapes(probe).graph.output]
+    except Exception:  # of an invalid file, which `check` refuses with its reason
+        return None
+    return [len(value.shape.dim) for value in found] if all(value.HasField("shape") for value in found) else None
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -201,7 +231,7 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, A
     import onnx
 
     proto = onnx.load(path)
-    nchw = json.loads(_property(proto) or "{}").get("layout") == "nchw"
+    nchw = _metadata(_property(proto)).get("layout") == "nchw"
     for value in proto.graph.input:
         shape = shapes.get(value.name, ())
         shape = (shape[0], shape[3], *shape[1:3]) if nchw and len(shape) == 4 else shape
@@ -266,6 +296,15 @@ def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
             return prod(counted) * weights[-2 if len(weights) > 1 else 0]
 
 
+def _metadata(text: str | None) -> dict[str, Any]:
+    """Our entry; an empty dict where it is missing or not what we write."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _property(proto: Any) -> str | None:
     return next((item.value for item in proto.metadata_props if item.key == METADATA_KEY), None)
 
@@ -304,10 +343,14 @@ class OnnxModel(ExportedModel):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except Exception as err:  # onnxruntime's exceptions share no public base
-            raise FileProblem(path, f"ONNX Runtime cannot open it: {str(err).splitlines()[0]}") from err
-        self.metadata = json.loads(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+            # Without its fallback: that prints to stdout.
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
+            self.metadata = _metadata(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
+        except Exception as err:  # onnxruntime's exceptions share no public base; damaged text cannot be decoded
+            reason = (str(err).splitlines() or [type(err).__name__])[0]
+            raise FileProblem(path, f"ONNX Runtime cannot open it: {reason}", hint="Export the model again.") from err
         self._nchw = self.metadata.get("layout") == "nchw"
         self._last: dict[str, np.ndarray] = {}
         values = {value.name: value for value in self._session.get_inputs()}

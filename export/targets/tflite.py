@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.errors import ConversionError
+from keras_efficient.errors import ConversionError, FileProblem, KerasEfficientError
 from keras_efficient.export import flatbuffer, lowerings, signature
 from keras_efficient.export.targets import Lowered, Request, Target
 
@@ -132,24 +132,33 @@ def save_model(model: keras.Model, request: Request, folder: Path) -> None:
     archive.track(model)
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in request.inputs]
     try:
-        archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
-        archive.write_out(str(folder), verbose=False)
-    except OSError:
-        raise
+        endpoint = archive.add_endpoint("serve", signature.flat_call(model), input_signature=specs)
+        endpoint.get_concrete_function()  # traces it now; `write_out` takes that trace
     except Exception as err:  # whatever a layer's call raises when TensorFlow traces it
         raise tracing_error(err, request) from err
+    try:
+        archive.write_out(str(folder), verbose=False)
+    except tf.errors.OpError as err:  # TensorFlow's file system has no errors of the operating system
+        reason = (err.message.splitlines() or [type(err).__name__])[0].rpartition("; ")[2]
+        hint = "Is the disk of the temporary files full? TMPDIR chooses another."
+        raise FileProblem(folder, f"cannot be written: {reason[:200]}.", hint=hint) from err
 
 
 def tracing_error(err: Exception, request: Request) -> ConversionError:
     """What to tell when TensorFlow cannot trace the model: Keras says in which layer's call it happened."""
     layer = re.search(r"encountered when calling (?:\x1b\[1m)?([\w.]+)", str(err))
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    free = any(None in spec.shape for spec in request.inputs)
     where = f"Layer {layer.group(1)}" if layer else "The model"
     return ConversionError(
         f"{where} cannot be traced: {lines[0 if layer else -1][:200]}",
-        hint="Fix the free axes with input_shape=." if free else None,
+        hint=_free_axes_hint(request),
     )
+
+
+def _free_axes_hint(request: Request) -> str | None:
+    """What may help where a layer computes with a shape that is not known."""
+    free = any(None in spec.shape[1:] for spec in request.inputs)
+    return "Fix the free axes with input_shape=." if free else None
 
 
 def _refuse_loops(folder: Path, precision: str) -> None:
@@ -183,8 +192,11 @@ def _convert_saved_model(folder: str, request: Request) -> bytes:
             _quantize_fully(converter, request, ops, tf.int16)
     try:
         return converter.convert()
+    except KerasEfficientError:  # of the calibration data
+        raise
     except Exception as err:  # ConverterError, ValueError, RuntimeError: whatever the converter met
-        raise ConversionError(f"The TFLite converter refused the model: {_reason(err)}") from err
+        message = f"The TFLite converter refused the model: {_reason(err)}"
+        raise ConversionError(message, hint=_free_axes_hint(request)) from err
 
 
 def _quantize_fully(converter: Any, request: Request, ops: Any, dtype: Any) -> None:

@@ -33,8 +33,8 @@ def cluster(
     """Prepares a model for training with clustered kernels.
 
     Every value of a kernel is one of `clusters` centroids of its own layer: log2(clusters) bits a weight once the file
-    is compressed. Kernels of convolutions, dense layers and embeddings are clustered; depthwise kernels, biases and
-    recurrent layers are not (`session.skipped` names them).
+    is compressed. Kernels of convolutions, dense layers and embeddings are clustered; depthwise kernels, biases,
+    recurrent and frozen layers are not (`session.skipped` names them).
 
     Args:
         model: a functional or Sequential Keras 3 model; it is deployed first and not changed.
@@ -93,6 +93,8 @@ def _obstacle(layer: Any, chosen: bool, clusters: int) -> str | None:
     names = ClusteringRegistry._LAYERS_WEIGHTS_MAP.get(type(layer), [])
     if not chosen:
         return "not chosen"
+    if not layer.trainable:
+        return "it is frozen (trainable=False)"
     if not names:
         return f"tfmot clusters no weight of {type(layer).__name__}"
     smallest = min(int(getattr(layer, name).shape.num_elements()) for name in names)

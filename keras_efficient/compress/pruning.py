@@ -31,8 +31,8 @@ def prune(
     A kernel's smallest magnitudes are set to zero and held there: a part `sparsity` of each kernel, or, with `pattern`
     ``(m, n)``, the m smallest of every n consecutive input channels (``(2, 4)`` is what sparse tensor cores and XNNPACK
     run faster); a shorter group at the end counts as if zeros filled it. Kernels of convolutions, dense layers,
-    attention and embeddings are pruned; depthwise kernels, biases and recurrent layers are not, nor with a pattern
-    transposed convolutions (`session.skipped` names them).
+    attention and embeddings are pruned; depthwise kernels, biases, recurrent and frozen layers are not, and with a
+    pattern transposed convolutions neither (`session.skipped` names them).
 
     Args:
         model: a functional or Sequential Keras 3 model; it is deployed first and not changed.
@@ -121,6 +121,8 @@ def _obstacle(layer: Any, chosen: bool, pattern: tuple[int, int] | None) -> str 
     names = PruneRegistry._LAYERS_WEIGHTS_MAP.get(type(layer), [])
     if not chosen:
         return "not chosen"
+    if not layer.trainable:
+        return "it is frozen (trainable=False)"
     if not names:
         return f"tfmot prunes no weight of {type(layer).__name__}"
     if pattern is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_efficient import compress, export
 from keras_efficient.deploy import foreign_layers
-from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
+from keras_efficient.errors import KerasEfficientError, UnknownName, UnsupportedLayer, WrongArgument
 
 
 def psnr(prediction, target) -> float:
@@ -96,6 +96,9 @@ def test_two_of_four_input_channels_are_zero(trained, photos):
     session = fitted(compress.prune(trained, pattern=(2, 4), frequency=4), photos, epochs=1)
     assert set(session.skipped) == {"first", "slopes"}
     assert "1 input channels" in session.skipped["first"]
+    inputs = keras.Input((4, 4, 8))
+    up = layers.Conv2DTranspose(8, 2, name="up")(layers.Conv2D(8, 1)(inputs))
+    assert "output channels" in compress.prune(keras.Model(inputs, up), pattern=(2, 4)).skipped["up"]
     for name in ("conv", "project"):
         kernel = keras.ops.convert_to_numpy(session.strip().get_layer("block").get_layer(name).kernel)
         groups = kernel.transpose(3, 0, 1, 2).reshape(-1, 4)
@@ -183,6 +186,12 @@ def test_the_aware_file_keeps_the_trained_ranges_and_computes_the_rounded_model(
         assert min(abs(scale * 255 / (high - low) - 1) for scale in scales if scale) < 1e-3, name
 
 
+def test_another_precision_takes_the_model_without_ranges(quantized, photos, tmp_path):
+    with pytest.raises(KerasEfficientError, match="fake quantisation"):
+        quantized.export(tmp_path / "half.tflite", precision="float16", samples=photos.low[:2])
+    export.save(quantized.strip(ranges=False), tmp_path / "half.tflite", precision="float16", samples=photos.low[:2])
+
+
 def test_without_ranges_the_model_is_plain(quantized, trained, photos):
     plain = quantized.strip(ranges=False)
     assert [op.name for op in plain.operations] == [op.name for op in trained.operations]
@@ -230,17 +239,152 @@ def test_wrong_arguments(call, words, trained):
 
 def test_objects_of_keras_3_cross_over(trained, photos):
     session = compress.prune(trained)
-    rate = keras.optimizers.schedules.CosineDecay(1e-3, 100)
-    session.compile(
-        keras.optimizers.AdamW(rate, weight_decay=1e-4), keras.losses.Huber(0.1), [keras.metrics.MeanAbsoluteError()]
-    )
-    history = session.fit(photos.low[:32], photos.high[:32], verbose=0)
-    assert np.isfinite(history.history["mean_absolute_error"][0])
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, 4)
+    huber, error = keras.losses.Huber(0.1), keras.metrics.MeanAbsoluteError()
+    session.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4), huber, [error])
+    low, high = photos.low[:32], photos.high[:32]
+    found = session.evaluate(low, high, batch_size=32, verbose=0)
+    prediction = trained.predict(low, verbose=0)
+    # Means of 73 728 float32 values, summed in another order.
+    np.testing.assert_allclose(found, [huber(high, prediction), error(high, prediction)], rtol=1e-5)
+    session.fit(low, high, epochs=2, batch_size=32, verbose=0, callbacks=None)
     assert session.model.optimizer.weight_decay == pytest.approx(1e-4)
+    # The rate of the second step.
+    assert float(session.model.optimizer.learning_rate) == pytest.approx(float(rate(1)))
     with pytest.raises(WrongArgument, match=r"tf_keras\.callbacks"):
         session.fit(photos.low, photos.high, callbacks=[keras.callbacks.EarlyStopping()])
     with pytest.raises(WrongArgument, match="Lion9"):
         session.compile(type("Lion9", (keras.optimizers.Lion,), {})())
+
+
+class Cubes(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.abs(y_true - y_pred) ** 3, axis=-1)
+
+
+def cubes(y_true, y_pred):
+    return ops.mean(ops.abs(y_true - y_pred) ** 3, axis=-1)
+
+
+def classifier():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(8)(inputs)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse",
+        keras.losses.MeanSquaredError(),
+        keras.losses.MeanSquaredError(reduction="sum"),
+        keras.losses.Huber(0.1, reduction="mean"),
+        Cubes(),
+        cubes,
+    ],
+    ids=["name", "object", "sum", "huber", "own-object", "function"],
+)
+def test_a_loss_is_weighted_as_in_keras_3(loss):
+    model, rng = classifier(), np.random.default_rng(0)
+    x, y = rng.random((16, 4), "float32"), rng.random((16, 3), "float32")
+    y[8:] += 5  # what an unweighted loss would see
+    weights = np.repeat([1.0, 0.0], 8)
+    session = compress.prune(model)
+    session.compile("sgd", loss)
+    model.compile("sgd", loss)
+    options = {"sample_weight": weights, "batch_size": 16, "verbose": 0}
+    assert session.evaluate(x, y, **options) == pytest.approx(model.evaluate(x, y, **options), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()], ids=["name", "object"]
+)
+def test_classes_and_metrics_are_weighted_as_in_keras_3(loss):
+    model, rng = classifier(), np.random.default_rng(0)
+    x, y = rng.random((16, 4), "float32"), np.arange(16) % 3
+    options = {"class_weight": {0: 1.0, 1: 0.0, 2: 3.0}, "batch_size": 16, "verbose": 0, "epochs": 2, "shuffle": False}
+    session = compress.prune(model, 1e-6)
+    found, expected = [], []
+    for each, histories in ((session, found), (model, expected)):
+        # One for each: a metric of Keras 3 has a state of its own.
+        metric = keras.metrics.SparseCategoricalCrossentropy(name="weighted")
+        each.compile(keras.optimizers.SGD(0.1), loss, weighted_metrics=[metric])
+        history = each.fit(x, y, **options).history
+        histories += [*history["loss"], *history["weighted"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_options_that_a_configuration_leaves_out_cross_or_are_refused():
+    rng = np.random.default_rng(0)
+    y, x = rng.random((16, 3), "float32"), rng.random((16, 4), "float32")
+    session = compress.prune(classifier())
+    metric = keras.metrics.CosineSimilarity(axis=0)
+    session.compile("sgd", "mse", metrics=[metric])
+    _, found = session.evaluate(x, y, batch_size=16, verbose=0)
+    assert found == pytest.approx(float(metric(y, session.predict(x, verbose=0))), rel=1e-5)
+    session.compile(keras.optimizers.RMSprop(use_ema=True))
+    assert session.model.optimizer.ema_overwrite_frequency is None  # tf_keras would have 100
+    partly = keras.optimizers.AdamW()
+    partly.exclude_from_weight_decay(var_names=["bias"])
+    with pytest.raises(WrongArgument, match="leaves weights out"):
+        session.compile(partly)
+    with pytest.raises(WrongArgument, match="mean_with_sample_weight"):
+        session.compile("sgd", keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"))
+    own = type("Accuracy", (keras.metrics.Accuracy,), {})()
+    with pytest.raises(WrongArgument, match="like this one"):
+        session.compile("sgd", "mse", [own])
+
+
+@pytest.mark.parametrize(
+    "prepare", [compress.prune, lambda model: compress.cluster(model, 4)], ids=["prune", "cluster"]
+)
+def test_masks_are_kept_in_training(prepare):
+    keras.utils.set_random_seed(6)
+    ids = keras.Input((6,), dtype="int32")
+    each = layers.Dense(4)(layers.Embedding(9, 5, mask_zero=True)(ids))
+    session = prepare(keras.Model(ids, [each, layers.GlobalAveragePooling1D()(each)]))
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 3, (16, 6)), [rng.random((16, 6, 4), "float32"), rng.random((16, 4), "float32")]
+    session.compile("adam", [keras.losses.MeanSquaredError(), "mse"])
+    session.fit(x, y, verbose=0)
+    model = session.strip()
+    for left, right in zip(session.predict(x, verbose=0), model.predict(x, verbose=0), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+    model.compile("adam", ["mse", "mse"])
+    # The loss leaves out what is masked.
+    assert session.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        compress.prune,
+        lambda model: compress.cluster(model, 4),
+        compress.quantize_aware,
+    ],
+    ids=["prune", "cluster", "quantize"],
+)
+def test_a_frozen_layer_stays_and_statistics_go_on(prepare):
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="frozen", trainable=False)(inputs)
+    x = layers.BatchNormalization(momentum=0.5, name="norm")(x)
+    x = layers.Conv2D(4, 3, name="last")(layers.ReLU()(x))
+    model, rng = keras.Model(inputs, x), np.random.default_rng(0)
+    low, high = rng.random((8, 8, 8, 3), "float32"), rng.random((8, 4, 4, 4), "float32")
+    kernels = []
+    for rate in (0.0, 0.1):
+        session = prepare(model)
+        session.compile(keras.optimizers.SGD(rate), "mse")
+        session.fit(low, high, verbose=0)
+        kernels.append([np.asarray(session.strip().get_layer(name).kernel) for name in ("frozen", "last")])
+    (before, old), (after, new) = kernels
+    np.testing.assert_array_equal(before, after)
+    assert np.abs(old - new).max() > 1e-3
+    model = session.strip()
+    means = ops.mean(model.get_layer("frozen")(low), (0, 1, 2))
+    # One step at a momentum of 0.5 goes half of the way from 0; a rounded input is off by a step of 1/255 at most.
+    np.testing.assert_allclose(model.get_layer("norm").moving_mean, means / 2, atol=2e-3)
 
 
 def test_a_data_set_is_taken(trained, photos):

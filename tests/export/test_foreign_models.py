@@ -70,9 +70,9 @@ def test_application_in_float(family, tmp_path):
 @pytest.mark.parametrize("family", ["mobilenet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "resnet", "convnext"])
 def test_application_in_int8_is_all_integers(family, tmp_path):
     model, samples = application(family)
-    report = export.save(model, tmp_path / "m.tflite", precision="int8", calibration=samples, verify=False)
+    report = export.save(model, tmp_path / "m.tflite", precision="int8", calibration=samples)
     assert not any("float" in dtype for counts in report.ops.values() for dtype in counts)
-    assert report.sqnr_db is not None
+    assert report.sqnr_db > 12
 
 
 def unet() -> keras.Model:
@@ -175,6 +175,7 @@ def test_int8_of_a_free_loop_is_refused(tmp_path):
     """The calibrator would end the whole process with a segmentation fault."""
     inputs = keras.Input((None, 5), name="series")
     model = keras.Model(inputs, L.LSTM(4, name="memory")(inputs))
+    data = np.random.default_rng(0).random((4, 7, 5), "float32")
     with pytest.raises(ConversionError, match=r"memory.* is a loop"):
-        export.save(model, tmp_path / "m.tflite", precision="int8", calibration=np.ones((4, 7, 5), "float32"))
+        export.save(model, tmp_path / "m.tflite", precision="int8", calibration=data)
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -11,12 +12,14 @@ import sys
 import textwrap
 import time
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from keras_efficient import export
+from keras_efficient.deploy import deploy
 from keras_efficient.errors import (
     CalibrationError,
     ConversionError,
@@ -26,8 +29,8 @@ from keras_efficient.errors import (
     VerificationError,
     WrongArgument,
 )
-from keras_efficient.export import pipeline
-from keras_efficient.export.calibration import calibration_from
+from keras_efficient.export import pipeline, verify
+from keras_efficient.export.calibration import Calibration, calibration_from
 from keras_efficient.export.report import Report
 from keras_efficient.export.signature import InputSpec, resolve_shapes
 from keras_efficient.export.targets import Target, Targets
@@ -56,13 +59,28 @@ def test_targets_is_a_listing():
     assert "int8" in export.targets["tflite"].precisions
 
 
+def spoilt(value: float) -> np.ndarray:
+    """Images of which number 3 holds `value` once."""
+    data = np.random.default_rng(0).random((5, 8, 8, 1), dtype=np.float32)
+    data[3, 2, 2] = value
+    return data
+
+
+ETHOS = {"target": "ethos-u55-128", "precision": "int8", "input_shape": (8, 8), "calibration": spoilt(0)}
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "kind", "words"),
     [
-        ("m.tflite", {"target": "tflit"}, UnknownName, "Did you mean 'tflite'"),
+        ("m.tflite", {"target": "tflit"}, UnknownName, r"Did you mean 'tflite'.*export --list-targets"),
         ("m.tflite", {"precision": "int9"}, UnknownName, "Did you mean 'int8'"),
         ("m.tflite", {"target": "onnx"}, WrongArgument, "m.onnx"),
         ("m.xyz", {}, WrongArgument, "no target writes '.xyz'"),
+        ("m", {}, WrongArgument, "no target writes files without a suffix"),
+        ("m.tflite", {"calibratoin": None}, UnknownName, "Did you mean 'calibration'"),
+        ("m.onnx", {"opset": {17}}, WrongArgument, "opset must hold JSON"),
+        ("m.tflite", ETHOS | {"tile": "banana"}, WrongArgument, "no tile"),
+        ("m.tflite", ETHOS | {"memory_mode": "Dedicated_Sram_512KB"}, WrongArgument, "choose one|cannot have"),
         ("m.onnx", {"opsett": 17}, UnknownName, "Did you mean 'opset'"),
         ("m.onnx", {"opset": 3}, WrongArgument, "15, 16, 17, 18"),
         ("m.onnx", {"precision": "int8"}, UnknownName, "float32"),
@@ -70,10 +88,16 @@ def test_targets_is_a_listing():
         ("m.tflite", {"precision": "int8", "calibration": np.zeros((0, 8, 8, 1))}, CalibrationError, "empty"),
         ("m.tflite", {"precision": "int8", "calibration": []}, CalibrationError, "empty"),
         ("m.tflite", {"precision": "int8", "calibration": np.zeros((4, 8, 8, 3))}, CalibrationError, "shape"),
+        ("m.tflite", {"precision": "int8", "calibration": spoilt(np.inf)}, CalibrationError, "sample 3: 1 of 64"),
+        ("m.tflite", {"precision": "int8", "calibration": iter(spoilt(np.nan))}, CalibrationError, "sample 3: 1 of 64"),
+        ("m.tflite", {"precision": "int8", "calibration": np.zeros((9, 8, 8, 1))}, CalibrationError, "all the same"),
+        ("m.tflite", {"calibration": "no/such/folder"}, FileProblem, "no such folder"),
+        ("m.tflite", {"samples": spoilt(np.nan)}, CalibrationError, "Number 3"),
         ("m.tflite", {"samples": []}, CalibrationError, "empty"),
         ("m.tflite", {"input_shape": (8, 8, 3)}, WrongArgument, "does not fit"),
         ("m.tflite", {"input_shape": (0, 8)}, WrongArgument, "no size"),
         ("m.tflite", {"metadata": {"x": object()}}, WrongArgument, "JSON"),
+        ("m.tflite", {"metadata": [1]}, WrongArgument, "must be a dict"),
         ("missing/m.tflite", {}, FileProblem, "no such folder"),
         (".", {"target": "tflite"}, WrongArgument, "tflite"),
     ],
@@ -83,6 +107,19 @@ def test_wrong_arguments_are_told_before_any_work(small_model, tmp_path, path, a
     with pytest.raises(kind, match=words):
         export.save(small_model, tmp_path / path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_taken():
+    options = pipeline._options(target_registry["ethos-u55-128"], {"tile": (np.int64(8), np.int32(16))})
+    assert json.dumps(options["tile"]) == "[8, 16]"
+    assert pipeline._options(target_registry["onnx"], {"opset": np.int64(17)})["opset"] == 17
+
+
+def test_text_is_refused(tmp_path):
+    inputs = keras.Input((2,), dtype="string", name="words")
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    with pytest.raises(UnsupportedLayer, match=r"'words': this input takes text"):
+        export.save(model, tmp_path / "m.tflite")
 
 
 def test_model_without_symbolic_inputs_is_refused(tmp_path):
@@ -157,6 +194,37 @@ def test_calibration_folder(tmp_path, images):
         list(calibration_from(tmp_path, spec))
 
 
+def test_a_sample_of_ones_own_calibration_that_is_not_finite_ends_no_process(small_model, tmp_path):
+    """TFLite's calibrator dies of it."""
+    data = spoilt(np.inf)
+    mine = Calibration(5, lambda index: {"y": data[index : index + 1]}, "mine")
+    with pytest.raises(CalibrationError, match="sample 3"):
+        export.save(small_model, tmp_path / "m.tflite", precision="int8", calibration=mine)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_is_damaged_is_told_as_such(small_model, images, tmp_path):
+    """It is read in the middle of the conversion."""
+    from PIL import Image
+
+    for name in "ab":
+        Image.fromarray((images[0, ..., 0] * 255).astype("uint8")).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:50])
+    with pytest.raises(FileProblem, match=r"b\.png: not a readable image"):
+        export.save(small_model, tmp_path / "m.tflite", precision="int8", calibration=tmp_path, samples=images[:1])
+
+
+def test_calibration_serves_as_samples(small_model, images, tmp_path):
+    report = export.save(small_model, tmp_path / "m.tflite", calibration=images)
+    assert "Verified on 12 of the calibration samples." in report.notes
+
+
+def test_verified_samples_are_spread_over_the_calibration():
+    calibration = calibration_from(np.arange(100.0).reshape(100, 1, 1, 1), IMAGE)
+    assert [int(sample["y"][0, 0, 0, 0]) for sample in calibration.spread(4)] == [0, 25, 50, 75]
+    assert len(calibration.spread(1000)) == 100
+
+
 def test_calibration_of_differing_sizes_is_refused(images):
     with pytest.raises(CalibrationError, match="sample 1"):
         calibration_from([images[0], images[1, :16]], IMAGE)
@@ -165,7 +233,16 @@ def test_calibration_of_differing_sizes_is_refused(images):
 def test_calibration_for_several_inputs():
     specs = (InputSpec("a", (None, 4), "float32"), InputSpec("b", (None, 2), "int32"))
     a, b = np.ones((3, 4)), np.arange(6).reshape(3, 2)
-    for data in ([a, b], {"b": b, "a": a}, ((x, y) for x, y in zip(a, b, strict=True))):
+    pairs = list(zip(a, b, strict=True))
+    forms = (
+        [a, b],
+        {"b": b, "a": a},
+        (pair for pair in pairs),
+        [(pair, 0) for pair in pairs],
+        [(list(pair), 0, 1) for pair in pairs],
+        [({"b": y, "a": x}, 0) for x, y in pairs],
+    )
+    for data in forms:
         samples = list(calibration_from(data, specs))
         assert len(samples) == 3
         np.testing.assert_array_equal(samples[2]["b"], [[4, 5]])
@@ -256,6 +333,88 @@ def test_synthetic_samples_are_announced(small_model, tmp_path):
     assert any("synthetic" in note for note in report.notes)
 
 
+def compare(precision: str, expected, found, step: float | None = None):
+    """The verdict on one output, sample by sample."""
+    compared = verify._Comparison(verify.TOLERANCES[precision], lambda name: step)
+    for want, have in zip(expected, found, strict=True):
+        compared.add({"y": np.asarray(want)}, {"y": np.asarray(have)})
+    return compared.result()
+
+
+def on_grid(values: np.ndarray, step: float) -> np.ndarray:
+    return np.round(values / step) * step
+
+
+def test_an_outlier_in_the_calibration_is_found_out():
+    """A scale a million times too wide: everything becomes 0, within half a step."""
+    values = np.random.default_rng(0).normal(0, 1, (9, 50))
+    assert compare("int8", values, on_grid(values, 0.03), 0.03).problem is None
+    assert "too coarse" in compare("int8", values, on_grid(values, 1e4), 1e4).problem
+    # Also where the outlier is among the verified samples, and its size alone makes 40 dB.
+    values[4] *= 1e6
+    result = compare("int8", values, on_grid(values, 3e4), 3e4)
+    assert result.sqnr_db > 30
+    assert "too coarse" in result.problem
+
+
+def test_dark_images_are_no_problem():
+    """Less than 12 dB, but no more than a step off, on a grid that is fine enough for the others."""
+    values = np.repeat([[0.001], [0.001], [0.9], [0], [0], [0]], 4, axis=1)
+    assert compare("int8", values, on_grid(values, 1 / 255), 1 / 255).problem is not None
+    values[0] = 0.5
+    assert compare("int8", values, on_grid(values, 1 / 255), 1 / 255).problem is None
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", 0.01), ("int8", 0.25), ("int4-weights", 0.5)])
+def test_integers_are_judged_in_every_precision(precision, allowed):
+    want = np.zeros((1, 200), "int32")
+    for part, fine in ((allowed, True), (allowed + 0.01, False)):
+        have = want.copy()
+        have[:, : round(200 * part)] = 1
+        result = compare(precision, want, have)
+        assert (result.problem is None) == fine
+        assert f"({part:.1%}) differ" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "least", "most"),
+    [
+        ((1, 64, 64, 3), "uint8", 0, 255),
+        ((1, 64, 64, 3), "int32", 0, 255),
+        ((1, 64, 64, 3), "int8", 0, 127),
+        ((1, 5000), "int8", -128, 127),
+        ((1, 5000), "uint16", 0, 255),
+        ((1, 5000), "int64", 0, 9),
+    ],
+)
+def test_synthetic_integers_cover_their_range(shape, dtype, least, most):
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.ReLU()(inputs))
+    (sample,) = verify.synthetic_samples(model, [InputSpec("x", shape, dtype)], 1)
+    assert (sample["x"].dtype, sample["x"].min(), sample["x"].max()) == (dtype, least, most)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_half_precision_is_compared_with_its_float32_form(policy, tmp_path, monkeypatch):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), dtype="float32")
+    x = keras.layers.Conv2D(64, 3, activation="relu", dtype=policy)(inputs)
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3, dtype=policy)(x))
+    report = export.save(model, tmp_path / "m.tflite")
+    assert report.sqnr_db > 75
+    (note,) = (note for note in report.notes if "computes in" in note)
+    assert 40 < float(note.split("SQNR ")[1].split()[0]) < 75  # half precision it is
+
+    def other(model, precision):
+        twin = deploy(model)
+        twin.layers[-1].kernel.assign(-twin.layers[-1].kernel)
+        return twin
+
+    monkeypatch.setattr(pipeline, "_deploy", other)
+    with pytest.raises(VerificationError, match="float32 form differs"):
+        export.save(model, tmp_path / "n.tflite")
+
+
 # --- the disk ----------------------------------------------------------------------------------------------------
 
 
@@ -280,22 +439,44 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tflite", "source"]
 
 
-def test_full_disk(tmp_path):
-    """The limit of file sizes stands for a full disk: the write fails half-way."""
-    source, path = tmp_path / "source", tmp_path / "m.tflite"
-    source.write_bytes(b"x" * 200_000)
-    path.write_bytes(b"old")
+@contextlib.contextmanager
+def file_size_limit(size: int):
+    """Stands for a full disk: a write beyond it fails half-way."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-        with pytest.raises(FileProblem, match="cannot be written"):
-            pipeline._place(source, path, overwrite=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, old)
+
+
+def test_full_disk(tmp_path):
+    source, path = tmp_path / "source", tmp_path / "m.tflite"
+    source.write_bytes(b"x" * 200_000)
+    path.write_bytes(b"old")
+    with file_size_limit(100_000), pytest.raises(FileProblem, match="cannot be written"):
+        pipeline._place(source, path, overwrite=True)
     assert path.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tflite", "source"]
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_full_disk_while_converting(tmp_path, suffix):
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, keras.layers.Dense(1000)(inputs))
+    with file_size_limit(100_000), pytest.raises(FileProblem, match=r"cannot be written: .*File too large"):
+        export.save(model, tmp_path / f"m{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_the_system_keep_their_text(small_model, tmp_path):
+    def gone(line):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        export.save(small_model, tmp_path / "m.tflite", input_shape=(8, 8), on_progress=gone)
 
 
 def test_full_disk_of_temporary_files(small_model, tmp_path, monkeypatch):
@@ -409,7 +590,46 @@ def test_child_process_gives_errors_back_as_they_were():
         again = _worker._error_from(json.loads(json.dumps(_worker._error_values(error))))
         assert type(again) is type(error)
         assert str(again) == str(error)
-        assert vars(again) == vars(error) or again.hint == error.hint
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(error).items()}
+        assert vars(again) == {key: value for key, value in plain.items() if value is not None or key == "hint"}
+
+
+def test_child_process_gets_samples_of_any_name_and_the_parents_path(monkeypatch, tmp_path, small_model):
+    """np.savez has a keyword `file`; a module on a changed sys.path must be found by the child."""
+    from keras_efficient.export import _worker
+    from keras_efficient.export.targets import Request
+
+    specs = (InputSpec("file", (1, 2), "float32"), InputSpec("args", (1, 2), "float32"))
+    calibration = calibration_from({"file": np.eye(2), "args": np.ones((2, 2))}, specs)
+    request = Request(target_registry["tflite"], "int8", specs, calibration)
+    seen = {}
+
+    def run(command, env, **_):
+        seen.update(env, job=json.loads(Path(command[-1]).read_text()))
+        return subprocess.CompletedProcess(command, 1, b"")
+
+    monkeypatch.setattr(_worker.subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "mine")])
+    with pytest.raises(ConversionError, match="no answer"):
+        _worker.build_in_child(small_model, request, tmp_path)
+    assert str(tmp_path / "mine") in seen["PYTHONPATH"].split(os.pathsep)
+    again = _worker._request_from(seen["job"]).calibration.sample(1)
+    np.testing.assert_array_equal(again["file"], [[0, 1]])
+    np.testing.assert_array_equal(again["args"], [[1, 1]])
+
+
+def test_a_candidate_that_cannot_be_built_does_not_stop_the_next(monkeypatch, tmp_path, small_model):
+    from keras_efficient.export.targets import Built, Lowered, Request
+
+    def build(candidate, request, folder):
+        if candidate.lowerings == ("bad",):
+            raise UnsupportedLayer("layer", "cannot run.")
+        return Built(folder, folder, candidate.lowerings)
+
+    monkeypatch.setattr(pipeline, "_build_candidate", build)
+    two = [Lowered(small_model, ("bad",)), Lowered(small_model, ("good",))]
+    request = Request(_replaced(target_registry["tflite"], lower=lambda model, request: iter(two)), "int8", IMAGE)
+    assert pipeline.build(small_model, request, tmp_path).lowerings == ("good",)
 
 
 def test_time_is_not_wasted_on_slow_models():

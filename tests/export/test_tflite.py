@@ -14,9 +14,12 @@ from keras import layers as L
 from keras_efficient import export
 from keras_efficient.errors import ConversionError, FileProblem, WrongArgument
 from keras_efficient.export import flatbuffer
+from keras_efficient.export.lowerings.grouped_convolution import depthwise_convolutions, split_grouped_convolutions
 from keras_efficient.export.lowerings.normalization import integer_normalization
 from keras_efficient.export.lowerings.prelu import prelu_as_relu
+from keras_efficient.export.lowerings.transposed_convolution import convolution_and_shuffle
 from keras_efficient.export.lowerings.transposed_shuffle import transposed_shuffle
+from keras_efficient.export.lowerings.unrolled_recurrence import unrolled_recurrence
 from keras_efficient.export.runtime import LiteRTModel
 
 PRECISIONS = export.targets["tflite"].precisions
@@ -186,6 +189,35 @@ def test_bad_files(saved, tmp_path):
         export.load(tmp_path / "none.tflite")
 
 
+def _no_such_operator(model):
+    model.subgraphs[0].operators[0].opcodeIndex = 99
+
+
+def _no_text(model):
+    model.signatureDefs[0].inputs[0].name = b"\xff\xfe"
+
+
+def _no_tensor(model):
+    model.subgraphs[0].operators[0].inputs = [9999, 1, 2]
+
+
+@pytest.mark.parametrize("damage", [_no_such_operator, _no_text, _no_tensor])
+def test_damaged_files_that_still_unpack(saved, tmp_path, damage):
+    model = flatbuffer.unpack(saved("float32")[0].read_bytes())
+    damage(model)
+    path = tmp_path / "m.tflite"
+    path.write_bytes(flatbuffer.pack(model))
+    with pytest.raises(FileProblem, match=r"m\.tflite: "):
+        export.load(path)
+
+
+def test_damage_names_the_file(saved, tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(saved("float32")[0].read_bytes()[:100])
+    with pytest.raises(FileProblem, match=r"m\.tflite: (damaged|LiteRT)"):
+        export.load(path)
+
+
 def test_foreign_file_without_signature_and_metadata(tmp_path, small_model, images):
     import tensorflow as tf
 
@@ -250,6 +282,49 @@ def test_prelu_of_other_shapes_is_left_alone():
     assert transposed_shuffle(model) is model
 
 
+@pytest.mark.parametrize(("dilation", "multiplier", "bias"), [(1, 1, True), (2, 2, False)])
+def test_causal_grouped_convolution_lowering_is_equal(dilation, multiplier, bias):
+    inputs = keras.Input((12, 4))
+    layer = L.Conv1D(
+        4 * multiplier, 3, groups=4, padding="causal", dilation_rate=dilation, use_bias=bias, activation="relu"
+    )
+    model = keras.Model(inputs, layer(inputs))
+    layer.set_weights([np.random.default_rng(1).normal(size=w.shape) for w in layer.get_weights()])
+    x = np.random.default_rng(0).random((2, 12, 4), "float32")
+    for lowering in (depthwise_convolutions, split_grouped_convolutions):
+        lowered = lowering(model)
+        assert lowered is not model
+        np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [L.Conv2D, L.Conv2DTranspose, L.PReLU, L.LSTM])
+def test_a_users_subclass_is_left_alone(kind):
+    """It may compute something else than the layer that it comes from."""
+    arguments = {
+        L.Conv2D: {"filters": 4, "kernel_size": 3, "groups": 4},
+        L.Conv2DTranspose: {"filters": 4, "kernel_size": 3, "strides": 2, "padding": "same"},
+        L.PReLU: {"shared_axes": [1, 2]},
+        L.LSTM: {"units": 3},
+    }[kind]
+    inputs = keras.Input((5, 4) if kind is L.LSTM else (8, 8, 4))
+    model = keras.Model(inputs, type("Mine", (kind,), {})(**arguments)(inputs))
+    for lowering in (
+        depthwise_convolutions,
+        split_grouped_convolutions,
+        convolution_and_shuffle,
+        prelu_as_relu,
+        unrolled_recurrence,
+    ):
+        assert lowering(model) is model
+
+
+def test_channels_first_is_left_alone():
+    inputs = keras.Input((4, 12))
+    model = keras.Model(inputs, L.Conv1D(4, 3, groups=4, data_format="channels_first")(inputs))
+    assert depthwise_convolutions(model) is model
+    assert split_grouped_convolutions(model) is model
+
+
 def test_shuffle_lowering_is_exact():
     inputs = keras.Input((3, 5, 18))
     model = keras.Model(inputs, keras.ops.depth_to_space(inputs, 3))
@@ -305,6 +380,14 @@ def test_small_weights_stay_float_and_the_report_says_so(tmp_path):
     model = keras.Model(inputs, L.Conv2D(2, 3)(inputs))
     report = export.save(model, tmp_path / "m.tflite", precision="dynamic")
     assert any("No weight was quantised" in note for note in report.notes)
+
+
+def test_a_free_length_that_cannot_be_converted_has_a_hint(tmp_path):
+    inputs = keras.Input((None,), dtype="int32", name="ids")
+    x = L.Embedding(50, 8)(inputs)
+    model = keras.Model(inputs, L.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True))
+    with pytest.raises(ConversionError, match="input_shape="):
+        export.save(model, tmp_path / "m.tflite")
 
 
 def test_wide_integers_are_noted(tmp_path):

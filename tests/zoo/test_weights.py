@@ -87,6 +87,12 @@ def test_the_weights_of_another_model_name_both_shapes(zoo_folder, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_nothing_is_written_to_compare_shapes(zoo_folder, monkeypatch):
+    """h5py ends the process on a full disk."""
+    monkeypatch.setattr("tempfile.tempdir", str(zoo_folder / "missing"))
+    zoo.load("tiny-x2", folder=zoo_folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, pickle.dumps({"a": 1}), None])
 def test_user_files_that_are_no_weights(zoo_folder, tmp_path, content):
     path = tmp_path / "mine.weights.h5"
