@@ -174,7 +174,9 @@ def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, "-P", "-m", "keras_efficient.cli", "upscale", tmp_path / "a.mkv", "-o", out / "b.mkv"]
-    process = subprocess.Popen([*command, "--model", model], stderr=subprocess.PIPE, text=True)
+    # A background job's children inherit an ignored SIGINT, which Python would keep.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen([*command, "--model", model], stderr=subprocess.PIPE, text=True, **heeding)
     try:
         limit = time.monotonic() + 60
         while not any(out.iterdir()) and process.poll() is None and time.monotonic() < limit:

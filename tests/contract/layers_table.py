@@ -19,7 +19,7 @@ class LayerRow:
     dimensions `None`. stock: the stock layer that it drops in for, `None` for one without a model. extra: its arguments
     that the stock layer lacks, keyword-only. changed: arguments of the stock layer that it leaves out, or whose default
     differs. num_ids: for a layer of integer ids, how many there are. approximates: why the deployed form's inference
-    differs from the layer's, `None` where it is equal.
+    differs from the layer's, `None` where it is equal. exports: whether float files can hold it.
     """
 
     name: str
@@ -30,6 +30,7 @@ class LayerRow:
     changed: tuple[str, ...] = ()
     num_ids: int | None = None
     approximates: str | None = None
+    exports: bool = True
 
     def sample(self, *, batch: int = 2, free: int = 9, seed: int = 0) -> np.ndarray:
         shape = (batch, *(free if n is None else n for n in self.input_shape[1:]))
@@ -82,5 +83,6 @@ LAYERS = (
         name="FakeQuantize",
         make=lambda **k: layers.FakeQuantize(minimum=-4.0, maximum=4.0, **k),
         input_shape=(None, None, 3),
+        exports=False,
     ),
 )

@@ -139,10 +139,14 @@ def test_ctrl_c_inside_a_chunk_leaves_a_checkpoint_that_fits_together(tmp_path, 
 
         return run
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_compiled_chunk", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            first.run(pairs(), chunk=4, evaluate_every=100)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_compiled_chunk", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                first.run(pairs(), chunk=4, evaluate_every=100)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert first.step == int(first.optimizer.iterations) == 8
     second = small_trainer(tmp_path / "parts", seed=99)
     assert second.step == 8
