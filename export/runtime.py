@@ -149,7 +149,7 @@ class LiteRTModel(ExportedModel):
             raise FileProblem(
                 self.path,
                 "compiled for an Arm Ethos-U NPU, so it cannot run on this machine.",
-                hint="Export with target='tflite' and the same precision to run the same arithmetic here.",
+                hint="Export with target='tflite' and the same precision to run the model here.",
             )
 
     def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:

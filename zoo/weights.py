@@ -116,7 +116,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise FileProblem(path, "is empty (0 bytes).")
     try:
         with h5py.File(path, "r") as file:
-            return {name: tuple(data.shape) for name, data in _arrays(file, path)}
+            return _without_optimizer({name: tuple(data.shape) for name, data in _arrays(file, path)})
     except FileProblem:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as err:
@@ -132,7 +132,12 @@ def _shapes_of(model: keras.Model) -> dict[str, tuple[int, ...]]:
         saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
         shapes = {name: tuple(data.shape) for name, data in _arrays(store.h5_file, Path(f"own{_SUFFIX}"))}
         store.close()
-    return shapes
+    return _without_optimizer(shapes)
+
+
+def _without_optimizer(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Keras stores the optimizer of a compiled model beside its weights; loading passes over it."""
+    return {name: shape for name, shape in shapes.items() if name.strip("/").split("/")[0] != "optimizer"}
 
 
 def _arrays(group: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:

@@ -82,18 +82,21 @@ class Trial:
 
 
 def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
-    """The model as for `tflite`; with PReLUs also with these as they are: which is faster differs by NPU and slopes."""
-    import keras
+    """The model as for `tflite`; where PReLUs are rewritten, also with these as they are: it differs which is faster.
 
+    PReLUs behind convolutions are rewritten later, in the quantised file, where that rounds least.
+    """
     from keras_efficient.export import lowerings
-    from keras_efficient.export.lowerings.prelu import PRELU_AS_RELU
+    from keras_efficient.export.lowerings.prelu import OTHER_PRELU_AS_RELU, PRELU_AS_RELU
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
 
     # Transposed convolutions are taken apart in the quantised file, where both ways are tried.
     kept = (CONVOLUTION_AND_SHUFFLE,)
-    yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
-    if any(isinstance(layer, keras.layers.PReLU) for layer in lowerings.operations(model)):
-        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=(PRELU_AS_RELU, *kept))))
+    first = Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
+    yield first
+    if PRELU_AS_RELU.name in first.lowerings:
+        kept = (OTHER_PRELU_AS_RELU, PRELU_AS_RELU, *kept)
+        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:

@@ -55,8 +55,7 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
-        doubled = request.precision == "int8" and request.target.name == "tflite"
-        needed += [OTHER_PRELU_AS_RELU if doubled else PRELU_AS_RELU, UNROLLED_RECURRENCE]
+        needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
     if request.precision == "int8":
         needed.append(INTEGER_NORMALIZATION)
     if request.precision == "int16x8":

@@ -132,6 +132,12 @@ def _inputs(run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]
                 f"{run.path.name}: input {spec.name!r} has the shape {spec.shape}.",
                 hint="Say at which size it is to be measured: --input-shape 360x640.",
             )
+        if shape is not None and len(shape) == 2 and len(sizes) == 4 and tuple(sizes[1:3]) != shape:
+            own = "×".join(map(str, sizes[1:3]))
+            raise WrongArgument(
+                f"{run.path.name}: has the fixed size {own}.",
+                hint="Models are compared at one size: give this one as --input-shape, or export the file anew.",
+            )
         inputs[spec.name] = random.random(sizes).astype(spec.dtype)
     return inputs
 

@@ -70,7 +70,10 @@ def upscale(
 def _planned(inputs: list[Path], output: Path, recursive: bool) -> list[tuple[Path, Path]]:
     """Which file becomes which in the folder `output`."""
     from keras_efficient.superres.files import planned
+    from keras_efficient.superres.image import WRITABLE_SUFFIXES
 
+    if not output.is_dir() and output.suffix.lower() in WRITABLE_SUFFIXES:
+        raise WrongArgument(f"-o {output}: several results need a folder, and this is the name of a picture.")
     if output.exists() and not output.is_dir():
         raise FileProblem(output, "is a file; several results need a folder.")
     return planned(inputs, output, recursive=recursive)

@@ -8,7 +8,7 @@ One concept, a session::
     session.compile("adam", "mse")
     session.fit(x, y, epochs=3)
     compressed = session.strip()                         # a Keras 3 model of stock layers
-    session.export("model.tflite")                       # or straight to a checked file
+    session.export("model.tflite")                       # or straight to a checked file; int8 takes calibration=x
 
 The work is done by tensorflow-model-optimization, which knows tf_keras only: the deployed model crosses a bridge (its
 graph is replayed with tf_keras layers, its weights are copied), is trained there, and comes back. Neither `tf.keras`

@@ -192,6 +192,13 @@ def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path
     assert list(out.iterdir()) == []
 
 
+def test_several_results_need_a_folder(model, photo, tmp_path):
+    done = program("upscale", photo, photo, "-o", tmp_path / "one.jpg", "--model", model)
+    assert done.returncode == 2
+    assert "need a folder" in done.stderr
+    assert not (tmp_path / "one.jpg").exists()
+
+
 def test_quality_reaches_the_encoder(model, photo, tmp_path):
     from PIL import Image
 

@@ -316,11 +316,13 @@ def test_a_classifier(tmp_path):
     assert report.npu["tiles"] == 1
 
 
-def test_prelus_are_tried_both_ways(pictures, tmp_path):
-    """PRELU as it is, and as a depthwise convolution: the estimate decides, once a file."""
+@pytest.mark.parametrize(("between", "candidates"), [("nothing", 1), ("an addition", 2)])
+def test_prelus_are_tried_in_every_way_that_rounds_least(between, candidates, pictures, tmp_path):
+    """Behind a convolution, as it is or as two convolutions; else as it is or as a depthwise convolution."""
     keras.utils.set_random_seed(4)
     image = keras.Input((64, 96, 1), name="y")
     x = L.Conv2D(16, 3, padding="same")(image)
+    x = x if between == "nothing" else L.Add()([x, image])
     act = L.PReLU(shared_axes=[1, 2], name="act")
     model = keras.Model(image, ops.depth_to_space(L.Conv2D(4, 3, padding="same")(act(x)), 2), name="with_prelu")
     act.set_weights([np.random.default_rng(0).uniform(0, 0.5, (1, 1, 16))])
@@ -333,5 +335,6 @@ def test_prelus_are_tried_both_ways(pictures, tmp_path):
         calibration=pictures,
         on_progress=messages.append,
     )
-    assert sum("compiling" in message for message in messages) == 2
+    assert sum("compiling" in message for message in messages) == candidates
     assert report.npu["cpu_ops"] == 0
+    assert candidates == 2 or "prelu-as-relu" not in report.lowerings

@@ -27,6 +27,18 @@ def test_load_gives_the_stored_weights_and_the_golden_outputs(zoo_folder):
         np.testing.assert_array_equal(a, b)
 
 
+def test_weights_saved_after_fit_load(zoo_folder, tmp_path):
+    """The file of a compiled model holds its optimizer too."""
+    tuned = zoo.load("tiny-x2", folder=zoo_folder)
+    tuned.compile("adam", "mae")
+    y = np.zeros((4, 8, 8, 1), "float32")
+    tuned.fit(y, np.ones((4, 16, 16, 1), "float32"), verbose=0)
+    tuned.save_weights(tmp_path / "tuned.weights.h5")
+    again = zoo.load("tiny-x2", weights=tmp_path / "tuned.weights.h5", folder=zoo_folder)
+    for a, b in zip(tuned.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_other_weights_miss_the_golden_outputs(zoo_folder):
     model = zoo.load("tiny-x2", weights=None, folder=zoo_folder)
     assert compare_with_golden(model, zoo_folder / "weights" / "tiny-x2.npz") > 1e-3
