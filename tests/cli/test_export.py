@@ -63,6 +63,9 @@ def test_bench_of_an_exported_file(int8_export):
     assert rows[0]["macs"] == 8_912 * 64 * 96
     assert rows[0]["bytes"] == path.stat().st_size
     assert not {"keras", "tensorflow"} & done.imported
+    other = program("bench", path, "--input-shape", "32x32")
+    assert other.returncode == 2
+    assert "fixed size 64×96" in other.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
