@@ -96,8 +96,8 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     first = Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
     yield first
     if PRELU_AS_RELU.name in first.lowerings:
-        kept = (OTHER_PRELU_AS_RELU, PRELU_AS_RELU, *kept)
-        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=kept)))
+        without = (OTHER_PRELU_AS_RELU, PRELU_AS_RELU, *kept)
+        yield Lowered(*lowerings.apply(model, tflite.needed_lowerings(request, without=without)))
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
