@@ -95,9 +95,14 @@ def _calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("The calibration data is empty.", hint="Give at least one real input; 100 are better.")
-    samples = [_finite(_fit(sample, specs), f"Calibration sample {number}") for number, sample in enumerate(samples)]
-    _same_shapes(samples)
-    return Calibration(len(samples), samples.__getitem__, f"{len(samples)} calibration samples")
+    fitted = [_finite(_fit(sample, specs), f"Calibration sample {number}") for number, sample in enumerate(samples)]
+    _same_shapes(fitted)
+    pairs = zip(fitted, samples, strict=True)
+    changed = sum(any(new[name].shape != old[name].shape for name in new) for new, old in pairs)
+    source = f"{len(fitted)} calibration samples"
+    if changed:
+        source += f" ({changed} of them cropped, or continued by their mirror image, to the size of the input)"
+    return Calibration(len(fitted), fitted.__getitem__, source)
 
 
 def to_samples(data: Any, specs: Sequence[InputSpec], limit: int) -> list[dict[str, np.ndarray]]:

@@ -219,6 +219,13 @@ def test_calibration_serves_as_samples(small_model, images, tmp_path):
     assert "Verified on 12 of the calibration samples." in report.notes
 
 
+def test_samples_of_another_size_are_told():
+    pictures = np.random.default_rng(0).random((3, 6, 9, 1))
+    spec = InputSpec("y", (1, 8, 8, 1), "float32")
+    assert "3 of them cropped, or continued" in calibration_from(pictures, (spec,)).source
+    assert "cropped" not in calibration_from(pictures, (InputSpec("y", (1, 6, 9, 1), "float32"),)).source
+
+
 def test_verified_samples_are_spread_over_the_calibration():
     calibration = calibration_from(np.arange(100.0).reshape(100, 1, 1, 1), IMAGE)
     assert [int(sample["y"][0, 0, 0, 0]) for sample in calibration.spread(4)] == [0, 25, 50, 75]
