@@ -10,13 +10,15 @@ __all__ = ["to_arm", "to_hub"]
 
 
 def to_hub(card: Card) -> str:
-    """A README for a model hub: YAML front matter with the results (`model-index`), then text in Markdown."""
+    """A README for a model hub: YAML front matter with the results (`model-index`), then text in Markdown.
+
+    Training data stands in the text: the front matter takes names of data sets on the hub only.
+    """
     front = {
         "license": card.licence.lower(),
         "library_name": "keras",
         "pipeline_tag": card.task,
         "tags": ["keras", "keras-efficient", card.system],
-        "datasets": [item.data for item in card.trained_on],
         "model-index": [{"name": card.name, "results": [_result(card, metric) for metric in card.metrics]}],
     }
     return f"---\n{_yaml(front)}---\n\n{_text(card)}"
@@ -61,7 +63,7 @@ def _result(card: Card, metric: Any) -> dict[str, Any]:
     name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
     return {
         "task": {"type": card.task},
-        "dataset": {"name": metric.dataset, "type": metric.dataset.lower()},
+        "dataset": {"name": metric.dataset, "type": metric.dataset.lower().replace(" ", "-")},
         "metrics": [{"name": name, "type": metric.name.lower(), "value": metric.value, "args": metric.protocol}],
     }
 
