@@ -66,6 +66,7 @@ RECIPES = {
     "sesr-m11-x2.1": Recipe("SESR", _sesr("m11", 2), _LONGER, starts_from="sesr-m7-x2"),
     "sesr-m11-x2.2": Recipe("SESR", _sesr("m11", 2), _WARM, starts_from="sesr-m11-x2.1"),
     "sesr-m11-x2": Recipe("SESR", _sesr("m11", 2), _AGAIN, starts_from="sesr-m11-x2.2"),
+    "sesr-xl-x2": Recipe("SESR", _sesr("xl", 2), _LONG),
     "sesr-m5-x3": Recipe("SESR", _sesr("m5", 3), _WARM, starts_from="sesr-m5-x2", patch=48),
     "sesr-m5-x4": Recipe("SESR", _sesr("m5", 4), _WARM, starts_from="sesr-m5-x2", patch=48),
     "fsrcnn-x2": Recipe("FSRCNN", {"scale": 2}, _WARM, unclipped="enlarge"),
