@@ -83,7 +83,7 @@ def psnr(quick: bool) -> Iterator[Row]:
             details = {"paper": paper, "ssim": round(found.ssim, 4)}
             if dataset == "Set14":
                 details["studio_convention_db"] = round(quality(model, dataset, scale, "studio").psnr, 3)
-            why = "no bar" if bar is None else "" if reached else f"{bar - ours:.2f} dB short"
+            why = "no bar" if bar is None else "" if reached else f"{bar - ours:.3f} dB short"
             yield Row(
                 f"PSNR {name}, {dataset}",
                 round(ours, 3),
