@@ -57,11 +57,11 @@ class ExportedModel:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the file on named inputs and returns named outputs."""
-        raise NotImplementedError
+        raise NotImplementedError("Each runtime has its own way: see LiteRTModel and those of other targets.")
 
     def invoke(self) -> None:
         """Runs the inputs of the last `run` again, without any copying: for measuring time."""
-        raise NotImplementedError
+        raise NotImplementedError("Each runtime has its own way: see LiteRTModel and those of other targets.")
 
     def output_step(self, name: str) -> float | None:
         """Size of one quantisation step of an output, or `None` where it is not quantised."""

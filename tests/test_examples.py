@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
-import pytest
-
-from keras_efficient import export, zoo
+from keras_efficient import export
 
 
 def test_sesr(repo_root, tmp_path, capsys):
-    if "sesr-m5-x2" not in zoo.list_models():
-        pytest.skip("sesr-m5-x2 does not ship yet")
     spec = importlib.util.spec_from_file_location("example_sesr", repo_root / "examples" / "sesr.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -94,6 +94,15 @@ def test_bad_files(tmp_path, capfd):
         export.load(tmp_path / "none.onnx")
 
 
+def random_model(layer, shape):
+    """A layer alone with random weights, and a batch of two for it."""
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    generator = np.random.default_rng(0)
+    layer.set_weights([generator.normal(0, 1, w.shape) for w in layer.get_weights()])
+    return model, generator.normal(0, 1, (2, *shape)).astype("float32")
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -103,13 +112,9 @@ def test_bad_files(tmp_path, capfd):
     ],
 )
 def test_grouped_convolution_lowering_is_equal(layer, shape):
-    inputs = keras.Input(shape)
-    model = keras.Model(inputs, layer(inputs))
-    generator = np.random.default_rng(0)
-    layer.set_weights([generator.normal(0, 1, w.shape) for w in layer.get_weights()])
+    model, x = random_model(layer, shape)
     lowered = split_grouped_convolutions(model)
     assert all(getattr(inner, "groups", 1) == 1 for inner in lowered._flatten_layers())
-    x = generator.normal(0, 1, (2, *shape)).astype("float32")
     np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
 
 
@@ -121,13 +126,9 @@ def test_grouped_convolution_lowering_is_equal(layer, shape):
     ],
 )
 def test_depthwise_lowering_is_equal(layer, shape):
-    inputs = keras.Input(shape)
-    model = keras.Model(inputs, layer(inputs))
-    generator = np.random.default_rng(0)
-    layer.set_weights([generator.normal(0, 1, w.shape) for w in layer.get_weights()])
+    model, x = random_model(layer, shape)
     lowered = depthwise_convolutions(model)
     assert "Depthwise" in type(lowered.layers[-1]).__name__
-    x = generator.normal(0, 1, (2, *shape)).astype("float32")
     np.testing.assert_allclose(lowered(x), model(x), atol=1e-5)
 
 
