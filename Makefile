@@ -56,8 +56,9 @@ lint: $(READY)
 ide: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict
 
+# tensorflow-recommenders asks for tensorflow-macos, which died with TensorFlow 2.16 and has no wheel for today's Python.
 lock:
-	uv pip compile --universal --python-version 3.11 --no-annotate requirements.in -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --no-annotate --no-header --excludes <(echo tensorflow-macos) requirements.in -o requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,0 +1,541 @@
+"""Compressed embedding tables: `Embedding` in a fraction of the bytes, by any of a dozen methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.layers.embedding.plans import METHODS, Plan
+from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize
+
+__all__ = ["CompressedEmbedding"]
+
+COMBINERS = (None, "sum", "mean", "sqrtn")
+POLICIES = ("error", "clip", "wrap")
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class CompressedEmbedding(keras.layers.Layer):
+    """An `Embedding` whose vectors are made from tables of a fraction of its bytes, by a method of choice.
+
+    `MEmComEmbedding` is the one to start with; this class holds what all methods share, and is there to compare them.
+    `method` and its options:
+
+    | method | a vector is | options |
+    |---|---|---|
+    | `"memcom"` | `U[h(i)] · V[i]` | see `MEmComEmbedding` |
+    | `"naive"` | `U[h(i)]` | `hash` |
+    | `"truncate"` | `U[min(i, m − 1)]` | |
+    | `"double"` | `[A[h₁(i)], B[h₂(i)]]` | `how`, `own_rows` |
+    | `"quotient_remainder"` | `R[i mod m] ∘ Q[i div m]` | `how` |
+    | `"hash_embedding"` | `Σ_k P[i, k] · U[h_k(i)]` | |
+    | `"reduced"` | `[A[i], 0]`; the whole table where nothing is reduced | |
+    | `"factorised"` | `A[i] · P` | |
+    | `"tensor_train"` | `G₁[i₁] · G₂[i₂] · G₃[i₃]` | |
+    | `"deep_hash"` | `MLP(hashes(i))` | `hashes` |
+    | `"robe"` | stretches of one array | `block` |
+
+    ```python
+    keras_efficient.layers.CompressedEmbedding(100_000, 64, method="quotient_remainder", bits=8, compression=16)
+    ```
+
+    Args:
+        input_dim: Integer. Number of entities n; ids are 0 … n − 1. Methods that treat frequent entities in another way
+            take ids as sorted by falling frequency, as `StringLookup.adapt` and `IntegerLookup.adapt` sort them.
+        output_dim: Integer. Width of a vector d.
+        embeddings_initializer: of the tables that stand for rows of `Embedding`.
+        embeddings_regularizer: applied to the vectors that a call looks up, over the number of them.
+        mask_zero: Boolean. Id 0 is padding: it is masked, and left out of pooled vectors.
+        method: String. See the table above.
+        compression: Number > 1. The bytes of the float32 table over the bytes of everything stored here, scales and
+            scalars included, are at least this; `compression_ratio` says what became of it.
+        size: Integer, in the place of `compression`: rows, columns, or whatever the method counts.
+        bits: 32, 16, 8, 4 or 2. Width of the numbers in the tables. Training keeps floats and rounds what it looks up
+            (with a straight-through gradient); `freeze()` and `deploy()` store the integers.
+        combiner: `None`, `"sum"`, `"mean"` or `"sqrtn"`. Pools the vectors along the last axis of the ids in the same
+            call; the mean of nothing is zero.
+        out_of_range: what becomes of ids that are negative or ≥ n: `"error"` raises where the ids are known (not inside
+            a compiled function, where the result is undefined), and in exported files; `"clip"`; `"wrap"` (i mod n).
+        frozen: Boolean. The tables are stored at their own width and cannot be trained; `freeze()` makes it so.
+        **options: of the method, and those of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: integers of any shape `(…)`; or, with a combiner, a list of ids and weights of one shape; or a
+            `tf.RaggedTensor` of ids with a combiner.
+
+    Output shape: `(…, output_dim)`; with a combiner without the ids' last axis.
+
+    Raises:
+        TypeError: ids that are floats; an unknown option.
+        ValueError: an id out of range; a compression that leaves nothing (the message says how far the method goes).
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        output_dim,
+        embeddings_initializer="uniform",
+        embeddings_regularizer=None,
+        mask_zero=False,
+        *,
+        method,
+        compression=None,
+        size=None,
+        bits=32,
+        combiner=None,
+        out_of_range="error",
+        frozen=False,
+        **options,
+    ):
+        self.plan = _make_plan(method, options, input_dim, output_dim, compression, size, bits)
+        _check_choice("combiner", combiner, COMBINERS)
+        _check_choice("out_of_range", out_of_range, POLICIES)
+        super().__init__(**options)
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+        self.mask_zero = mask_zero
+        self.supports_masking = mask_zero
+        self.method = method
+        self.combiner = combiner
+        self.out_of_range = out_of_range
+        self.frozen = frozen
+        self.autocast = False  # ids are no numbers to be cast
+
+    @property
+    def input_dim(self):
+        """Number of entities."""
+        return self.plan.input_dim
+
+    @property
+    def output_dim(self):
+        """Width of a vector."""
+        return self.plan.output_dim
+
+    @property
+    def _tables(self):
+        return self.plan.tables()
+
+    @property
+    def bits(self):
+        """Width of the numbers in the tables."""
+        return self.plan.bits
+
+    @property
+    def nbytes(self):
+        """Bytes of everything that the deployed form stores: tables, scales, kernels."""
+        return self.plan.nbytes
+
+    @property
+    def compression_ratio(self):
+        """Bytes of the float32 table that this layer takes the place of, over `nbytes`."""
+        return self.plan.full_nbytes / self.plan.nbytes
+
+    def build(self, input_shape=None):
+        shape = (None,) if input_shape is None else _ids_shape(input_shape)
+        self._ids_shape = (None, *shape[1:])
+        self._weighted = input_shape is not None and len(input_shape) > 0 and isinstance(input_shape[0], (list, tuple))
+        self._create({})
+        self.built = True
+
+    def _create(self, values):
+        """Adds the variables, with these values where there are any: floats to train, or the integers of storage."""
+        self._state = {}
+        options = {"autocast": False, "trainable": not self.frozen}
+        for name, table in self._tables.items():
+            stored = self.frozen and table.bits < 32
+            self._state[name] = self.add_weight(
+                name=name,
+                shape=(table.rows, table.packed_columns if stored else table.columns),
+                initializer="zeros" if stored else _initializer(table, self.embeddings_initializer),
+                dtype=table.stored_dtype if stored else self.variable_dtype,
+                **options,
+            )
+            if table.bits < 32 and (stored or table.scale == "table"):
+                self._add_scale(name, table, stored)
+        for name, shape in self.plan.dense().items():
+            self._state[name] = self.add_weight(
+                name=name, shape=shape, initializer=_kernel_initializer(shape), dtype=self.variable_dtype, **options
+            )
+        for name, value in values.items():
+            self._state[name].assign(value)
+
+    def _add_scale(self, name, table, stored):
+        # A learned step must stay positive: what is trained is its logarithm.
+        start = 1.0 if stored else np.log(table.step(_deviation(table, self.embeddings_initializer)))
+        name = f"{name}_scale" if stored else f"{name}_log_scale"
+        self._state[name] = self.add_weight(
+            name=name,
+            shape=(table.rows, 1) if table.scale == "row" else (),
+            initializer=keras.initializers.Constant(float(start)),
+            dtype="float32",
+            autocast=False,
+            trainable=not self.frozen,
+        )
+
+    def call(self, inputs, training=False):
+        ids, weights, mask = self._read_inputs(inputs)
+        vectors = self._vectors(ids)
+        if self.embeddings_regularizer is not None and training:
+            count = float(np.prod(ids.shape)) if None not in ids.shape else ops.cast(ops.size(ids), vectors.dtype)
+            self.add_loss(self.embeddings_regularizer(vectors) / count)
+        return _pooled(vectors, self.combiner, weights, mask)
+
+    def _vectors(self, ids):
+        codes = self.plan.codes(ids)
+        rows = {name: self._rows(name, table, codes[name]) for name, table in self._tables.items()}
+        dense = {name: self._multiplication(name) for name in self.plan.dense()}
+        return ops.cast(self.plan.combine(rows, dense, ids), self.compute_dtype)
+
+    def _rows(self, name, table, codes):
+        taken = ops.take(self._state[name], codes, axis=0)
+        if self.frozen and table.bits < 32:
+            scale = self._state[f"{name}_scale"]
+            taken = dequantize(table, taken, ops.take(scale, codes, axis=0) if table.scale == "row" else scale)
+        else:
+            scale = self._state.get(f"{name}_log_scale")
+            taken = fake_quantize(table, taken, None if scale is None else ops.exp(scale))
+        return ops.cast(taken, self.compute_dtype)
+
+    def _multiplication(self, name):
+        return lambda vectors: ops.matmul(vectors, ops.cast(self._state[name], self.compute_dtype))
+
+    def _read_inputs(self, inputs):
+        """Ids as int32, inside the range; weights and mask, or `None`."""
+        ids, weights = inputs if isinstance(inputs, (list, tuple)) and len(inputs) == 2 else (inputs, None)
+        mask = None
+        if hasattr(ids, "row_lengths") and hasattr(ids, "to_tensor"):  # a tf.RaggedTensor
+            if self.combiner is None:
+                raise ValueError(
+                    "Ragged ids need a `combiner`: without one the vectors would be ragged. "
+                    f'Received: {type(ids).__name__}, combiner=None. Pass ids.to_tensor(), or combiner="mean".'
+                )
+            dense = ids.to_tensor(0)
+            mask = ops.arange(ops.shape(dense)[1])[None, :] < ops.cast(ids.row_lengths(), "int32")[:, None]
+            ids = dense
+        if weights is not None and self.combiner is None:
+            raise ValueError("Weights need a `combiner`. Received: ids and weights, combiner=None.")
+        ids = _integers(ids)
+        if self.out_of_range == "error":
+            _check_range(ids, self.input_dim)
+        if self.mask_zero:
+            present = ops.not_equal(ids, 0)
+            mask = present if mask is None else ops.logical_and(mask, present)
+        ids = _in_range(ops.cast(ids, "int32"), self.input_dim, self.out_of_range)
+        weights = None if weights is None else ops.cast(weights, self.compute_dtype)
+        return ids, weights, None if mask is None else ops.cast(mask, self.compute_dtype)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        if not self.mask_zero or self.combiner is not None:
+            return None
+        return ops.not_equal(inputs, 0)
+
+    def compute_output_shape(self, input_shape):
+        shape = tuple(_ids_shape(input_shape))
+        return (*(shape if self.combiner is None else shape[:-1]), self.output_dim)
+
+    def compute_output_spec(self, inputs, training=False):
+        ids = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+        _integers(ids)
+        return keras.KerasTensor(self.compute_output_shape(ids.shape), dtype=self.compute_dtype)
+
+    def embeddings(self, ids=None):
+        """The vectors of these ids (default: of all) as a NumPy array, as inference would give them."""
+        ids = np.arange(self.input_dim) if ids is None else np.asarray(ids)
+        parts = [
+            ops.convert_to_numpy(self._vectors(_integers(part))) for part in np.array_split(ids, len(ids) // 65536 + 1)
+        ]
+        return np.concatenate(parts).astype("float32")
+
+    def freeze(self):
+        """Turns the tables into the integers of storage: less memory, a small file, no more training.
+
+        A model that holds the layer must be compiled again before anything else in it is trained.
+
+        Raises:
+            ValueError: the layer is not built.
+        """
+        self._check_built("freeze")
+        if not self.frozen:
+            self._replace(self._stored(), frozen=True)
+
+    def grow(self, input_dim):
+        """Makes room for more entities. The vectors of the old ones do not change by a bit; `size` stays.
+
+        New scalars begin as the mean of the old ones, other new rows as the layer's initializer has them. A model that
+        holds the layer must be compiled again before it is trained further.
+
+        Raises:
+            ValueError: fewer entities than before, or a method whose old vectors would change.
+        """
+        self._check_built("grow")
+        if not isinstance(input_dim, numbers.Integral) or input_dim < self.input_dim:
+            raise ValueError(f"The layer has {self.input_dim} entities already. Received: input_dim={input_dim}.")
+        if not self.plan.grows:
+            raise ValueError(f"The vectors of method {self.method!r} would all change with the number of entities.")
+        old = {name: ops.convert_to_numpy(variable) for name, variable in self._state.items()}
+        plan, before = dataclasses.replace(self.plan, input_dim=int(input_dim)), self._tables
+        self._replace({}, plan=plan)
+        for name, value in old.items():
+            table = before.get(name)
+            self._state[name].assign(value if table is None else self._grown(name, value, table))
+
+    def _grown(self, name, old, table):
+        new = ops.convert_to_numpy(self._state[name]).copy()
+        if not np.issubdtype(new.dtype, np.floating):
+            new[:] = old[-1]
+        elif table.initial != "embeddings":
+            new[:] = old.mean(axis=0)
+        new[: len(old)] = old
+        return new
+
+    def _replace(self, values, plan=None, frozen=None):
+        """Makes the variables anew, for another plan or form."""
+        self._tracker.unlock()
+        for variable in list(self._state.values()):
+            self._untrack_variable(variable)
+        self.plan = self.plan if plan is None else plan
+        self.frozen = self.frozen if frozen is None else frozen
+        self._create(values)
+        self._tracker.lock()
+
+    def _stored(self):
+        """The values of every variable in the form of storage, by name."""
+        current = {name: ops.convert_to_numpy(variable) for name, variable in self._state.items()}
+        if self.frozen:
+            return current
+        found = {name: current[name] for name in self.plan.dense()}
+        for name, table in self._tables.items():
+            found[name] = current[name]
+            if table.bits < 32:
+                step = current.get(f"{name}_log_scale")
+                found[name], found[f"{name}_scale"] = quantize(
+                    table, current[name], None if step is None else np.exp(step)
+                )
+        return found
+
+    def deploy(self):
+        """A functional model of stock layers: an `Embedding` for every table (of bytes where the table has bits), and
+        the arithmetic between them."""
+        self._check_built("deploy")
+        return _Deployment(self).model()
+
+    def get_config(self):
+        plan = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
+        return {
+            **super().get_config(),
+            **plan,
+            "method": self.method,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
+            "mask_zero": self.mask_zero,
+            "combiner": self.combiner,
+            "out_of_range": self.out_of_range,
+            "frozen": self.frozen,
+        }
+
+    def get_build_config(self):
+        return {"input_shape": [self._ids_shape, self._ids_shape] if self._weighted else self._ids_shape}
+
+    def build_from_config(self, config):
+        self.build(config["input_shape"])
+
+    def save_own_variables(self, store):
+        for name, variable in self._state.items():
+            store[name] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        if set(store.keys()) != set(self._state):
+            form = "of a frozen layer " if any(key.endswith("_scale") for key in store.keys()) else ""
+            raise ValueError(
+                f"Layer {self.name!r} has the variables {', '.join(sorted(self._state))}; the file holds those {form}"
+                f"({', '.join(sorted(store.keys()))}). Were both made with the same method, bits and frozen?"
+            )
+        for name, variable in self._state.items():
+            variable.assign(store[name])
+
+    def _check_built(self, what):
+        if not self.built:
+            raise ValueError(f"You must build the layer (call it once) before `{what}()`.")
+
+
+class _Deployment:
+    """Builds a layer's deployed form: the same plan, run on the symbolic tensors of stock layers."""
+
+    def __init__(self, layer: CompressedEmbedding):
+        self.layer = layer
+        self.plan = layer.plan
+        self.values = layer._stored()
+
+    def model(self) -> keras.Model:
+        layer, plan = self.layer, self.plan
+        shape = layer._ids_shape
+        given = keras.Input(batch_shape=shape, dtype="int32", name="ids")
+        inputs = [given]
+        ids = _in_range(given, plan.input_dim, layer.out_of_range)
+        codes = plan.codes(ids)
+        rows = {name: self._rows(name, table, codes[name]) for name, table in layer._tables.items()}
+        dense = {name: self._dense(name, shape) for name, shape in plan.dense().items()}
+        vectors = plan.combine(rows, dense, ids)
+        weights = mask = None
+        if layer.combiner is None:
+            outputs = _masked(vectors, given) if layer.mask_zero else vectors
+        else:
+            if layer._weighted:
+                weights = keras.Input(batch_shape=shape, dtype="float32", name="weights")
+                inputs.append(weights)
+            mask = ops.cast(ops.not_equal(given, 0), "float32") if layer.mask_zero else None
+            outputs = _pooled(vectors, layer.combiner, weights, mask)
+        return keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name)
+
+    def _rows(self, name: str, table: Table, codes: Any) -> Any:
+        """A stock `Embedding`; for integers, together with what turns them into floats, in a model of its own."""
+        if table.bits == 32:
+            return self._embedding(name, self.values[name], "float32")(codes)
+        inputs = keras.Input(batch_shape=codes.shape, dtype="int32", name="codes")
+        scale = self.values[f"{name}_scale"]
+        if table.scale == "row":
+            scale = self._embedding(f"{name}_scale", scale, "float32")(inputs)
+        else:
+            scale = float(scale)
+        stored = self._embedding(f"{name}_stored", self.values[name], table.stored_dtype)(inputs)
+        return keras.Model(inputs, dequantize(table, stored, scale), name=name)(codes)
+
+    def _embedding(self, name: str, values: np.ndarray, dtype: str) -> keras.Layer:
+        layer = keras.layers.Embedding(*values.shape, embeddings_initializer="zeros", dtype=dtype, name=name)
+        layer.build()
+        layer.set_weights([values])
+        layer.trainable = dtype == "float32"  # integers have no gradient
+        return layer
+
+    def _dense(self, name: str, shape: tuple[int, int]) -> keras.Layer:
+        layer = keras.layers.Dense(shape[1], use_bias=False, dtype="float32", name=name)
+        layer.build((None, shape[0]))
+        layer.set_weights([self.values[name]])
+        return layer
+
+
+def _masked(vectors: Any, ids: Any) -> Any:
+    """The vectors with a mask of the ids that are not zero, by stock layers: only `Embedding` makes one of integers."""
+    ones = keras.layers.Embedding(2, 1, embeddings_initializer="ones", mask_zero=True, dtype="float32", name="mask")
+    return keras.layers.Multiply(name="masked")([vectors, ones(ops.minimum(ids, 1))])
+
+
+def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
+    """``Σ w·e / Σ |w|`` (mean), ``Σ w·e / √Σ w²`` (sqrtn), ``Σ w·e`` (sum) along the last axis of the ids."""
+    if combiner is None:
+        return vectors
+    if mask is not None:
+        weights = mask if weights is None else weights * mask
+    if weights is None:
+        if combiner == "mean":
+            return ops.mean(vectors, axis=-2)
+        total = ops.sum(vectors, axis=-2)
+        return total if combiner == "sum" else total / np.sqrt(vectors.shape[-2])
+    total = ops.sum(vectors * ops.expand_dims(weights, -1), axis=-2)
+    if combiner == "sum":
+        return total
+    if combiner == "mean":
+        norm = ops.sum(ops.abs(weights), axis=-1, keepdims=True)
+    else:
+        norm = ops.sqrt(ops.sum(ops.square(weights), axis=-1, keepdims=True))
+    return total / ops.where(ops.equal(norm, 0), ops.ones_like(norm), norm)
+
+
+def _make_plan(method, options, input_dim, output_dim, compression, size, bits) -> Plan:
+    """The method's plan; takes its options out of `options`."""
+    for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}.")
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
+    if compression is not None and size is not None:
+        raise ValueError(f"Give `compression` or `size`, not both. Received: compression={compression}, size={size}.")
+    kind = METHODS[method]
+    own = {f.name for f in dataclasses.fields(kind)} - {"input_dim", "output_dim", "size", "bits"}
+    chosen = {name: options.pop(name) for name in list(options) if name in own}
+    known = {"name", "dtype", "trainable", "activity_regularizer", "autocast"}
+    if unknown := sorted(set(options) - known):
+        raise TypeError(f"Method {method!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(own)) or 'none'}.")
+    plan = kind(input_dim=int(input_dim), output_dim=int(output_dim), bits=bits, **chosen)
+    if size is not None:
+        return dataclasses.replace(plan, size=size)
+    if compression is None:
+        return dataclasses.replace(plan, size=plan.limits()[1])
+    if not isinstance(compression, numbers.Real) or not compression > 0:
+        raise ValueError(f"`compression` must be a positive number. Received: compression={compression!r}.")
+    return plan.fitted(float(compression))
+
+
+def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}. Received: {name}={value!r}.")
+
+
+def _ids_shape(input_shape: Any) -> tuple[int | None, ...]:
+    """The shape of the ids, of an input that may be a list of ids and weights."""
+    first = input_shape[0] if len(input_shape) else None
+    return tuple(first) if isinstance(first, (list, tuple)) else tuple(input_shape)
+
+
+def _integers(ids: Any) -> Any:
+    """Ids as a tensor of integers.
+
+    Raises:
+        TypeError: they are floats, booleans or text.
+    """
+    if not hasattr(ids, "dtype"):
+        ids = np.asarray(ids)
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"Ids must be integers. Received: a tensor of {dtype}.")
+    return ids if isinstance(ids, keras.KerasTensor) else ops.convert_to_tensor(ids)
+
+
+def _check_range(ids: Any, input_dim: int) -> None:
+    """Compares ids with the range, where their values are known."""
+    try:
+        values = ops.convert_to_numpy(ids)
+    except Exception:  # inside a compiled function they are symbols; each backend has an error of its own for that
+        return
+    if values.size and not (0 <= values.min() and values.max() < input_dim):
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise ValueError(
+            f"Ids must be from 0 to {input_dim - 1}. Received: {wrong}. "
+            'Use `out_of_range="clip"` or "wrap" to take others, or `grow()` for new entities.'
+        )
+
+
+def _in_range(ids: Any, input_dim: int, policy: str) -> Any:
+    if policy == "clip":
+        return ops.clip(ids, 0, input_dim - 1)
+    return ops.mod(ids, input_dim) if policy == "wrap" else ids
+
+
+def _deviation(table: Table, initializer: keras.initializers.Initializer) -> float:
+    """Standard deviation of a table's first values."""
+    if isinstance(table.initial, float):
+        return table.initial
+    if table.initial != "embeddings":
+        return 1.0
+    sample = ops.convert_to_numpy(initializer.clone()((256, table.columns)))
+    return float(sample.std()) or 0.05
+
+
+def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> Any:
+    if isinstance(table.initial, float):
+        return keras.initializers.RandomNormal(stddev=table.initial)
+    if table.initial == "embeddings":
+        return embeddings.clone()
+    if table.initial == "around_one":
+        return lambda shape, dtype=None: 1.0 + embeddings.clone()(shape, dtype)
+    return table.initial
+
+
+def _kernel_initializer(shape: tuple[int, int]) -> keras.initializers.Initializer:
+    """Orthogonal, and of a size that keeps the variance of a vector's elements."""
+    return keras.initializers.Orthogonal(gain=max(1.0, shape[1] / shape[0]) ** 0.5)

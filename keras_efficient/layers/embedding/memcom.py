@@ -1,0 +1,115 @@
+"""MEmCom: a compressed embedding in which every entity keeps a vector of its own (Pansare et al., MLSys 2022)."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_efficient.layers.embedding.layer import CompressedEmbedding
+
+__all__ = ["MEmComEmbedding"]
+
+FORMS = {"scaled": "memcom", "subspace": "subspace"}
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class MEmComEmbedding(CompressedEmbedding):
+    """An `Embedding` in a fraction of the bytes, in which every entity has a vector of its own.
+
+    ```
+    e(i) = U[h(i)] · V[i] (+ W[i])        form="scaled", the paper's: U m×d, V and W n×G
+    e(i) = Σ_k V[i, k] · U[k]             form="subspace": U K×d, V n×K of a few bits
+    ```
+
+    In the scaled form entities share the m rows of U by a hash h, and each scales its row by a number of its own; with
+    `scalars` G > 1, each number scales d / G columns. In the subspace form all entities share all rows, and each adds
+    them up with numbers of its own, of one to eight bits: at the same bytes it comes nearer to the whole table.
+
+    ```python
+    x = keras_efficient.layers.MEmComEmbedding(1_000_000, 64, compression=16)(ids)
+    x = keras_efficient.layers.MEmComEmbedding(1_000_000, 64, compression=16, form="subspace", bits=1)(ids)
+    ```
+
+    Args:
+        input_dim, output_dim, embeddings_initializer, embeddings_regularizer, mask_zero: as in `keras.layers.Embedding`.
+            Ids should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
+            `hash="mix"`.
+        compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least.
+        hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace).
+        form: `"scaled"` or `"subspace"`.
+        bias: Boolean. Adds W. Scaled form only.
+        scalars: Integer, a divisor of `output_dim`: G. Scaled form only.
+        scalar_bits: 32, 16 or 8: width of V and W. Scaled form only.
+        own_rows: Integer. So many of the most frequent entities have rows of their own. Scaled form only.
+        hash: `"modulo"` or `"mix"`: i mod m, or a hash without a pattern. Scaled form only.
+        bits: 32, 16, 8, 4, 2 or 1: width of U in the scaled form, of V in the subspace form.
+        combiner, out_of_range, frozen: as in `CompressedEmbedding`.
+
+    Input shape: integers `(…)`. Output shape: `(…, output_dim)`; with a combiner without the ids' last axis.
+
+    Raises:
+        TypeError: ids that are floats.
+        ValueError: ids out of range; a compression that leaves no row (the message says how far the form goes).
+
+    Source: Learning Compressed Embeddings for On-Device Inference, MLSys 2022, section 3. The subspace form is ours.
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        output_dim,
+        embeddings_initializer="uniform",
+        embeddings_regularizer=None,
+        mask_zero=False,
+        *,
+        compression=None,
+        hash_size=None,
+        form="scaled",
+        bias=False,
+        scalars=1,
+        scalar_bits=32,
+        own_rows=0,
+        hash="modulo",
+        bits=32,
+        combiner=None,
+        out_of_range="error",
+        frozen=False,
+        **kwargs,
+    ):
+        if form not in FORMS:
+            raise ValueError(f'`form` must be "scaled" or "subspace". Received: form={form!r}.')
+        options = {"bias": bias, "scalars": scalars, "scalar_bits": scalar_bits, "own_rows": own_rows, "hash": hash}
+        if form == "subspace":
+            plain = {"bias": False, "scalars": 1, "scalar_bits": 32, "own_rows": 0, "hash": "modulo"}
+            if wrong := [name for name, value in options.items() if value != plain[name]]:
+                raise ValueError(f"`{wrong[0]}` belongs to the scaled form. Received: form='subspace', {wrong[0]}.")
+            options = {}
+        if compression is None and hash_size is None:
+            compression = 16
+        super().__init__(
+            input_dim,
+            output_dim,
+            embeddings_initializer,
+            embeddings_regularizer,
+            mask_zero,
+            method=FORMS[form],
+            compression=compression,
+            size=hash_size,
+            bits=bits,
+            combiner=combiner,
+            out_of_range=out_of_range,
+            frozen=frozen,
+            **options,
+            **kwargs,
+        )
+        self.form = form
+
+    @property
+    def hash_size(self):
+        """Rows that entities share: m in the scaled form, K in the subspace form."""
+        return self.plan.size
+
+    def get_config(self):
+        config = super().get_config()
+        del config["method"]
+        config["hash_size"] = config.pop("size")
+        return {**config, "form": self.form}

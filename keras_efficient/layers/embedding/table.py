@@ -1,0 +1,143 @@
+"""One array of a compressed embedding: its size in bytes, how it is rounded in training, how it is stored after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_efficient.layers.fake_quantize import round_straight_through
+
+__all__ = ["BITS", "Table", "dequantize", "fake_quantize", "pack", "quantize", "unpack"]
+
+BITS = (32, 16, 8, 4, 2, 1)
+
+# Width of a uniform quantiser's step in standard deviations of a normal variable, for the least squared error.
+_STEP = {1: 1.596, 2: 0.996, 4: 0.335, 8: 0.0308, 16: 0.00015}
+
+
+@dataclass(frozen=True)
+class Table:
+    """An array of `rows` × `columns`, of which lookups take rows.
+
+    Attributes:
+        rows, columns: its shape.
+        bits: 32 (floats), or the width of its integers: 16, 8, 4, 2, 1. Columns of less than 8 are packed into bytes.
+        scale: of integers: ``"row"``, a float32 for every row, or ``"table"``, one in all, which is learned.
+        initial: what it is filled with before training: ``"embeddings"``, the layer's initializer;
+            ``"around_one"``, that plus one; ``"ones"``; ``"zeros"``; a number, normal values of that deviation.
+    """
+
+    rows: int
+    columns: int
+    bits: int = 32
+    scale: str = "row"
+    initial: str | float = "embeddings"
+
+    @property
+    def packed_columns(self) -> int:
+        """Columns of the stored array."""
+        return -(-self.columns * self.bits // 8) if self.bits < 8 else self.columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored array and of its scales."""
+        scales = 0 if self.bits == 32 else 4 * (self.rows if self.scale == "row" else 1)
+        return self.rows * self.packed_columns * max(self.bits, 8) // 8 + scales
+
+    @property
+    def stored_dtype(self) -> str:
+        """Of the stored array."""
+        # Not int8, which Keras takes for the name of a quantised policy.
+        return {32: "float32", 16: "int16"}.get(self.bits, "uint8")
+
+    @property
+    def offset(self) -> float:
+        """Added to an integer before it is scaled: two bits are −1.5, −0.5, 0.5, 1.5, one bit is −0.5, 0.5."""
+        return 0.5 if self.bits <= 2 else 0.0
+
+    @property
+    def least(self) -> int:
+        """The smallest integer; more bits than two leave out their lowest, to be symmetric about zero."""
+        return -(2 ** (self.bits - 1)) + (self.bits > 2)
+
+    @property
+    def most(self) -> int:
+        """The largest integer."""
+        return 2 ** (self.bits - 1) - 1
+
+    def step(self, deviation: float) -> float:
+        """The best step for normal values of this standard deviation."""
+        return max(deviation, 1e-12) * _STEP[self.bits]
+
+
+def row_scale(table: Table, rows: Any) -> Any:
+    """``max|row| / most``, and for one and two bits, which clip, their best step for normal values: a float a row."""
+    if table.bits <= 2:
+        scale = _STEP[table.bits] * ops.sqrt(ops.mean(ops.square(rows), axis=-1, keepdims=True))
+    else:
+        scale = ops.max(ops.abs(rows), axis=-1, keepdims=True) / table.most
+    return ops.maximum(scale, 1e-12)
+
+
+def fake_quantize(table: Table, rows: Any, scale: Any = None) -> Any:
+    """Rows as they will be read from the stored table, with a gradient as if nothing were rounded.
+
+    ``value = (clip(round(row / scale − offset), least, most) + offset) · scale``
+
+    Args:
+        table: says how many bits, and what shares a scale.
+        rows: ``(…, columns)``, floats.
+        scale: the table's, where it has one; the gradient reaches it (LSQ, Esser et al., ICLR 2020).
+    """
+    if table.bits == 32:
+        return rows
+    if table.scale == "row":
+        # A constant to the gradient: it is taken from the row again when the table is stored.
+        scale = ops.stop_gradient(row_scale(table, rows))
+    codes = round_straight_through(rows / scale - table.offset)
+    return (ops.clip(codes, table.least, table.most) + table.offset) * scale
+
+
+def quantize(table: Table, values: Any, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The integers of a whole table, packed, and its scales: shape ``(rows, 1)`` or ``()``."""
+    values = np.asarray(ops.convert_to_numpy(values), np.float32)
+    if table.scale == "row":
+        scales = np.asarray(ops.convert_to_numpy(row_scale(table, values)), np.float32)
+    else:
+        scales = np.float32(table.step(float(values.std())) if scale is None else scale)
+    codes = np.clip(np.round(values / scales - np.float32(table.offset)), table.least, table.most)
+    return pack(table, codes.astype(np.int16)), np.asarray(scales)
+
+
+def pack(table: Table, codes: np.ndarray) -> np.ndarray:
+    """Integers as they are stored: two, four or eight to a byte, each plus ``−least``.
+
+    The byte at column p holds the columns p, p + P, p + 2P, … of P stored ones, from its lowest bits on: `unpack` then
+    needs no reshape, which several free axes would forbid.
+    """
+    if table.bits == 16:
+        return codes.astype("int16")
+    each, width = 8 // table.bits, table.packed_columns
+    padded = np.zeros((len(codes), width * each), np.uint8)
+    padded[:, : table.columns] = codes - table.least
+    return np.bitwise_or.reduce([padded[:, k * width : (k + 1) * width] << (table.bits * k) for k in range(each)])
+
+
+def unpack(table: Table, stored: Any) -> Any:
+    """Stored rows to integers as floats, by arithmetic that every exported format has."""
+    if table.bits == 16:
+        return ops.cast(stored, "float32")
+    if table.bits < 8:
+        whole, levels = ops.cast(stored, "int32"), 2**table.bits
+        parts = [ops.mod(ops.floor_divide(whole, levels**k), levels) for k in range(8 // table.bits)]
+        stored = ops.concatenate(parts, axis=-1)[..., : table.columns]
+    return ops.cast(stored, "float32") + float(table.least)
+
+
+def dequantize(table: Table, stored: Any, scale: Any) -> Any:
+    """Stored rows to values."""
+    codes = unpack(table, stored)
+    return (codes + table.offset if table.offset else codes) * scale

@@ -1,0 +1,1 @@
+"""Recommenders: interaction data, training, ranking metrics."""
