@@ -2,7 +2,20 @@
 
 from keras_efficient.models.fsrcnn import FSRCNN
 from keras_efficient.models.quicksrnet import QUICKSRNET_VARIANTS, QuickSRNet
+from keras_efficient.models.recommender import DLRM, PointwiseRanker, RatingModel, SequenceClassifier, TwoTower
 from keras_efficient.models.sesr import SESR, SESR_VARIANTS
 from keras_efficient.models.sesr_npu import SESRNPU
 
-__all__ = ["FSRCNN", "QUICKSRNET_VARIANTS", "SESR", "SESRNPU", "SESR_VARIANTS", "QuickSRNet"]
+__all__ = [
+    "DLRM",
+    "FSRCNN",
+    "QUICKSRNET_VARIANTS",
+    "SESR",
+    "SESRNPU",
+    "SESR_VARIANTS",
+    "PointwiseRanker",
+    "QuickSRNet",
+    "RatingModel",
+    "SequenceClassifier",
+    "TwoTower",
+]

@@ -57,6 +57,47 @@ class LayerRow:
 
 _COLLAPSIBLE = ("expansion", "residual", "collapsed", "kernel_bits", "sparsity")
 
+_MEMCOM = (
+    "compression",
+    "hash_size",
+    "form",
+    "bias",
+    "scalars",
+    "scalar_bits",
+    "own_rows",
+    "hash",
+    "bits",
+    "combiner",
+    "out_of_range",
+    "frozen",
+)
+_NOT_OF_EMBEDDING = ("embeddings_constraint", "weights", "lora_rank", "lora_alpha", "quantization_config")
+
+
+def _memcom(name: str, **options) -> LayerRow:
+    return LayerRow(
+        name=f"MEmComEmbedding-{name}",
+        make=lambda **k: layers.MEmComEmbedding(50, 8, **options, **k),
+        input_shape=(None, None),
+        stock=keras.layers.Embedding,
+        extra=_MEMCOM,
+        changed=_NOT_OF_EMBEDDING,
+        num_ids=50,
+    )
+
+
+def _compressed(method: str, **options) -> LayerRow:
+    return LayerRow(
+        name=f"CompressedEmbedding-{method}",
+        make=lambda **k: layers.CompressedEmbedding(50, 8, method=method, **options, **k),
+        input_shape=(None, None),
+        stock=keras.layers.Embedding,
+        extra=("method", "compression", "size", "bits", "combiner", "out_of_range", "frozen"),
+        changed=_NOT_OF_EMBEDDING,
+        num_ids=50,
+    )
+
+
 LAYERS = (
     LayerRow(
         name="CollapsibleLinearBlock",
@@ -85,4 +126,18 @@ LAYERS = (
         input_shape=(None, None, 3),
         exports=False,
     ),
+    _memcom("paper", compression=4, mask_zero=True),
+    _memcom("bias", compression=3, bias=True, own_rows=3, combiner="mean", mask_zero=True),
+    _memcom("int8-groups", hash_size=7, scalars=2, scalar_bits=8, bits=8, hash="mix", out_of_range="wrap"),
+    _memcom("subspace", hash_size=12, form="subspace", bits=1, combiner="sqrtn"),
+    _compressed("naive", compression=4, out_of_range="clip"),
+    _compressed("truncate", compression=4, bits=4),
+    _compressed("double", compression=4, own_rows=2),
+    _compressed("quotient_remainder", compression=2, bits=8, mask_zero=True),
+    _compressed("hash_embedding", compression=2, bits=8),
+    _compressed("reduced", bits=2, combiner="sum"),
+    _compressed("factorised", compression=4, bits=4),
+    _compressed("tensor_train", compression=2),
+    _compressed("deep_hash", size=6, hashes=16),
+    _compressed("robe", compression=4, block=4),
 )

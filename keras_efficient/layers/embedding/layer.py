@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.layers.embedding.fit import fit
 from keras_efficient.layers.embedding.plans import METHODS, Plan
 from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize
 
@@ -104,6 +105,7 @@ class CompressedEmbedding(keras.layers.Layer):
         self.combiner = combiner
         self.out_of_range = out_of_range
         self.frozen = frozen
+        self._ids_shape, self._weighted = (None,), False
         self.autocast = False  # ids are no numbers to be cast
 
     @property
@@ -251,6 +253,42 @@ class CompressedEmbedding(keras.layers.Layer):
         ]
         return np.concatenate(parts).astype("float32")
 
+    @classmethod
+    def from_embedding(cls, source, *, counts=None, steps=300, **options):
+        """A layer whose vectors come as near as its tables allow to those of a trained table.
+
+        It minimises ``Σ c_i ‖E_i − e(i)‖²``: in closed form or by alternating least squares where the method has such,
+        else by `steps` steps of Adam.
+
+        Args:
+            source: a built `keras.layers.Embedding`, or a matrix ``(input_dim, output_dim)``. An `Embedding` also gives
+                `mask_zero` and the name.
+            counts: how often each entity occurs, ``(input_dim,)``; by default all alike.
+            steps: of Adam, for the methods without a closed form.
+            **options: arguments of the layer but `input_dim` and `output_dim`.
+
+        Raises:
+            ValueError: a source that is no matrix or not built; counts of another length, negative or not finite.
+        """
+        if isinstance(source, keras.layers.Embedding):
+            if not source.built:
+                raise ValueError("The Embedding is not built: it has no vectors to be compressed.")
+            options = {"mask_zero": source.mask_zero, "name": source.name, **options}
+            source = source.embeddings
+        matrix = np.asarray(ops.convert_to_numpy(source), np.float32)
+        if matrix.ndim != 2 or not np.isfinite(matrix).all():
+            raise ValueError(f"A finite matrix (entities, columns) is needed. Received: shape {matrix.shape}.")
+        weights = _counts(counts, len(matrix))
+        layer = cls(*matrix.shape, **options)
+        layer.build((None,))
+        values = fit(layer.plan, matrix, weights)
+        if values is None:
+            _fit_by_gradients(layer, matrix, weights, steps)
+        else:
+            for name, value in values.items():
+                layer._state[name].assign(value)
+        return layer
+
     def freeze(self):
         """Turns the tables into the integers of storage: less memory, a small file, no more training.
 
@@ -390,7 +428,7 @@ class _Deployment:
                 inputs.append(weights)
             mask = ops.cast(ops.not_equal(given, 0), "float32") if layer.mask_zero else None
             outputs = _pooled(vectors, layer.combiner, weights, mask)
-        return keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name)
+        return _numbered(keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name))
 
     def _rows(self, name: str, table: Table, codes: Any) -> Any:
         """A stock `Embedding`; for integers, together with what turns them into floats, in a model of its own."""
@@ -403,7 +441,7 @@ class _Deployment:
         else:
             scale = float(scale)
         stored = self._embedding(f"{name}_stored", self.values[name], table.stored_dtype)(inputs)
-        return keras.Model(inputs, dequantize(table, stored, scale), name=name)(codes)
+        return _numbered(keras.Model(inputs, dequantize(table, stored, scale), name=name))(codes)
 
     def _embedding(self, name: str, values: np.ndarray, dtype: str) -> keras.Layer:
         layer = keras.layers.Embedding(*values.shape, embeddings_initializer="zeros", dtype=dtype, name=name)
@@ -417,6 +455,14 @@ class _Deployment:
         layer.build((None, shape[0]))
         layer.set_weights([self.values[name]])
         return layer
+
+
+def _numbered(model: keras.Model) -> keras.Model:
+    """The model with operations named by their place: Keras numbers them anew at every call in a process."""
+    for index, operation in enumerate(model.operations):
+        if not isinstance(operation, keras.Layer):
+            operation.name = f"{type(operation).__name__.lower()}_{index}"
+    return model
 
 
 def _masked(vectors: Any, ids: Any) -> Any:
@@ -434,8 +480,9 @@ def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
     if weights is None:
         if combiner == "mean":
             return ops.mean(vectors, axis=-2)
-        total = ops.sum(vectors, axis=-2)
-        return total if combiner == "sum" else total / np.sqrt(vectors.shape[-2])
+        if combiner == "sum":
+            return ops.sum(vectors, axis=-2)
+        weights = ops.ones_like(vectors[..., 0])
     total = ops.sum(vectors * ops.expand_dims(weights, -1), axis=-2)
     if combiner == "sum":
         return total
@@ -469,6 +516,31 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     if not isinstance(compression, numbers.Real) or not compression > 0:
         raise ValueError(f"`compression` must be a positive number. Received: compression={compression!r}.")
     return plan.fitted(float(compression))
+
+
+def _counts(counts: Any, entities: int) -> np.ndarray:
+    """Weights of the entities, never quite zero: an entity that was not seen has a vector all the same."""
+    if counts is None:
+        return np.ones(entities, np.float32)
+    counts = np.asarray(counts, np.float32)
+    if counts.shape != (entities,):
+        raise ValueError(f"`counts` must have one number for each of {entities} entities. Received: {counts.shape}.")
+    if not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():
+        raise ValueError("`counts` must be finite, not negative, and not all zero.")
+    return np.maximum(counts, 1e-3 * counts.mean()).astype(np.float32)
+
+
+def _fit_by_gradients(layer: CompressedEmbedding, matrix: np.ndarray, counts: np.ndarray, steps: int) -> None:
+    ids = keras.Input((), dtype="int32")
+    model = keras.Model(ids, layer(ids))
+    rate = keras.optimizers.schedules.CosineDecay(0.02, steps)
+    model.compile(optimizer=keras.optimizers.Adam(rate), loss="mse")
+    batch = min(len(matrix), 8192)
+    per_epoch = -(-len(matrix) // batch)
+    order = np.random.default_rng(0).permutation(len(matrix)).astype("int32")
+    weights = (counts / counts.mean())[order]
+    epochs = max(1, steps // per_epoch)
+    model.fit(order, matrix[order], sample_weight=weights, batch_size=batch, epochs=epochs, verbose=0)
 
 
 def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:

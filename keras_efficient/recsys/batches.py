@@ -1,0 +1,110 @@
+"""Batches of histories and targets, drawn anew in every epoch: a function of seed, epoch and number of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+if TYPE_CHECKING:
+    from keras_efficient.recsys.interactions import Interactions
+
+__all__ = ["HistoryBatches", "padded"]
+
+
+class HistoryBatches(keras.utils.PyDataset):
+    """Users of an interaction set as ``{"ids", "targets", "weights", "negatives", "log_expected"}``.
+
+    Without times a random part of a user's items is the history and all of them are targets, as in a denoising
+    autoencoder. With times each target is a random position of the user's sequence, and the history is what came before.
+
+    Args:
+        interactions: what to train on.
+        batch_size: users in a batch.
+        length: most items in a history; longer ones are cut at random (by time: to the last ones).
+        targets: most targets of a user; where there are more, each counts for more.
+        keep: mean part of a user's items that are in the history, without times.
+        negatives: classes drawn for each batch, in proportion to ``count^power`` (plus one).
+        power: of the counts.
+        seed: of all that is drawn.
+    """
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        *,
+        batch_size: int = 512,
+        length: int = 64,
+        targets: int = 64,
+        keep: float = 0.5,
+        negatives: int = 4096,
+        power: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.items, self.offsets = interactions.histories()
+        self.ordered = interactions.times is not None
+        lengths = np.diff(self.offsets)
+        # A sequence of one item has nothing to predict from.
+        self.users = np.flatnonzero(lengths > (1 if self.ordered else 0))
+        self.batch_size = min(batch_size, max(len(self.users), 1))
+        self.length, self.targets, self.keep = length, targets, keep
+        self.negatives, self.seed, self.epoch = negatives, seed, 0
+        weights = (interactions.counts() + 1.0) ** power
+        self._cumulated = np.cumsum(weights / weights.sum())
+        self._log_expected = np.log(negatives * weights / weights.sum()).astype("float32")
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.users) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.users))
+        # The last batch is filled up from the beginning, so that all have one shape.
+        places = np.arange(index * self.batch_size, (index + 1) * self.batch_size) % len(order)
+        random = np.random.default_rng([self.seed, self.epoch, index])
+        batch = (self._next_items if self.ordered else self._halves)(self.users[order[places]], random)
+        drawn = np.searchsorted(self._cumulated, random.random(self.negatives)).clip(0, len(self._cumulated) - 1)
+        batch["negatives"] = drawn.astype("int32")
+        batch["log_expected"] = self._log_expected[drawn]
+        return (batch,)
+
+    def _halves(self, users: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
+        lengths, owner, place, index = self._flat(users)
+        shuffled = np.lexsort((random.random(len(index)), owner))  # owners stay in order
+        items = self.items[index[shuffled]]
+        kept = np.clip(random.binomial(lengths, self.keep), 1, self.length)
+        ids = padded(items + 1, owner, place, place < kept[owner], (len(users), self.length), 0)
+        targets = padded(items, owner, place, place < self.targets, (len(users), self.targets), -1)
+        return {
+            "ids": ids,
+            "targets": targets,
+            "weights": (lengths / np.minimum(lengths, self.targets)).astype("float32"),
+        }
+
+    def _next_items(self, users: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
+        lengths, owner, place, index = self._flat(users)
+        cut = 1 + np.floor(random.random(len(users)) * (lengths - 1)).astype(int)
+        first = np.maximum(cut - self.length, 0)[owner]
+        inside = (place >= first) & (place < cut[owner])
+        ids = padded(self.items[index] + 1, owner, place - first, inside, (len(users), self.length), 0)
+        targets = self.items[self.offsets[users] + cut].astype("int32")[:, None]
+        return {"ids": ids, "targets": targets, "weights": np.ones(len(users), "float32")}
+
+    def _flat(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Lengths of the users' histories; and for each of their items its user's place here, its own, and its index."""
+        lengths = np.diff(self.offsets)[users]
+        owner = np.repeat(np.arange(len(users)), lengths)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return lengths, owner, place, self.offsets[users][owner] + place
+
+
+def padded(
+    values: np.ndarray, rows: np.ndarray, columns: np.ndarray, chosen: np.ndarray, shape: Sequence[int], fill: int
+) -> np.ndarray:
+    """An int32 array of this shape with the chosen values at their rows and columns, and `fill` elsewhere."""
+    result = np.full(tuple(shape), fill, "int32")
+    result[rows[chosen], columns[chosen]] = values[chosen]
+    return result

@@ -1,0 +1,152 @@
+"""Training of sequence classifiers over many classes by a sampled softmax, resumable, on TensorFlow and JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.recsys.batches import HistoryBatches
+
+if TYPE_CHECKING:
+    from keras_efficient.recsys.interactions import Interactions
+
+__all__ = ["SampledSoftmax", "train"]
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class SampledSoftmax(keras.Model):
+    """Trains a classifier whose last layer is a `Dense` of many logits, without computing all of them.
+
+    For each user with targets T, and classes N drawn with expected counts E:
+
+    ```
+    log Z = logsumexp_{j in N} (logit_j − log E_j)          an estimate of the softmax's normaliser
+    loss  = Σ_users Σ_{t in T} weight · (log Z − logit_t) / Σ_users weight · |T|
+    ```
+
+    The subtraction of `log E` is the log-Q correction: classes that are drawn often count for less.
+
+    Args:
+        classifier: a functional model, `ids` to logits; the layer that makes them is a `Dense` without activation.
+
+    Call arguments: a dict as `HistoryBatches` gives it. Output: what goes into the last layer.
+
+    Source: Bengio and Senécal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
+    Model, 2008; Jean et al., ACL 2015.
+    """
+
+    def __init__(self, classifier, **kwargs):
+        super().__init__(**kwargs)
+        self.classifier = classifier
+        self.last = classifier.layers[-1]
+        if not isinstance(self.last, keras.layers.Dense) or self.last.activation is not keras.activations.linear:
+            raise UnsupportedLayer(
+                self.last.name, "the last layer must be a Dense of logits.", hint="Leave softmax to the loss."
+            )
+        self._body = keras.Model(classifier.inputs, self.last.input)
+
+    def call(self, inputs, training=False):
+        return self._body(inputs["ids"], training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        hidden = ops.cast(y_pred, "float32")
+        vectors = ops.transpose(ops.cast(self.last.kernel, "float32"))  # rows, of which few are taken
+        bias = self.last.bias if self.last.use_bias else ops.zeros((self.last.units,))
+        drawn = ops.matmul(hidden, ops.transpose(ops.take(vectors, x["negatives"], axis=0)))
+        drawn = drawn + ops.take(bias, x["negatives"]) - x["log_expected"]
+        normaliser = ops.logsumexp(drawn, axis=-1, keepdims=True)
+        present = ops.greater_equal(x["targets"], 0)
+        targets = ops.maximum(x["targets"], 0)
+        logits = ops.einsum("bd,btd->bt", hidden, ops.take(vectors, targets, axis=0)) + ops.take(bias, targets)
+        weights = ops.cast(present, "float32") * x["weights"][:, None]
+        loss = ops.sum((normaliser - logits) * weights) / ops.maximum(ops.sum(weights), 1.0)
+        return loss + sum(self.losses) if self.losses else loss
+
+    def get_config(self):
+        return {"classifier": keras.saving.serialize_keras_object(self.classifier), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("classifier")), **config)
+
+
+def train(
+    classifier: keras.Model,
+    interactions: Interactions,
+    *,
+    epochs: int,
+    learning_rate: float = 0.01,
+    batch_size: int = 512,
+    folder: str | Path | None = None,
+    validate: Callable[[keras.Model], dict[str, float]] | None = None,
+    validate_every: int = 10,
+    seed: int = 0,
+    verbose: int | str = 0,
+    **batches: Any,
+) -> dict[str, list[float]]:
+    """Trains a classifier of items on interactions: Adam, a rate that rises for 100 steps and falls by a cosine.
+
+    Args:
+        classifier: `models.SequenceClassifier(num_items + 1, num_items, …)`; its weights are changed.
+        interactions: what to train on; with times it learns to name the next item, else the whole set.
+        epochs: passes over the users.
+        learning_rate: the highest.
+        batch_size: users in a batch.
+        folder: where the state is kept after each epoch; a state found there is gone on from.
+        validate: called with the classifier after every `validate_every` epochs and at the end; gives numbers by name.
+        seed: of the batches.
+        verbose: as in `keras.Model.fit`.
+        **batches: further arguments of `HistoryBatches`.
+
+    Returns:
+        The loss of each epoch under ``"loss"``, and what `validate` gave.
+
+    Raises:
+        WrongArgument: no user has anything to learn from, or the loss is not finite.
+    """
+    data = HistoryBatches(interactions, batch_size=batch_size, seed=seed, **batches)
+    if not len(data):
+        raise WrongArgument("No user has enough items to train on.")
+    steps = len(data) * epochs
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, alpha=0.02, warmup_target=learning_rate, warmup_steps=max(1, min(100, steps // 4))
+    )
+    model = SampledSoftmax(classifier)
+    model.compile(optimizer=keras.optimizers.Adam(rate), loss=None)
+    callbacks: list[keras.callbacks.Callback] = [_Epochs(data), keras.callbacks.TerminateOnNaN()]
+    if folder is not None:
+        callbacks.append(keras.callbacks.BackupAndRestore(str(folder)))
+    if validate is not None:
+        callbacks.append(_Validation(validate, validate_every, epochs))
+    history = model.fit(data, epochs=epochs, shuffle=False, callbacks=callbacks, verbose=verbose)
+    found = {name: [float(value) for value in values] for name, values in history.history.items()}
+    if found.get("loss") and not np.isfinite(found["loss"][-1]):
+        raise WrongArgument(f"The loss is {found['loss'][-1]}.", hint="Lower the learning rate.")
+    return found
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Tells the batches which epoch it is, also after a restart."""
+
+    def __init__(self, data: HistoryBatches):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.data.epoch = epoch
+
+
+class _Validation(keras.callbacks.Callback):
+    def __init__(self, validate: Callable[[keras.Model], dict[str, float]], every: int, epochs: int):
+        super().__init__()
+        self.validate, self.every, self.epochs = validate, every, epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
+            logs.update(self.validate(self.model.classifier))
