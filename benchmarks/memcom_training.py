@@ -1,4 +1,4 @@
-"""Trains and measures one recommender after another for `benchmarks.memcom`; every result is kept as soon as it is there.
+"""Trains and measures recommenders for `benchmarks.memcom`; every result is kept as soon as it is there.
 
 A run is described by plain values (`Run`). Its result is a line of `benchmarks/results/memcom_runs.jsonl`: whoever asks
 for a run that is in it gets that line, so that a benchmark of many hours can be stopped and gone on with.
@@ -15,7 +15,6 @@ import os
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -28,6 +27,37 @@ RUNS = harness.RESULTS / "memcom_runs.jsonl"
 # Epochs at which the whole table's validation score has stopped to rise (see `convergence` in memcom.json).
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
 TUNING_USERS = 6000
+TUNING_EPOCHS = {"gowalla": 20, "amazon-beauty": 10, "ml-1m-implicit": 30}
+RATES = (0.005, 0.01, 0.02)
+
+FULL = {"method": "reduced"}
+PAPER = {"form": "scaled"}
+OURS = {"form": "subspace", "bits": 1}
+
+# The forms of MEmCom, and what they are compared with at 16 times fewer bytes. Baselines get the width of numbers that
+# is best for them: eight bits where rows are shared, four and two where every entity has a row.
+FORMS = {
+    "MEmCom as published": PAPER,
+    "MEmCom, int8 rows, int8 scalar": {"form": "scaled", "bits": 8, "scalar_bits": 8},
+    "MEmCom subspace, 1 bit": OURS,
+    "MEmCom subspace, 2 bits": {"form": "subspace", "bits": 2},
+}
+BASELINES = {
+    "naive hashing, int8": {"method": "naive", "bits": 8},
+    "truncate rare, int8": {"method": "truncate", "bits": 8},
+    "double hashing, int8": {"method": "double", "bits": 8},
+    "frequency-based double hashing, int8": {"method": "double", "bits": 8, "own_rows": 3000},
+    "quotient-remainder multiply, int8": {"method": "quotient_remainder", "bits": 8},
+    "quotient-remainder add, int8": {"method": "quotient_remainder", "bits": 8, "how": "add"},
+    "quotient-remainder concatenate, int8": {"method": "quotient_remainder", "bits": 8, "how": "concatenate"},
+    "hash embedding, int8": {"method": "hash_embedding", "bits": 8},
+    "factorised, int4": {"method": "factorised", "bits": 4},
+    "reduced dimension, int4": {"method": "reduced", "bits": 4},
+    "whole table, 2 bits": {"method": "reduced", "bits": 2, "size": 64},
+    "tensor train": {"method": "tensor_train"},
+    "deep hash": {"method": "deep_hash", "hashes": 128},
+    "ROBE, int8": {"method": "robe", "bits": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +97,17 @@ def result(run: Run, *, compute: bool = True) -> dict[str, Any] | None:
     return found
 
 
+def best_rate(dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64) -> float:
+    """The rate with the best validation score after a short training: the same three for every method."""
+    scores = {}
+    for rate in RATES:
+        run = make(
+            dataset, options, compression, dim=dim, rate=rate, split="valid", epochs=TUNING_EPOCHS[dataset], seed=100
+        )
+        scores[rate] = result(run)["ndcg"]
+    return max(scores, key=scores.__getitem__)
+
+
 @cache
 def _data(dataset: str, split: str):
     """Training part and held-out part, items renumbered by falling count in the training part."""
@@ -94,7 +135,7 @@ def _train(run: Run) -> dict[str, Any]:
     train, held_out = _data(run.dataset, run.split)
     keras.utils.set_random_seed(run.seed)
     options = dict(json.loads(run.options))
-    if run.compression is not None:
+    if run.compression is not None and "size" not in options:
         options["compression"] = run.compression
     options["embeddings_initializer"] = keras.initializers.RandomNormal(stddev=0.1, seed=run.seed)
     model = models.SequenceClassifier(

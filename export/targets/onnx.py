@@ -33,8 +33,9 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS
+    from keras_efficient.export.lowerings.plain_gather import CHECKED_GATHER
 
-    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS, CHECKED_GATHER]
     yield Lowered(*apply(model, needed))
 
 
@@ -218,12 +219,19 @@ def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
     inputs = [value.name for value in graph.input if value.name not in initial]
     if sorted(inputs) != sorted(spec.name for spec in request.inputs):
         raise ConversionError(f"The file takes the inputs {inputs}, the model {[s.name for s in request.inputs]}.")
-    weights = sum(prod(tensor.dims) for inner in _graphs(graph) for tensor in inner.initializer)
-    least = weight_bytes(model) // 4
+    weights = sum(_bytes(tensor) for inner in _graphs(graph) for tensor in inner.initializer)
+    least = weight_bytes(model)
     if weights < 0.5 * least:  # half: position tables may be cut to the rows in use
-        raise ConversionError(f"The file holds {weights} weights, the model's kernels alone have {least}.")
+        raise ConversionError(f"The file holds {weights} bytes of weights, the model's kernels alone have {least:.0f}.")
     wide = [value.name for value in (*graph.input, *graph.output) if value.type.tensor_type.elem_type == 7]
     return (f"64-bit integers at the borders: {', '.join(wide)}.",) if wide else ()
+
+
+def _bytes(tensor: Any) -> int:
+    """Bytes of an initializer."""
+    from onnx import helper
+
+    return prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:

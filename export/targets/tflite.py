@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from keras_efficient.export.targets import Lowered, Request, Target
 
 if TYPE_CHECKING:
     import keras
+
+    from keras_efficient.export.graph import GraphLowering
 
 __all__ = [
     "CALIBRATED",
@@ -46,13 +48,16 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS
+    from keras_efficient.export.lowerings.integer_table import INTEGER_TABLE, WIDE_TABLE_AS_FLOATS
     from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
+    from keras_efficient.export.lowerings.plain_gather import PLAIN_GATHER
     from keras_efficient.export.lowerings.prelu import OTHER_PRELU_AS_RELU, PRELU_AS_RELU
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
+    needed += [WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE, PLAIN_GATHER]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
         needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
@@ -70,7 +75,8 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
         ConversionError: the converter refused; the message names its reason.
     """
     notes = convert_plainly(model, request, path)
-    return (*notes, *_rewrite_integers(path)) if request.precision in CALIBRATED else notes
+    rewrite = _rewrite_integers if request.precision in CALIBRATED else _rewrite_tables
+    return (*notes, *rewrite(path))
 
 
 def convert_plainly(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -97,17 +103,32 @@ def convert_plainly(model: keras.Model, request: Request, path: Path) -> tuple[s
 
 def _rewrite_integers(path: Path) -> Iterator[str]:
     """Rewrites the quantised file where XNNPACK has no kernel; yields a note for each rewrite."""
-    from keras_efficient.export.graph import Graph
     from keras_efficient.export.lowerings.doubled_convolution import DOUBLED_CONVOLUTION
     from keras_efficient.export.lowerings.idle_clips import IDLE_CLIPS
 
+    for summary in _rewrite(path, (IDLE_CLIPS, DOUBLED_CONVOLUTION)):
+        yield f"Rewritten after quantisation: {summary}."
+
+
+def _rewrite_tables(path: Path) -> Iterator[str]:
+    """Rewrites how a float file reads its tables; yields a note for each rewrite."""
+    from keras_efficient.export.lowerings.embedding_lookup import EMBEDDING_LOOKUP, ROWS_WIDENED_LATE
+
+    for summary in _rewrite(path, (EMBEDDING_LOOKUP, ROWS_WIDENED_LATE)):
+        yield f"Rewritten after conversion: {summary}."
+
+
+def _rewrite(path: Path, chosen: Sequence[GraphLowering]) -> Iterator[str]:
+    """Applies lowerings to a file in order; yields the summaries of those that changed it."""
+    from keras_efficient.export.graph import Graph
+
     graph = Graph.from_bytes(path.read_bytes())
-    for lowering in (IDLE_CLIPS, DOUBLED_CONVOLUTION):
+    for lowering in chosen:
         rewritten = lowering.function(graph)
         if rewritten is not None:
             graph = rewritten
             path.write_bytes(graph.to_bytes())
-            yield f"Rewritten after quantisation: {lowering.summary}."
+            yield lowering.summary
 
 
 def _convert_once(model: keras.Model, request: Request) -> bytes:
@@ -269,7 +290,8 @@ def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
             raise ConversionError(f"{where}: {operator.name} is no operator of TFLite's own.")
     if request.precision in CALIBRATED:
         _refuse_float(operators, known, request.precision)
-    least = weight_bytes(model) * _WEIGHT_BYTES[request.precision] / 4
+    _refuse_widened_tables(operators, known)
+    least = weight_bytes(model, _WEIGHT_BYTES[request.precision])
     if len(data) < 0.5 * least:  # half: position tables may be cut to the rows in use
         raise ConversionError(f"The file has {len(data)} bytes, its weights alone need {least:.0f}.")
     return _notes(graph, operators, request)
@@ -291,6 +313,22 @@ def _refuse_float(operators: list[flatbuffer.Operator], known: Collection[str], 
     )
 
 
+def _refuse_widened_tables(operators: list[flatbuffer.Operator], known: Collection[str]) -> None:
+    """A table that is widened before rows are taken from it is copied into memory as a whole."""
+    widened = {
+        (op.subgraph, op.outputs[0].name): op
+        for op in operators
+        if op.name == "DEQUANTIZE" and op.inputs[0] is not None and op.inputs[0].constant
+    }
+    for operator in operators:
+        if operator.name in ("GATHER", "EMBEDDING_LOOKUP"):
+            for tensor in operator.inputs:
+                maker = None if tensor is None else widened.get((operator.subgraph, tensor.name))
+                if maker is not None:
+                    where, table = _where(operator, known, operators), maker.inputs[0]
+                    raise ConversionError(f"{where}: each run would widen its whole table, {table}.")
+
+
 def _where(operator: flatbuffer.Operator, known: Collection[str], operators: list[flatbuffer.Operator]) -> str:
     """The layer that an operator came from, or, where the converter dropped its name, the nearest one before it."""
     if path := operator.layer_among(known):
@@ -307,17 +345,28 @@ def _where(operator: flatbuffer.Operator, known: Collection[str], operators: lis
     return "Somewhere in the model"
 
 
-def weight_bytes(model: keras.Model) -> int:
-    """Bytes of the distinct kernels and tables in float32; vectors may be folded away, equal ones are stored once."""
+def weight_bytes(model: keras.Model, float_bytes: float = 4) -> float:
+    """Least bytes of the distinct kernels and tables; vectors may be folded away, equal ones are stored once.
+
+    Args:
+        model: as it is converted.
+        float_bytes: of a float in the file. Signed integers count as packed as far as their values allow, unsigned ones
+            as they are.
+    """
     import hashlib
 
     import numpy as np
+
+    from keras_efficient.export.lowerings.integer_table import narrowest_bits
 
     distinct = {}
     for weight in model.weights:
         if len(weight.shape) > 1:
             values = np.asarray(weight)
-            distinct[hashlib.blake2b(values.tobytes()).digest()] = 4 * values.size
+            size = values.itemsize if values.dtype.kind in "ub" else float_bytes
+            if values.dtype.kind == "i":
+                size = min(values.itemsize, narrowest_bits(values) / 8)
+            distinct[hashlib.blake2b(values.tobytes()).digest()] = size * values.size
     return sum(distinct.values())
 
 

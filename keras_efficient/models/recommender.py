@@ -31,8 +31,8 @@ def SequenceClassifier(
 ):
     """The last entities of a user, or the words of a text, to the logits of classes: MEmCom's first kind of network.
 
-    `ids → embedding → mean over the sequence → Dense, activation (BatchNorm), Dropout, for each width → Dense`. With the
-    entities themselves as classes it is the paper's ranker: a softmax over all candidates.
+    `ids → embedding → mean over the sequence → Dense, activation (BatchNorm), Dropout, for each width → logits`. With
+    the entities themselves as classes it is the paper's ranker: a softmax over all candidates.
 
     Args:
         vocabulary_size: Integer. Entities and the padding, which is id 0.
@@ -60,7 +60,8 @@ def SequenceClassifier(
             x = layers.BatchNormalization(name=f"hidden_{index}_norm")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    logits = layers.Dense(num_classes, name="logits")(x)
+    # A row for each class, which training and a short list of candidates can take by themselves.
+    logits = layers.EinsumDense("bh,ch->bc", num_classes, bias_axes="c", name="logits")(x)
     return keras.Model(ids, logits, name=name or "sequence_classifier")
 
 
@@ -214,7 +215,7 @@ def DLRM(
 
 
 def _embedding(size: int, dim: int, options: Options, **common: Any) -> keras.Layer:
-    """The whole table, or what the options say: `MEmComEmbedding`, or `CompressedEmbedding` where they name a method."""
+    """The whole table, or what the options say: `MEmComEmbedding`, or, with a method, `CompressedEmbedding`."""
     if options is None:
         return CompressedEmbedding(size, dim, method="reduced", **common)
     kind = CompressedEmbedding if "method" in options else MEmComEmbedding

@@ -19,7 +19,7 @@ class HistoryBatches(keras.utils.PyDataset):
     """Users of an interaction set as ``{"ids", "targets", "weights", "negatives", "log_expected"}``.
 
     Without times a random part of a user's items is the history and all of them are targets, as in a denoising
-    autoencoder. With times each target is a random position of the user's sequence, and the history is what came before.
+    autoencoder. With times the target is a random position of the user's sequence, and the history what came before.
 
     Args:
         interactions: what to train on.
@@ -94,7 +94,7 @@ class HistoryBatches(keras.utils.PyDataset):
         return {"ids": ids, "targets": targets, "weights": np.ones(len(users), "float32")}
 
     def _flat(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Lengths of the users' histories; and for each of their items its user's place here, its own, and its index."""
+        """Lengths of the users' histories; for each of their items its user's place here, its own, and its index."""
         lengths = np.diff(self.offsets)[users]
         owner = np.repeat(np.arange(len(users)), lengths)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -33,7 +33,8 @@ class SampledSoftmax(keras.Model):
     The subtraction of `log E` is the log-Q correction: classes that are drawn often count for less.
 
     Args:
-        classifier: a functional model, `ids` to logits; the layer that makes them is a `Dense` without activation.
+        classifier: a functional model, `ids` to logits; the layer that makes them is an
+            `EinsumDense("bh,ch->bc", …)` as in `models.SequenceClassifier`, whose kernel has a row for each class.
 
     Call arguments: a dict as `HistoryBatches` gives it. Output: what goes into the last layer.
 
@@ -45,9 +46,11 @@ class SampledSoftmax(keras.Model):
         super().__init__(**kwargs)
         self.classifier = classifier
         self.last = classifier.layers[-1]
-        if not isinstance(self.last, keras.layers.Dense) or self.last.activation is not keras.activations.linear:
+        if getattr(self.last, "equation", None) != "bh,ch->bc" or self.last.bias_axes != "c":
             raise UnsupportedLayer(
-                self.last.name, "the last layer must be a Dense of logits.", hint="Leave softmax to the loss."
+                self.last.name,
+                "the last layer must be an EinsumDense('bh,ch->bc') of logits with a bias.",
+                hint="models.SequenceClassifier makes one.",
             )
         self._body = keras.Model(classifier.inputs, self.last.input)
 
@@ -56,8 +59,7 @@ class SampledSoftmax(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         hidden = ops.cast(y_pred, "float32")
-        vectors = ops.transpose(ops.cast(self.last.kernel, "float32"))  # rows, of which few are taken
-        bias = self.last.bias if self.last.use_bias else ops.zeros((self.last.units,))
+        vectors, bias = ops.cast(self.last.kernel, "float32"), ops.cast(self.last.bias, "float32")
         drawn = ops.matmul(hidden, ops.transpose(ops.take(vectors, x["negatives"], axis=0)))
         drawn = drawn + ops.take(bias, x["negatives"]) - x["log_expected"]
         normaliser = ops.logsumexp(drawn, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Tables that come nearest to a trained embedding matrix, in closed form or by alternating least squares.
 
-Every function minimises ``Σ_i c_i ‖E_i − e(i)‖²`` over the tables of a plan, where c are the counts of the entities. What
-has no closed form here (`None`) is left to gradients.
+Every function minimises ``Σ_i c_i ‖E_i − e(i)‖²`` over the tables of a plan, where c are the counts of the entities.
+What has no closed form here (`None`) is left to gradients.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def fit(plan: Plan, matrix: np.ndarray, counts: np.ndarray) -> Values | None:
 def _memcom(plan: plans.MEmCom, matrix: np.ndarray, counts: np.ndarray) -> Values:
     """The best rank-one approximation of each bucket and group of columns: U its first right singular vector.
 
-    Entities with rows of their own keep them, with scalars of one. With a bias, W is the mean of what is left of a group,
-    and U and W take turns.
+    Entities with rows of their own keep them. With a bias, W is the mean of what is left of a group, and U and W take
+    turns.
     """
     rows = _codes(plan, "rows")
     groups, width = plan.scalars, plan.output_dim // plan.scalars

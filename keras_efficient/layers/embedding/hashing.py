@@ -14,7 +14,7 @@ from keras import ops
 __all__ = ["mix"]
 
 _SPLIT = 32_749  # the largest prime below 2¹⁵: parts of an id below 2³¹ are then below 2¹⁵ and 2¹⁶·1.001
-_PRIME = 1_073_741_789  # the largest prime below 2³⁰
+_PRIME = 67_108_859  # the largest prime below 2²⁶: the sums are some times larger, so that it mixes them
 _LIMITS = (2**14, 2**14, 2**28)
 
 
@@ -32,8 +32,8 @@ def mix(ids: Any, buckets: int, seeds: int | np.ndarray = 0) -> Any:
 
 
 def _constants(seeds: np.ndarray, round_number: int) -> tuple[Any, Any, Any]:
-    """Per seed: two factors below 2¹⁴ and a summand below 2²⁸, so that the sum of products stays below 2³¹."""
+    """Per seed: two odd factors below 2¹⁴ and a summand below 2²⁸: the sum of products stays below 2³¹."""
     flat = [np.random.default_rng([int(seed), round_number]).integers(2**10, _LIMITS) for seed in seeds.flat]
     found = np.array(flat, np.int32).reshape(*seeds.shape, 3)
-    values = tuple(found[..., i] for i in range(3))
+    values = tuple(found[..., i] | 1 for i in range(3))
     return values if seeds.ndim else tuple(int(value) for value in values)

@@ -93,9 +93,9 @@ class CompressedEmbedding(keras.layers.Layer):
         frozen=False,
         **options,
     ):
-        self.plan = _make_plan(method, options, input_dim, output_dim, compression, size, bits)
         _check_choice("combiner", combiner, COMBINERS)
         _check_choice("out_of_range", out_of_range, POLICIES)
+        self.plan = _make_plan(method, options, input_dim, output_dim, compression, size, bits)
         super().__init__(**options)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
@@ -181,17 +181,18 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         ids, weights, mask = self._read_inputs(inputs)
-        vectors = self._vectors(ids)
+        values, dense = self._values(ids)
         if self.embeddings_regularizer is not None and training:
-            count = float(np.prod(ids.shape)) if None not in ids.shape else ops.cast(ops.size(ids), vectors.dtype)
-            self.add_loss(self.embeddings_regularizer(vectors) / count)
-        return _pooled(vectors, self.combiner, weights, mask)
+            count = ops.cast(ops.size(ids), self.variable_dtype)
+            self.add_loss(self.embeddings_regularizer(self.plan.project(values, dense)) / count)
+        pooled = _pooled(values, self.combiner, weights, mask)
+        return ops.cast(self.plan.project(pooled, dense), self.compute_dtype)
 
-    def _vectors(self, ids):
+    def _values(self, ids):
         codes = self.plan.codes(ids)
         rows = {name: self._rows(name, table, codes[name]) for name, table in self._tables.items()}
         dense = {name: self._multiplication(name) for name in self.plan.dense()}
-        return ops.cast(self.plan.combine(rows, dense, ids), self.compute_dtype)
+        return self.plan.combine(rows, dense, ids), dense
 
     def _rows(self, name, table, codes):
         taken = ops.take(self._state[name], codes, axis=0)
@@ -248,10 +249,9 @@ class CompressedEmbedding(keras.layers.Layer):
     def embeddings(self, ids=None):
         """The vectors of these ids (default: of all) as a NumPy array, as inference would give them."""
         ids = np.arange(self.input_dim) if ids is None else np.asarray(ids)
-        parts = [
-            ops.convert_to_numpy(self._vectors(_integers(part))) for part in np.array_split(ids, len(ids) // 65536 + 1)
-        ]
-        return np.concatenate(parts).astype("float32")
+        parts = np.array_split(ids, len(ids) // 65536 + 1)
+        vectors = (self.plan.project(*self._values(_integers(part))) for part in parts)
+        return np.concatenate([ops.convert_to_numpy(part) for part in vectors]).astype("float32")
 
     @classmethod
     def from_embedding(cls, source, *, counts=None, steps=300, **options):
@@ -316,20 +316,11 @@ class CompressedEmbedding(keras.layers.Layer):
         if not self.plan.grows:
             raise ValueError(f"The vectors of method {self.method!r} would all change with the number of entities.")
         old = {name: ops.convert_to_numpy(variable) for name, variable in self._state.items()}
-        plan, before = dataclasses.replace(self.plan, input_dim=int(input_dim)), self._tables
-        self._replace({}, plan=plan)
-        for name, value in old.items():
-            table = before.get(name)
-            self._state[name].assign(value if table is None else self._grown(name, value, table))
-
-    def _grown(self, name, old, table):
-        new = ops.convert_to_numpy(self._state[name]).copy()
-        if not np.issubdtype(new.dtype, np.floating):
-            new[:] = old[-1]
-        elif table.initial != "embeddings":
-            new[:] = old.mean(axis=0)
-        new[: len(old)] = old
-        return new
+        tables = self._tables
+        self._replace({}, plan=dataclasses.replace(self.plan, input_dim=int(input_dim)))
+        for name, variable in self._state.items():
+            initial = tables[name].initial if name in tables else "embeddings"
+            variable.assign(_grown(old[name], ops.convert_to_numpy(variable), initial))
 
     def _replace(self, values, plan=None, frozen=None):
         """Makes the variables anew, for another plan or form."""
@@ -388,7 +379,7 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def load_own_variables(self, store):
         if set(store.keys()) != set(self._state):
-            form = "of a frozen layer " if any(key.endswith("_scale") for key in store.keys()) else ""
+            form = "of a frozen layer " if any(key.endswith("_scale") for key in set(store.keys())) else ""
             raise ValueError(
                 f"Layer {self.name!r} has the variables {', '.join(sorted(self._state))}; the file holds those {form}"
                 f"({', '.join(sorted(store.keys()))}). Were both made with the same method, bits and frozen?"
@@ -418,16 +409,16 @@ class _Deployment:
         codes = plan.codes(ids)
         rows = {name: self._rows(name, table, codes[name]) for name, table in layer._tables.items()}
         dense = {name: self._dense(name, shape) for name, shape in plan.dense().items()}
-        vectors = plan.combine(rows, dense, ids)
+        values = plan.combine(rows, dense, ids)
         weights = mask = None
-        if layer.combiner is None:
-            outputs = _masked(vectors, given) if layer.mask_zero else vectors
-        else:
-            if layer._weighted:
-                weights = keras.Input(batch_shape=shape, dtype="float32", name="weights")
-                inputs.append(weights)
-            mask = ops.cast(ops.not_equal(given, 0), "float32") if layer.mask_zero else None
-            outputs = _pooled(vectors, layer.combiner, weights, mask)
+        if layer._weighted:
+            weights = keras.Input(batch_shape=shape, dtype="float32", name="weights")
+            inputs.append(weights)
+        if layer.mask_zero and layer.combiner is not None:
+            mask = ops.cast(ops.not_equal(given, 0), "float32")
+        outputs = plan.project(_pooled(values, layer.combiner, weights, mask), dense)
+        if layer.mask_zero and layer.combiner is None:
+            outputs = _masked(outputs, given)
         return _numbered(keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name))
 
     def _rows(self, name: str, table: Table, codes: Any) -> Any:
@@ -436,10 +427,8 @@ class _Deployment:
             return self._embedding(name, self.values[name], "float32")(codes)
         inputs = keras.Input(batch_shape=codes.shape, dtype="int32", name="codes")
         scale = self.values[f"{name}_scale"]
-        if table.scale == "row":
-            scale = self._embedding(f"{name}_scale", scale, "float32")(inputs)
-        else:
-            scale = float(scale)
+        by_row = table.scale == "row"
+        scale = self._embedding(f"{name}_scale", scale, "float32")(inputs) if by_row else float(scale)
         stored = self._embedding(f"{name}_stored", self.values[name], table.stored_dtype)(inputs)
         return _numbered(keras.Model(inputs, dequantize(table, stored, scale), name=name))(codes)
 
@@ -518,6 +507,19 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     return plan.fitted(float(compression))
 
 
+def _grown(old: np.ndarray, fresh: np.ndarray, initial: str | float) -> np.ndarray:
+    """The old rows and new ones: of scalars their mean, of stored integers the last row, else fresh ones."""
+    if old.shape == fresh.shape:
+        return old
+    if not np.issubdtype(old.dtype, np.floating):
+        new = np.repeat(old[-1:], len(fresh) - len(old), axis=0)
+    elif initial == "embeddings" and not np.all(fresh == fresh[:1]):
+        new = fresh[len(old) :]
+    else:
+        new = np.repeat(old.mean(axis=0, keepdims=True), len(fresh) - len(old), axis=0)
+    return np.concatenate([old, new.astype(old.dtype)])
+
+
 def _counts(counts: Any, entities: int) -> np.ndarray:
     """Weights of the entities, never quite zero: an entity that was not seen has a vector all the same."""
     if counts is None:
@@ -574,7 +576,7 @@ def _check_range(ids: Any, input_dim: int) -> None:
         values = ops.convert_to_numpy(ids)
     except Exception:  # inside a compiled function they are symbols; each backend has an error of its own for that
         return
-    if values.size and not (0 <= values.min() and values.max() < input_dim):
+    if values.size and (values.min() < 0 or values.max() >= input_dim):
         wrong = values.min() if values.min() < 0 else values.max()
         raise ValueError(
             f"Ids must be from 0 to {input_dim - 1}. Received: {wrong}. "

@@ -30,8 +30,8 @@ class MEmComEmbedding(CompressedEmbedding):
     ```
 
     Args:
-        input_dim, output_dim, embeddings_initializer, embeddings_regularizer, mask_zero: as in `keras.layers.Embedding`.
-            Ids should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
+        input_dim, output_dim, embeddings_initializer, embeddings_regularizer, mask_zero: as in `Embedding`. Ids
+            should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
             `hash="mix"`.
         compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least.
         hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace).

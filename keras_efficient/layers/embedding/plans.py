@@ -19,7 +19,7 @@ from keras import ops
 from keras_efficient.layers.embedding.hashing import mix
 from keras_efficient.layers.embedding.table import BITS, Table
 
-__all__ = ["METHODS", "Plan", "make_plan"]
+__all__ = ["METHODS", "Plan"]
 
 Rows = Mapping[str, Any]
 
@@ -95,12 +95,18 @@ class Plan:
         raise NotImplementedError
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        """Vectors ``(…, d)`` from the rows ``(…, columns)`` that `codes` chose.
+        """What is pooled, ``(…, columns)``: the vectors, or what `project` makes vectors of.
 
         Args:
-            rows: by table. dense: by name, what multiplies by that kernel. ids: as `codes` got them.
+            rows: by table, those that `codes` chose.
+            dense: by name, what multiplies by that kernel.
+            ids: as for `codes`.
         """
         raise NotImplementedError
+
+    def project(self, pooled: Any, dense: Rows) -> Any:
+        """Vectors ``(…, d)``, by a linear map: sums may be taken before it, where they are cheaper."""
+        return pooled
 
     @property
     def nbytes(self) -> int:
@@ -222,7 +228,10 @@ class Subspace(Plan):
         return {"scalars": ids}
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        return dense["rows"](rows["scalars"])
+        return rows["scalars"]
+
+    def project(self, pooled: Any, dense: Rows) -> Any:
+        return dense["rows"](pooled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +394,10 @@ class Factorised(Plan):
         return {"rows": ids}
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        return dense["projection"](rows["rows"])
+        return rows["rows"]
+
+    def project(self, pooled: Any, dense: Rows) -> Any:
+        return dense["projection"](pooled)
 
 
 @dataclass(frozen=True, kw_only=True)

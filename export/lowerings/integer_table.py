@@ -1,0 +1,307 @@
+"""Tables of a few bits, as one layer whose integers the converter leaves alone.
+
+A compressed embedding deploys such a table as a small model: an `Embedding` of bytes, the arithmetic that takes two,
+four or eight numbers out of each, and a scale. Here the small model is asked for the values of every row, which are
+integers times a scale, and a layer that gathers these integers is put in its place. Once they are in the file,
+`embedding_lookup` packs them again, for an operator of LiteRT that unpacks and scales by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.models.functional import Functional
+from keras.src.ops import core, numpy
+
+from keras_efficient.errors import UnsupportedLayer
+from keras_efficient.export.lowerings import Lowering, operations
+from keras_efficient.export.lowerings.plain_gather import PlainGather, is_plain_embedding
+
+__all__ = ["INTEGER_TABLE", "WIDE_TABLE_AS_FLOATS", "integer_table", "narrowest_bits", "wide_table_as_floats"]
+
+TOLERANCE = 1e-6  # of a value: float32 products and sums of the same numbers differ by 1e-7
+CHUNK = 65536  # rows that are asked for at once
+MAX_PROBED = 256  # stored integers that show the grid: a byte has no more, and of 16 bits a part tells the step
+
+_STORED = ("uint8", "int16")
+_PLACE_BY_PLACE = (
+    core.Cast,
+    numpy.Add,
+    numpy.Subtract,
+    numpy.Multiply,
+    numpy.TrueDivide,
+    numpy.Divide,
+    numpy.FloorDivide,
+    numpy.Mod,
+    numpy.Negative,
+)
+
+
+def narrowest_bits(values: np.ndarray) -> int:
+    """Width of the narrowest number format of TFLite that holds these integers: 2, 4, 8, 16 or 32."""
+    least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    return next((bits for bits in (2, 4, 8, 16) if -(2 ** (bits - 1)) <= least and most < 2 ** (bits - 1)), 32)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a table holds: ``value = (codes + offset) · step · row scale``."""
+
+    codes: np.ndarray
+    step: float
+    offset: float
+    row_scales: np.ndarray | None
+
+    @property
+    def bits(self) -> int:
+        return narrowest_bits(self.codes)
+
+    @property
+    def values(self) -> np.ndarray:
+        rows = (self.codes.astype(np.float32) + np.float32(self.offset)) * np.float32(self.step)
+        return rows if self.row_scales is None else rows * self.row_scales
+
+
+class _IntegerTable(keras.layers.Layer):
+    """``(…)`` ids to ``(…, columns)`` floats: rows of integers times a scale, and perhaps a scale of the row's own.
+
+    It takes the mask that a model is called with, and has no use for it.
+    """
+
+    def __init__(self, rows, columns, width, bits, step, offset, has_row_scales, **kwargs):
+        super().__init__(dtype="float32", autocast=False, trainable=False, **kwargs)
+        self.rows, self.columns, self.width, self.bits = rows, columns, width, bits
+        self.step, self.offset, self.has_row_scales = step, offset, has_row_scales
+
+    @classmethod
+    def of(cls, contents: _Contents, name: str) -> _IntegerTable:
+        """A built layer with these contents."""
+        (rows, columns), bits = contents.codes.shape, contents.bits
+        # LiteRT packs the whole table as one run of numbers and finds a row only where it begins with a byte.
+        width = -(-columns * bits // 8) * 8 // bits if bits < 8 else columns
+        has_row_scales = contents.row_scales is not None
+        layer = cls(rows, columns, width, bits, contents.step, contents.offset, has_row_scales, name=name)
+        layer.build(None)
+        layer.codes.assign(np.pad(contents.codes, ((0, 0), (0, width - columns))))
+        if has_row_scales:
+            layer.row_scales.assign(contents.row_scales)
+        return layer
+
+    def build(self, input_shape):
+        options = {"initializer": "zeros", "trainable": False, "autocast": False}
+        dtype = "int8" if self.bits <= 8 else "int16"
+        self.codes = self.add_weight(name="codes", shape=(self.rows, self.width), dtype=dtype, **options)
+        self.row_scales = None
+        if self.has_row_scales:
+            self.row_scales = self.add_weight(name="row_scales", shape=(self.rows, 1), dtype="float32", **options)
+        self.built = True
+
+    def call(self, ids, mask=None):
+        import tensorflow as tf
+
+        flat = tf.reshape(ids, [-1]) if len(ids.shape) != 1 else ids  # EMBEDDING_LOOKUP takes nothing else
+        found = tf.cast(tf.gather(tf.convert_to_tensor(self.codes), flat), tf.float32)
+        found = found * self.step if self.step != 1.0 else found
+        found = found + self.offset * self.step if self.offset else found
+        if self.row_scales is not None:
+            found = found * tf.gather(tf.convert_to_tensor(self.row_scales), flat)
+        found = found[:, : self.columns] if self.width > self.columns else found
+        return found if len(ids.shape) == 1 else tf.reshape(found, self._shape(ids))
+
+    def _shape(self, ids):
+        """Of the result; constants but for one size where that is possible, which spares the file SHAPE and others."""
+        import tensorflow as tf
+
+        sizes = [*ids.shape, self.columns]
+        if sizes.count(None) <= 1:
+            return [-1 if size is None else size for size in sizes]
+        return tf.concat([tf.shape(ids), [self.columns]], 0)
+
+    def compute_output_spec(self, ids, mask=None):
+        return keras.KerasTensor((*ids.shape, self.columns), dtype="float32")
+
+    def get_config(self):
+        fields = ("rows", "columns", "width", "bits", "step", "offset", "has_row_scales")
+        config = super().get_config()
+        return {"name": config["name"], **{field: getattr(self, field) for field in fields}}
+
+
+class _FloatTable(PlainGather):
+    """An `Embedding` in the place of a model, which is called with a mask."""
+
+    def call(self, inputs, mask=None):
+        return super().call(inputs)
+
+    def compute_output_spec(self, inputs, mask=None):
+        return super().compute_output_spec(inputs)
+
+
+def integer_table(model: keras.Model) -> keras.Model:
+    """Every model inside this one that is a table of integers, as one layer; those of one bit stay as they are.
+
+    LiteRT has no number format of one bit: as two they would take twice the bytes.
+    """
+    return _with_tables(model, lambda operation, contents, path: _packed(operation, contents))
+
+
+def wide_table_as_floats(model: keras.Model) -> keras.Model:
+    """Tables of 8 bits and more as an `Embedding` of floats, which a calibrated precision rounds to its own integers.
+
+    Raises:
+        UnsupportedLayer: a table of fewer bits, which would grow.
+    """
+    return _with_tables(model, _as_floats)
+
+
+def _with_tables(model: keras.Model, make: Any) -> keras.Model:
+    """`model` with tables replaced by ``make(model of the table, contents, path)``, which may give `None`."""
+    from keras_efficient.deploy import rebuild
+
+    found = {id(op): _contents(op) for op in operations(model) if op is not model and isinstance(op, Functional)}
+    found = {key: contents for key, contents in found.items() if contents is not None}
+
+    replaced = set()
+
+    def replace(operation: keras.Operation, path: str) -> keras.Operation | None:
+        contents = found.get(id(operation))
+        made = None if contents is None else make(operation, contents, path)
+        if made is not None:
+            replaced.add(path)
+        return made
+
+    rebuilt = rebuild(model, replace) if found else model
+    return rebuilt if replaced else model
+
+
+def _packed(operation: Functional, contents: _Contents) -> keras.layers.Layer | None:
+    stored = _parts(operation)[0].embeddings
+    row_bytes = stored.shape[1] * np.dtype(stored.dtype).itemsize
+    fits = -(-contents.codes.shape[1] * contents.bits // 8) <= row_bytes
+    return _IntegerTable.of(contents, operation.name) if fits else None
+
+
+def _as_floats(operation: Functional, contents: _Contents, path: str) -> keras.layers.Layer:
+    stored = _parts(operation)[0].embeddings
+    if stored.shape[1] * np.dtype(stored.dtype).itemsize < contents.codes.shape[1]:
+        raise UnsupportedLayer(
+            path,
+            f"its table has numbers of {8 * stored.shape[1] // contents.codes.shape[1]} bits, which a calibrated "
+            "precision would store as 8.",
+            hint="Choose precision float32 or float16: they keep a table's bits and scales as they are.",
+        )
+    layer = _FloatTable(*contents.codes.shape, dtype="float32", name=operation.name)
+    layer.build()
+    layer.set_weights([contents.values])
+    return layer
+
+
+def _parts(model: Functional) -> tuple[Any, Any]:
+    """The `Embedding` of integers and that of row scales (or `None`) of a table; two `None` if it is none."""
+    steps = [op for op in model.operations if not isinstance(op, keras.layers.InputLayer)]
+    embeddings = [op for op in steps if is_plain_embedding(op)]
+    stored = [op for op in embeddings if op.compute_dtype in _STORED]
+    scales = [op for op in embeddings if op.compute_dtype == "float32" and op.output_dim == 1]
+    fits = (
+        len(model.inputs) == len(model.outputs) == len(stored) == 1
+        and model.inputs[0].dtype in ("int32", "int64")
+        and model.outputs[0].dtype == "float32"
+        and len(scales) == len(embeddings) - 1 <= 1
+        and all(op.input_dim == stored[0].input_dim for op in embeddings)
+        and all(len(op._inbound_nodes) == 1 for op in steps)  # more are calls by other models, with other arguments
+        and all(op.input is model.inputs[0] for op in embeddings)
+        and all(op in embeddings or _keeps_rows(op) for op in steps)
+    )
+    return (stored[0], scales[0] if scales else None) if fits else (None, None)
+
+
+def _keeps_rows(operation: keras.Operation) -> bool:
+    """Whether an operation works on every row by itself, and leaves it in its place."""
+    if isinstance(operation, numpy.Concatenate):
+        return operation.axis in (-1, len(operation.output.shape) - 1)
+    if isinstance(operation, numpy.GetItem):
+        key = operation._inbound_nodes[0].arguments.args[-1]
+        return isinstance(key, tuple) and len(key) == 2 and key[0] is Ellipsis and isinstance(key[1], slice)
+    return isinstance(operation, _PLACE_BY_PLACE)
+
+
+def _contents(model: Functional) -> _Contents | None:
+    """What the table holds, or `None` where the model is no table or its values lie on no grid."""
+    stored, scales = _parts(model)
+    grid = None if stored is None else _grid(model, stored, scales)
+    if grid is None:
+        return None
+    step, offset = grid
+    row_scales = None if scales is None else np.asarray(scales.embeddings)
+    parts = []
+    for first in range(0, stored.input_dim, CHUNK):
+        ids = np.arange(first, min(first + CHUNK, stored.input_dim), dtype=np.int32)
+        part = _on_grid(_run(model, ids), step, offset, 1.0 if row_scales is None else row_scales[ids])
+        if part is None:
+            return None
+        parts.append(part)
+    codes = np.concatenate(parts)
+    if row_scales is None:
+        return _Contents(codes, step, offset, None)
+    # So that half of the bits are enough for row scales: a power of two moves no other bit. Small ones of tables of
+    # 16 bits are below what float16 can hold.
+    power = float(2.0 ** np.round(np.log2(row_scales.max())))
+    return _Contents(codes, step * power, offset, row_scales / np.float32(power))
+
+
+def _grid(model: Functional, stored: Any, scales: Any) -> tuple[float, float] | None:
+    """Step and offset of the values that the table can have, found by giving it every integer in turn."""
+    limits = np.iinfo(stored.compute_dtype)
+    first = max(limits.min, -MAX_PROBED // 2)
+    integers = np.arange(first, min(first + MAX_PROBED, limits.max + 1)).astype(stored.compute_dtype)
+    rows = np.repeat(integers[:, None], stored.output_dim, 1)
+    values = np.unique(_run(model, np.arange(len(rows)), {id(stored): rows, id(scales): np.ones((len(rows), 1))}))
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    step = float(np.diff(values.astype(np.float64)).min())
+    for offset in (0.0, 0.5):
+        places = values / step - offset
+        if np.abs(places - np.round(places)).max() < 1e-3:
+            # Differences have lost bits; the value next to zero has all of them.
+            near = np.where(np.round(places) + offset > 0, values, np.inf).argmin()
+            return float(values[near] / (np.round(places[near]) + offset)), offset
+    return None
+
+
+def _on_grid(values: np.ndarray, step: float, offset: float, row_scales: Any) -> np.ndarray | None:
+    """The integers of values ``(rows, columns)``, or `None` where one is further off than rounding explains."""
+    steps = np.broadcast_to(np.float64(step) * row_scales, (len(values), 1))
+    if not (np.isfinite(steps).all() and (steps > 0).all()):
+        return None
+    codes = np.round(values / steps - offset)
+    error = np.abs((codes + offset) * steps - values)
+    if not (error <= TOLERANCE * np.maximum(np.abs(values), steps)).all() or np.abs(codes).max() >= 2**15:
+        return None
+    return codes.astype(np.int8 if np.abs(codes).max() < 2**7 else np.int16)
+
+
+def _run(model: Functional, ids: np.ndarray, instead: Mapping[int, np.ndarray] | None = None) -> np.ndarray:
+    """The model's values for ids, as rows.
+
+    Args:
+        model: a table.
+        ids: one axis; here they get the axes that the model's input has.
+        instead: what an operation gives, by its id, in the place of what it would compute.
+    """
+    shape = (len(ids), *[1] * (len(model.inputs[0].shape) - 1))
+
+    def chosen(operation: keras.Operation) -> Any:
+        given = None if instead is None else instead.get(id(operation))
+        if given is None:
+            return operation
+        return lambda _: keras.ops.convert_to_tensor(given.reshape(*shape, -1), operation.compute_dtype)
+
+    values = model._run_through_graph(keras.ops.convert_to_tensor(ids.reshape(shape)), operation_fn=chosen)
+    return keras.ops.convert_to_numpy(values).reshape(len(ids), -1).astype(np.float64)
+
+
+INTEGER_TABLE = Lowering(name="integer-table", function=integer_table)
+WIDE_TABLE_AS_FLOATS = Lowering(name="wide-table-as-floats", function=wide_table_as_floats)

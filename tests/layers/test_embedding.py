@@ -1,0 +1,456 @@
+"""Compressed embeddings: formulas against NumPy, sizes, storage, growing, bad input."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_efficient import layers
+from keras_efficient.deploy import deploy
+from keras_efficient.layers.embedding.fit import weighted_error
+from keras_efficient.layers.embedding.hashing import mix
+from keras_efficient.layers.embedding.plans import METHODS
+from keras_efficient.layers.embedding.table import Table, fake_quantize, pack, quantize, unpack
+
+pytestmark = pytest.mark.contract
+
+RNG = np.random.default_rng(0)
+
+# Arguments under which a method makes small tables for 500 entities of 24 columns.
+SMALL = {
+    "memcom": {"compression": 4},
+    "subspace": {"compression": 4, "bits": 2},
+    "naive": {"compression": 4, "hash": "mix"},
+    "truncate": {"compression": 4},
+    "double": {"compression": 4},
+    "quotient_remainder": {"compression": 4},
+    "hash_embedding": {"compression": 4, "bits": 8},
+    "reduced": {"compression": 4, "bits": 4},
+    "factorised": {"compression": 4, "bits": 4},
+    "tensor_train": {"compression": 4},
+    "deep_hash": {"size": 8, "hashes": 16},
+    "robe": {"compression": 4, "block": 8},
+}
+
+
+def array(tensor) -> np.ndarray:
+    return ops.convert_to_numpy(tensor)
+
+
+def built(cls=layers.MEmComEmbedding, *args, **options):
+    keras.utils.set_random_seed(0)
+    layer = cls(*args, **options)
+    layer.build((None, None))
+    return layer
+
+
+# Formulas
+
+
+def test_the_golden_vectors():
+    """n = 10, m = 3, d = 4, U = 0 … 11, V = 1 + i / 10, W = −i."""
+    layer = built(input_dim=10, output_dim=4, hash_size=3, bias=True)
+    layer._state["rows"].assign(np.arange(12.0).reshape(3, 4))
+    layer._state["scalars"].assign(1 + np.arange(10.0)[:, None] / 10)
+    layer._state["shifts"].assign(np.zeros((10, 1)))
+    found = array(layer(np.array([7, 9])))
+    np.testing.assert_allclose(found, [[6.8, 8.5, 10.2, 11.9], [0, 1.9, 3.8, 5.7]], rtol=1e-6)
+    layer._state["shifts"].assign(-np.arange(10.0)[:, None])
+    np.testing.assert_allclose(array(layer(np.array([7])))[0], [-0.2, 1.5, 3.2, 4.9], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_formula_for_ids_of_any_rank(shape, dtype, groups):
+    layer = built(input_dim=100, output_dim=8, hash_size=7, bias=True, scalars=groups)
+    rows, v, w = (RNG.normal(size=array(x).shape).astype("float32") for x in layer._state.values())
+    for variable, value in zip(layer._state.values(), (rows, v, w), strict=True):
+        variable.assign(value)
+    ids = RNG.integers(0, 100, shape).astype(dtype)
+    spread = np.repeat(np.arange(groups), 8 // groups)
+    expected = rows[ids % 7] * v[ids][..., spread] + w[ids][..., spread]
+    np.testing.assert_allclose(array(layer(ids)), expected, rtol=1e-6)
+
+
+def test_own_rows_of_frequent_entities():
+    layer = built(input_dim=20, output_dim=4, hash_size=3, own_rows=5)
+    rows = array(layer._state["rows"])
+    assert rows.shape == (8, 4)
+    expected = np.concatenate([rows[:5], rows[5 + np.arange(15) % 3]])
+    np.testing.assert_array_equal(layer.embeddings(), expected)
+
+
+def test_training_begins_as_naive_hashing():
+    layer = built(input_dim=20, output_dim=4, hash_size=6)
+    np.testing.assert_array_equal(layer.embeddings(), array(layer._state["rows"])[np.arange(20) % 6])
+
+
+def test_a_table_as_large_as_the_original_is_an_embedding():
+    layer = built(input_dim=30, output_dim=4, hash_size=30)
+    stock = keras.layers.Embedding(30, 4)
+    stock.build()
+    stock.set_weights([array(layer._state["rows"])])
+    ids = RNG.integers(0, 30, (4, 6))
+    np.testing.assert_array_equal(array(layer(ids)), array(stock(ids)))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("naive", "truncate", "double")])
+def test_every_entity_has_a_vector_of_its_own(method):
+    layer = built(layers.CompressedEmbedding, 500, 24, method=method, **SMALL[method])
+    for variable in layer._state.values():
+        if variable.shape:
+            variable.assign(array(variable) + RNG.normal(size=variable.shape).astype("float32"))
+    vectors = layer.embeddings()
+    assert len(np.unique(vectors.round(6), axis=0)) == len(vectors)
+
+
+def test_bucket_mates_are_collinear_without_bias_only():
+    def cosine(bias):
+        layer = built(input_dim=30, output_dim=8, hash_size=5, bias=bias)
+        for variable in layer._state.values():
+            variable.assign(array(variable) + RNG.normal(size=variable.shape))
+        a, b = layer.embeddings([3, 28])
+        return abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert cosine(False) == pytest.approx(1.0, abs=1e-6)
+    assert cosine(True) < 0.999
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "compression", "options", "size"),
+    [
+        (40_981, 64, 16, {}, 1_920),
+        (40_981, 64, 16, {"bias": True}, 1_280),
+        (480_000, 128, 16, {}, 26_250),
+        (480_000, 128, 25, {}, 15_450),
+        (480_000, 128, 100, {"bits": 8, "scalar_bits": 8}, 14_981),
+    ],
+)
+def test_rows_that_a_budget_buys(n, d, compression, options, size):
+    layer = layers.MEmComEmbedding(n, d, compression=compression, **options)
+    assert layer.hash_size == size
+    assert layer.compression_ratio >= compression
+    larger = layers.MEmComEmbedding(n, d, hash_size=size + 1, **options)
+    assert larger.compression_ratio < compression
+
+
+@pytest.mark.parametrize(("bias", "largest"), [(False, "63.9"), (True, "31.97")])
+def test_the_largest_compression_is_told(bias, largest):
+    with pytest.raises(ValueError, match=f"largest possible here is {largest}"):
+        layers.MEmComEmbedding(40_981, 64, compression=64, bias=bias)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_deployed_form_is_as_large_as_it_says(method):
+    inputs = keras.Input((None,), dtype="int32")
+    layer = layers.CompressedEmbedding(500, 24, method=method, **SMALL[method])
+    deployed = deploy(keras.Model(inputs, layer(inputs)))
+    stored = sum(array(v).nbytes for v in deployed.variables)
+    scales = 4 * sum(t.bits < 32 and t.scale == "table" for t in layer.plan.tables().values())
+    assert stored + scales == layer.nbytes
+
+
+# Storage
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([16, 8, 4, 2, 1]), st.integers(1, 9), st.integers(1, 19))
+def test_packing_and_back(bits, rows, columns):
+    table = Table(rows, columns, bits)
+    codes = np.random.default_rng(rows).integers(table.least, table.most + 1, (rows, columns))
+    stored = pack(table, codes.astype(np.int16))
+    assert stored.shape == (rows, table.packed_columns)
+    assert stored.dtype == table.stored_dtype
+    np.testing.assert_array_equal(array(unpack(table, ops.convert_to_tensor(stored))), codes)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("scale", ["row", "table"])
+def test_rounding_by_hand(bits, scale):
+    table = Table(3, 50, bits, scale)
+    values = RNG.normal(size=(3, 50)).astype("float32")
+    step = 0.7 if scale == "table" else None
+    found = array(fake_quantize(table, ops.convert_to_tensor(values), step))
+    stored, scales = quantize(table, values, step)
+    again = (array(unpack(table, ops.convert_to_tensor(stored))) + table.offset) * scales
+    np.testing.assert_allclose(found, again, rtol=1e-6)
+    levels = np.unique(np.round(found / scales - table.offset))
+    assert levels.min() >= table.least
+    assert levels.max() <= table.most
+    if bits == 2:
+        assert set(levels) <= {-2, -1, 0, 1}
+    if bits >= 8 and scale == "row":
+        np.testing.assert_allclose(found, values, atol=float(np.max(scales)) * 0.51)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_layers_compute_the_same(method, tmp_path):
+    inputs = keras.Input((None,), dtype="int32")
+    layer = layers.CompressedEmbedding(500, 24, method=method, combiner="mean", mask_zero=True, **SMALL[method])
+    model = keras.Model(inputs, layer(inputs))
+    ids = RNG.integers(0, 500, (4, 9)).astype("int32")
+    before = array(model(ids))
+    layer.freeze()
+    np.testing.assert_allclose(array(model(ids)), before, rtol=1e-5, atol=1e-6)
+    assert not layer.trainable_variables
+    model.save_weights(tmp_path / "frozen.weights.h5")
+    overhead = 30_000  # of HDF5, by variable
+    assert (tmp_path / "frozen.weights.h5").stat().st_size < layer.nbytes + overhead
+    model.save(tmp_path / "frozen.keras")
+    again = keras.saving.load_model(tmp_path / "frozen.keras")
+    np.testing.assert_array_equal(array(again(ids)), array(model(ids)))
+
+
+def test_weights_of_the_other_form_are_refused(tmp_path):
+    def model(frozen):
+        inputs = keras.Input((None,), dtype="int32")
+        return keras.Model(
+            inputs, layers.MEmComEmbedding(50, 8, compression=4, bits=4, frozen=frozen, name="e")(inputs)
+        )
+
+    model(True).save_weights(tmp_path / "frozen.weights.h5")
+    with pytest.raises(ValueError, match="frozen"):
+        model(False).load_weights(tmp_path / "frozen.weights.h5")
+
+
+def test_fake_quantisation_trains():
+    """Two bits and a learned step fit a target that two bits can fit."""
+    inputs = keras.Input((), dtype="int32")
+    layer = layers.CompressedEmbedding(64, 8, method="reduced", bits=2)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.Adam(0.02), "mse")
+    target = RNG.choice([-1.5, -0.5, 0.5, 1.5], (64, 8)).astype("float32") * 0.2
+    model.fit(np.arange(64), target, epochs=150, batch_size=64, verbose=0)
+    assert np.mean((array(model(np.arange(64))) - target) ** 2) < 0.1 * np.mean(target**2)
+
+
+# Pooling and masks
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+@pytest.mark.parametrize("method", ["memcom", "subspace"])
+def test_pooling_by_hand(combiner, method):
+    layer = built(layers.CompressedEmbedding, 50, 8, method=method, size=6, combiner=combiner, mask_zero=True)
+    ids = np.array([[3, 0, 7, 0], [0, 0, 0, 0], [1, 2, 3, 4]])
+    vectors, present = layer.embeddings(ids.ravel()).reshape(3, 4, 8), (ids > 0).astype("float32")
+    count = np.maximum(present.sum(1, keepdims=True), 1)
+    divisor = {"sum": 1.0, "mean": count, "sqrtn": np.sqrt(count)}[combiner]
+    expected = (vectors * present[..., None]).sum(1) / divisor
+    found = array(layer(ids))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert not found[1].any()
+
+
+def test_weighted_pooling_by_hand():
+    layer = built(input_dim=50, output_dim=8, hash_size=9, combiner="mean")
+    ids, weights = RNG.integers(0, 50, (3, 5)), RNG.uniform(-1, 1, (3, 5)).astype("float32")
+    vectors = layer.embeddings(ids.ravel()).reshape(3, 5, 8)
+    expected = (vectors * weights[..., None]).sum(1) / np.abs(weights).sum(1, keepdims=True)
+    np.testing.assert_allclose(array(layer([ids, weights])), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="ragged tensors are TensorFlow's")
+def test_ragged_ids():
+    import tensorflow as tf
+
+    layer = built(input_dim=50, output_dim=8, hash_size=9, combiner="mean")
+    found = array(layer(tf.ragged.constant([[0, 3, 7], [], [5]])))
+    vectors = layer.embeddings()
+    np.testing.assert_allclose(found[0], vectors[[0, 3, 7]].mean(0), rtol=1e-5)
+    assert not found[1].any()
+    np.testing.assert_allclose(found[2], vectors[5], rtol=1e-6)
+    with pytest.raises(ValueError, match="combiner"):
+        built(input_dim=50, output_dim=8, hash_size=9)(tf.ragged.constant([[0, 3], [1]]))
+
+
+def test_masks_reach_the_next_layer_in_both_forms():
+    inputs = keras.Input((6,), dtype="int32")
+    vectors = layers.MEmComEmbedding(30, 4, hash_size=5, mask_zero=True)(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(vectors))
+    ids = np.array([[3, 4, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
+    expected = model.layers[1].embeddings([3, 4]).mean(0)
+    np.testing.assert_allclose(array(model(ids))[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
+
+
+# From a trained table
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("hash_embedding", "tensor_train", "deep_hash")])
+@pytest.mark.parametrize("counted", [False, True])
+def test_fits_are_better_than_shared_means(method, counted):
+    n, d = 500, 24
+    counts = 1 / (1 + np.arange(n)) if counted else None
+    matrix = RNG.normal(size=(n, 8)) @ RNG.normal(size=(8, d)) + 0.3 * RNG.normal(size=(n, d))
+    weights = np.ones(n) if counts is None else counts
+    layer = layers.CompressedEmbedding.from_embedding(matrix, counts=counts, method=method, **SMALL[method])
+    naive = layers.CompressedEmbedding.from_embedding(matrix, counts=counts, method="naive", compression=4)
+    error = weighted_error(matrix, layer.embeddings(), weights)
+    assert error < 1
+    if method in ("memcom", "subspace", "quotient_remainder", "factorised"):
+        assert error < weighted_error(matrix, naive.embeddings(), weights)
+
+
+def test_the_rank_one_fit_is_the_singular_value_decomposition():
+    n, d, m = 400, 12, 40
+    matrix, counts = RNG.normal(size=(n, d)).astype("float32"), RNG.uniform(0.5, 2, n).astype("float32")
+    layer = layers.MEmComEmbedding.from_embedding(matrix, counts=counts, hash_size=m)
+    left = 0.0
+    for bucket in range(m):
+        members = np.arange(n) % m == bucket
+        values = np.linalg.svd(np.sqrt(counts[members])[:, None] * matrix[members], compute_uv=False)
+        left += np.sum(values[1:] ** 2)
+    expected = left / np.sum(counts[:, None] * matrix**2)
+    assert weighted_error(matrix, layer.embeddings(), counts) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"hash_size": 60}, {"hash_size": 1, "scalars": 12}])
+def test_fits_that_are_exact(options):
+    matrix = RNG.normal(size=(60, 12)).astype("float32")
+    layer = layers.MEmComEmbedding.from_embedding(matrix, **options)
+    np.testing.assert_allclose(layer.embeddings(), matrix, atol=1e-5)
+
+
+def test_from_a_stock_layer():
+    stock = keras.layers.Embedding(40, 6, mask_zero=True, name="words")
+    with pytest.raises(ValueError, match="not built"):
+        layers.MEmComEmbedding.from_embedding(stock, compression=3)
+    stock.build()
+    layer = layers.MEmComEmbedding.from_embedding(stock, hash_size=40)
+    assert (layer.name, layer.mask_zero) == ("words", True)
+    np.testing.assert_allclose(layer.embeddings(), array(stock.embeddings), atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [np.ones(39), np.full(40, -1.0), np.full(40, np.nan), np.zeros(40)])
+def test_wrong_counts(counts):
+    with pytest.raises(ValueError, match="counts"):
+        layers.MEmComEmbedding.from_embedding(np.ones((40, 6)), counts=counts, compression=2)
+
+
+# Growing
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "tensor_train"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_growing_leaves_the_old_vectors(method, frozen, tmp_path):
+    inputs = keras.Input((None,), dtype="int32")
+    layer = layers.CompressedEmbedding(500, 24, method=method, **SMALL[method])
+    model = keras.Model(inputs, layer(inputs))
+    if frozen:
+        layer.freeze()
+    old, size = layer.embeddings(), layer.plan.size
+    layer.grow(650)
+    assert (layer.input_dim, layer.plan.size) == (650, size)
+    np.testing.assert_array_equal(layer.embeddings()[:500], old)
+    assert np.isfinite(layer.embeddings()).all()
+    model.save(tmp_path / "grown.keras")
+    again = keras.saving.load_model(tmp_path / "grown.keras").layers[1]
+    np.testing.assert_array_equal(again.embeddings()[:500], old)
+    with pytest.raises(ValueError, match="650 entities already"):
+        layer.grow(600)
+
+
+def test_a_tensor_train_cannot_grow():
+    layer = built(layers.CompressedEmbedding, 500, 24, method="tensor_train", size=4)
+    with pytest.raises(ValueError, match="would all change"):
+        layer.grow(600)
+
+
+# Hashes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 2), st.integers(1, 100_000), st.integers(0, 5))
+def test_the_hash_is_the_same_without_overflow(number, buckets, seed):
+    found = int(array(mix(ops.convert_to_tensor([number], dtype="int32"), buckets, seed))[0])
+    exact = int(mix(np.array([number], np.int64), buckets, seed)[0])
+    assert found == exact
+    assert 0 <= found < buckets
+
+
+def test_the_hash_fills_its_buckets():
+    found = array(mix(ops.arange(100_000, dtype="int32"), 1000))
+    counts = np.bincount(found, minlength=1000)
+    # Of independent draws: mean 100, deviation 10; five deviations in a thousand buckets are one chance in 2,000.
+    assert counts.min() > 50
+    assert counts.max() < 150
+    other = array(mix(ops.arange(100_000, dtype="int32"), 1000, 1))
+    assert np.mean(found == other) < 0.002
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("ids", [np.array([1.0]), np.array([True]), [[0.5]]])
+def test_ids_must_be_integers(ids):
+    with pytest.raises(TypeError, match="integers"):
+        built(input_dim=10, output_dim=4, hash_size=3)(np.asarray(ids))
+
+
+def test_symbolic_ids_must_be_integers():
+    with pytest.raises(TypeError, match="integers"):
+        layers.MEmComEmbedding(10, 4, hash_size=3)(keras.Input((3,)))
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 2**31 - 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_ids_out_of_range(wrong, method):
+    layer = built(
+        layers.CompressedEmbedding,
+        10,
+        8,
+        method=method,
+        **{**SMALL[method], "compression": None, "size": 2 if method == "tensor_train" else 8},
+    )
+    with pytest.raises(ValueError, match=f"from 0 to 9. Received: {wrong}"):
+        layer(np.array([0, wrong]))
+
+
+def test_policies_for_ids_out_of_range():
+    for policy, places in {"clip": [0, 9, 9], "wrap": [9, 0, 7]}.items():
+        layer = built(input_dim=10, output_dim=4, hash_size=10, out_of_range=policy)
+        np.testing.assert_array_equal(
+            array(layer(np.array([-1, 10, 17 if policy == "wrap" else 99]))), layer.embeddings(places)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_dim": 0}, "input_dim"),
+        ({"output_dim": 2.5}, "output_dim"),
+        ({"compression": 4, "hash_size": 3}, "not both"),
+        ({"compression": "much"}, "positive number"),
+        ({"compression": -2}, "positive number"),
+        ({"hash_size": 11}, "out of range"),
+        ({"scalars": 3}, "divide"),
+        ({"bits": 3}, "bits"),
+        ({"scalar_bits": 4}, "scalar_bits"),
+        ({"hash": "md5"}, "hash"),
+        ({"own_rows": 10}, "own_rows"),
+        ({"combiner": "max"}, "combiner"),
+        ({"out_of_range": "ignore"}, "out_of_range"),
+        ({"form": "square"}, "form"),
+        ({"form": "subspace", "bias": True}, "scaled form"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        layers.MEmComEmbedding(**{"input_dim": 10, "output_dim": 4, **options})
+
+
+def test_unknown_options_and_methods():
+    with pytest.raises(TypeError, match="no option 'bias'"):
+        layers.CompressedEmbedding(10, 4, method="naive", bias=True)
+    with pytest.raises(ValueError, match="quotient_remainder"):
+        layers.CompressedEmbedding(10, 4, method="magic")
+    with pytest.raises(ValueError, match="build"):
+        layers.MEmComEmbedding(10, 4, hash_size=3).freeze()
