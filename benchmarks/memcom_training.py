@@ -27,20 +27,20 @@ RUNS = harness.RESULTS / "memcom_runs.jsonl"
 # Epochs at which the whole table's validation score has stopped to rise (see `convergence` in memcom.json).
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
 TUNING_USERS = 6000
-TUNING_EPOCHS = {"gowalla": 20, "amazon-beauty": 10, "ml-1m-implicit": 30}
+TUNING_EPOCHS = {"gowalla": 12, "amazon-beauty": 8, "ml-1m-implicit": 30}
 RATES = (0.005, 0.01, 0.02)
 
 FULL = {"method": "reduced"}
 PAPER = {"form": "scaled"}
-OURS = {"form": "subspace", "bits": 1}
+OURS = {"form": "subspace", "bits": 2}
 
 # The forms of MEmCom, and what they are compared with at 16 times fewer bytes. Baselines get the width of numbers that
 # is best for them: eight bits where rows are shared, four and two where every entity has a row.
 FORMS = {
     "MEmCom as published": PAPER,
     "MEmCom, int8 rows, int8 scalar": {"form": "scaled", "bits": 8, "scalar_bits": 8},
-    "MEmCom subspace, 1 bit": OURS,
-    "MEmCom subspace, 2 bits": {"form": "subspace", "bits": 2},
+    "MEmCom subspace, 2 bits": OURS,
+    "MEmCom subspace, 1 bit": {"form": "subspace", "bits": 1},
 }
 BASELINES = {
     "naive hashing, int8": {"method": "naive", "bits": 8},
@@ -97,15 +97,25 @@ def result(run: Run, *, compute: bool = True) -> dict[str, Any] | None:
     return found
 
 
+def ours_at(dataset: str, compression: float, dim: int) -> dict[str, Any]:
+    """Our form with the bits that validation prefers at this ratio."""
+    choices = [{"form": "subspace", "bits": bits} for bits in (1, 2, 4)]
+    return max(choices, key=lambda options: _best(dataset, options, compression, dim)[1])
+
+
 def best_rate(dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64) -> float:
     """The rate with the best validation score after a short training: the same three for every method."""
+    return _best(dataset, options, compression, dim)[0]
+
+
+def _best(dataset: str, options: dict[str, Any], compression: float | None, dim: int) -> tuple[float, float]:
     scores = {}
     for rate in RATES:
         run = make(
             dataset, options, compression, dim=dim, rate=rate, split="valid", epochs=TUNING_EPOCHS[dataset], seed=100
         )
         scores[rate] = result(run)["ndcg"]
-    return max(scores, key=scores.__getitem__)
+    return max(scores.items(), key=lambda item: item[1])
 
 
 @cache

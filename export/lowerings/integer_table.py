@@ -19,9 +19,10 @@ from keras.src.ops import core, numpy
 
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.lowerings import Lowering, operations
-from keras_efficient.export.lowerings.plain_gather import PlainGather, is_plain_embedding
+from keras_efficient.export.lowerings.plain_gather import is_plain_embedding
+from keras_efficient.export.lowerings.table_layers import FloatTable, IntegerTable, SignTable, narrowest_bits
 
-__all__ = ["INTEGER_TABLE", "WIDE_TABLE_AS_FLOATS", "integer_table", "narrowest_bits", "wide_table_as_floats"]
+__all__ = ["INTEGER_TABLE", "WIDE_TABLE_AS_FLOATS", "integer_table", "wide_table_as_floats"]
 
 TOLERANCE = 1e-6  # of a value: float32 products and sums of the same numbers differ by 1e-7
 CHUNK = 65536  # rows that are asked for at once
@@ -41,12 +42,6 @@ _PLACE_BY_PLACE = (
 )
 
 
-def narrowest_bits(values: np.ndarray) -> int:
-    """Width of the narrowest number format of TFLite that holds these integers: 2, 4, 8, 16 or 32."""
-    least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    return next((bits for bits in (2, 4, 8, 16) if -(2 ** (bits - 1)) <= least and most < 2 ** (bits - 1)), 32)
-
-
 @dataclass(frozen=True)
 class _Contents:
     """What a table holds: ``value = (codes + offset) · step · row scale``."""
@@ -57,95 +52,14 @@ class _Contents:
     row_scales: np.ndarray | None
 
     @property
-    def bits(self) -> int:
-        return narrowest_bits(self.codes)
-
-    @property
     def values(self) -> np.ndarray:
         rows = (self.codes.astype(np.float32) + np.float32(self.offset)) * np.float32(self.step)
         return rows if self.row_scales is None else rows * self.row_scales
 
 
-class _IntegerTable(keras.layers.Layer):
-    """``(…)`` ids to ``(…, columns)`` floats: rows of integers times a scale, and perhaps a scale of the row's own.
-
-    It takes the mask that a model is called with, and has no use for it.
-    """
-
-    def __init__(self, rows, columns, width, bits, step, offset, has_row_scales, **kwargs):
-        super().__init__(dtype="float32", autocast=False, trainable=False, **kwargs)
-        self.rows, self.columns, self.width, self.bits = rows, columns, width, bits
-        self.step, self.offset, self.has_row_scales = step, offset, has_row_scales
-
-    @classmethod
-    def of(cls, contents: _Contents, name: str) -> _IntegerTable:
-        """A built layer with these contents."""
-        (rows, columns), bits = contents.codes.shape, contents.bits
-        # LiteRT packs the whole table as one run of numbers and finds a row only where it begins with a byte.
-        width = -(-columns * bits // 8) * 8 // bits if bits < 8 else columns
-        has_row_scales = contents.row_scales is not None
-        layer = cls(rows, columns, width, bits, contents.step, contents.offset, has_row_scales, name=name)
-        layer.build(None)
-        layer.codes.assign(np.pad(contents.codes, ((0, 0), (0, width - columns))))
-        if has_row_scales:
-            layer.row_scales.assign(contents.row_scales)
-        return layer
-
-    def build(self, input_shape):
-        options = {"initializer": "zeros", "trainable": False, "autocast": False}
-        dtype = "int8" if self.bits <= 8 else "int16"
-        self.codes = self.add_weight(name="codes", shape=(self.rows, self.width), dtype=dtype, **options)
-        self.row_scales = None
-        if self.has_row_scales:
-            self.row_scales = self.add_weight(name="row_scales", shape=(self.rows, 1), dtype="float32", **options)
-        self.built = True
-
-    def call(self, ids, mask=None):
-        import tensorflow as tf
-
-        flat = tf.reshape(ids, [-1]) if len(ids.shape) != 1 else ids  # EMBEDDING_LOOKUP takes nothing else
-        found = tf.cast(tf.gather(tf.convert_to_tensor(self.codes), flat), tf.float32)
-        found = found * self.step if self.step != 1.0 else found
-        found = found + self.offset * self.step if self.offset else found
-        if self.row_scales is not None:
-            found = found * tf.gather(tf.convert_to_tensor(self.row_scales), flat)
-        found = found[:, : self.columns] if self.width > self.columns else found
-        return found if len(ids.shape) == 1 else tf.reshape(found, self._shape(ids))
-
-    def _shape(self, ids):
-        """Of the result; constants but for one size where that is possible, which spares the file SHAPE and others."""
-        import tensorflow as tf
-
-        sizes = [*ids.shape, self.columns]
-        if sizes.count(None) <= 1:
-            return [-1 if size is None else size for size in sizes]
-        return tf.concat([tf.shape(ids), [self.columns]], 0)
-
-    def compute_output_spec(self, ids, mask=None):
-        return keras.KerasTensor((*ids.shape, self.columns), dtype="float32")
-
-    def get_config(self):
-        fields = ("rows", "columns", "width", "bits", "step", "offset", "has_row_scales")
-        config = super().get_config()
-        return {"name": config["name"], **{field: getattr(self, field) for field in fields}}
-
-
-class _FloatTable(PlainGather):
-    """An `Embedding` in the place of a model, which is called with a mask."""
-
-    def call(self, inputs, mask=None):
-        return super().call(inputs)
-
-    def compute_output_spec(self, inputs, mask=None):
-        return super().compute_output_spec(inputs)
-
-
 def integer_table(model: keras.Model) -> keras.Model:
-    """Every model inside this one that is a table of integers, as one layer; those of one bit stay as they are.
-
-    LiteRT has no number format of one bit: as two they would take twice the bytes.
-    """
-    return _with_tables(model, lambda operation, contents, path: _packed(operation, contents))
+    """Every model inside this one that is a table of integers, as one layer that takes no more bytes in the file."""
+    return _with_tables(model, _as_layer)
 
 
 def wide_table_as_floats(model: keras.Model) -> keras.Model:
@@ -177,23 +91,34 @@ def _with_tables(model: keras.Model, make: Any) -> keras.Model:
     return rebuilt if replaced else model
 
 
-def _packed(operation: Functional, contents: _Contents) -> keras.layers.Layer | None:
-    stored = _parts(operation)[0].embeddings
-    row_bytes = stored.shape[1] * np.dtype(stored.dtype).itemsize
-    fits = -(-contents.codes.shape[1] * contents.bits // 8) <= row_bytes
-    return _IntegerTable.of(contents, operation.name) if fits else None
+def _as_layer(operation: Functional, contents: _Contents, path: str) -> keras.layers.Layer | None:
+    bits, codes = narrowest_bits(contents.codes), contents.codes
+    shape = (*codes.shape, contents.step, contents.offset, contents.row_scales is not None)
+    if contents.offset == 0.5 and codes.min() >= -1 and codes.max() <= 0:
+        layer = SignTable(*shape, name=operation.name)
+    elif -(-codes.shape[1] * bits // 8) <= _row_bytes(operation):
+        layer = IntegerTable(*shape, bits, name=operation.name)
+    else:
+        return None
+    layer.build()
+    layer.fill(codes, contents.row_scales)
+    return layer
+
+
+def _row_bytes(model: Functional) -> int:
+    stored = _parts(model)[0].embeddings
+    return stored.shape[1] * np.dtype(stored.dtype).itemsize
 
 
 def _as_floats(operation: Functional, contents: _Contents, path: str) -> keras.layers.Layer:
-    stored = _parts(operation)[0].embeddings
-    if stored.shape[1] * np.dtype(stored.dtype).itemsize < contents.codes.shape[1]:
+    columns, row_bytes = contents.codes.shape[1], _row_bytes(operation)
+    if row_bytes < columns:
         raise UnsupportedLayer(
             path,
-            f"its table has numbers of {8 * stored.shape[1] // contents.codes.shape[1]} bits, which a calibrated "
-            "precision would store as 8.",
-            hint="Choose precision float32 or float16: they keep a table's bits and scales as they are.",
+            f"its table has {8 * row_bytes // columns}-bit numbers, which a calibrated precision would store in 8.",
+            hint="Choose precision float32, which keeps the table's integers as they are.",
         )
-    layer = _FloatTable(*contents.codes.shape, dtype="float32", name=operation.name)
+    layer = FloatTable(*contents.codes.shape, dtype="float32", name=operation.name)
     layer.build()
     layer.set_weights([contents.values])
     return layer
@@ -246,9 +171,9 @@ def _contents(model: Functional) -> _Contents | None:
     codes = np.concatenate(parts)
     if row_scales is None:
         return _Contents(codes, step, offset, None)
-    # So that half of the bits are enough for row scales: a power of two moves no other bit. Small ones of tables of
-    # 16 bits are below what float16 can hold.
-    power = float(2.0 ** np.round(np.log2(row_scales.max())))
+    # Half precision cannot hold small row scales; a power of two (float16's least, or more) changes nothing but the
+    # place of their bits.
+    power = float(2.0 ** max(-24, np.round(np.log2(row_scales.max()))))
     return _Contents(codes, step * power, offset, row_scales / np.float32(power))
 
 

@@ -33,9 +33,11 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS
+    from keras_efficient.export.lowerings.plain_add import PLAIN_ADD
     from keras_efficient.export.lowerings.plain_gather import CHECKED_GATHER
 
-    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS, CHECKED_GATHER]
+    needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]
+    needed += [CHECKED_GATHER, PLAIN_ADD]
     yield Lowered(*apply(model, needed))
 
 

@@ -46,10 +46,12 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
 def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] = ()) -> list[lowerings.Lowering]:
     """The lowerings that a precision needs, in order, but for those in `without`."""
     from keras_efficient.export.lowerings.arg_extreme import PLAIN_ARG_EXTREMES
+    from keras_efficient.export.lowerings.flat_dense import FLAT_DENSE
     from keras_efficient.export.lowerings.free_upsampling import FREE_UPSAMPLING
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS
     from keras_efficient.export.lowerings.integer_table import INTEGER_TABLE, WIDE_TABLE_AS_FLOATS
     from keras_efficient.export.lowerings.normalization import INTEGER_NORMALIZATION
+    from keras_efficient.export.lowerings.plain_add import PLAIN_ADD
     from keras_efficient.export.lowerings.plain_gather import PLAIN_GATHER
     from keras_efficient.export.lowerings.prelu import OTHER_PRELU_AS_RELU, PRELU_AS_RELU
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
@@ -57,7 +59,8 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
-    needed += [WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE, PLAIN_GATHER]
+    needed.append(WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE)
+    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
         needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
@@ -215,8 +218,19 @@ def _convert_saved_model(folder: str, request: Request) -> bytes:
     except KerasEfficientError:  # of the calibration data
         raise
     except Exception as err:  # ConverterError, ValueError, RuntimeError: whatever the converter met
-        message = f"The TFLite converter refused the model: {_reason(err)}"
+        reason = _reason(err)
+        message = f"The TFLite converter refused the model: {_unquantised_layer(reason, folder, request)}{reason}"
         raise ConversionError(message, hint=_free_axes_hint(request)) from err
+
+
+def _unquantised_layer(reason: str, folder: str, request: Request) -> str:
+    """The layer of the operator that the quantiser has no rule for: it names the operator only, the float file both."""
+    unruled = re.search(r"not yet supported for op: '(\w+)'", reason)
+    if unruled is None or request.precision not in CALIBRATED:
+        return ""
+    operators = flatbuffer.operators(_convert_saved_model(folder, replace(request, precision="float32")))
+    layer = next((operator.layer for operator in operators if operator.name == unruled.group(1)), None)
+    return f"layer {layer!r}: " if layer else ""
 
 
 def _quantize_fully(converter: Any, request: Request, ops: Any, dtype: Any) -> None:
@@ -325,8 +339,9 @@ def _refuse_widened_tables(operators: list[flatbuffer.Operator], known: Collecti
             for tensor in operator.inputs:
                 maker = None if tensor is None else widened.get((operator.subgraph, tensor.name))
                 if maker is not None:
-                    where, table = _where(operator, known, operators), maker.inputs[0]
-                    raise ConversionError(f"{where}: each run would widen its whole table, {table}.")
+                    table, where = maker.inputs[0], _where(operator, known, operators)
+                    size = "×".join(map(str, table.shape))
+                    raise ConversionError(f"{where}: its whole table ({table.dtype}, {size}) would be widened at once.")
 
 
 def _where(operator: flatbuffer.Operator, known: Collection[str], operators: list[flatbuffer.Operator]) -> str:
@@ -357,7 +372,7 @@ def weight_bytes(model: keras.Model, float_bytes: float = 4) -> float:
 
     import numpy as np
 
-    from keras_efficient.export.lowerings.integer_table import narrowest_bits
+    from keras_efficient.export.lowerings.table_layers import narrowest_bits
 
     distinct = {}
     for weight in model.weights:
@@ -379,9 +394,15 @@ def _notes(graph: Any, operators: list[flatbuffer.Operator], request: Request) -
         constants = {
             t.dtype for op in operators for t in op.inputs if t is not None and t.constant and len(t.shape) > 1
         }
-        if not constants & {"int8", "int4"}:
+        if any(op.name == "GATHER" and _is_float_table(op.inputs[0]) for op in operators):
+            notes.append(f"Tables of embeddings are float32: {request.precision} leaves them so, or gains too little.")
+        elif not constants & {"int8", "int4", "int2", "uint8", "int16"}:
             notes.append("No weight was quantised: all of them are too small to gain by it. The file is float32.")
     return tuple(notes)
+
+
+def _is_float_table(tensor: flatbuffer.Tensor | None) -> bool:
+    return tensor is not None and tensor.constant and tensor.dtype == "float32" and tensor.shape[-1:] > (1,)
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.quantizers import fake_quant_with_min_max_vars as fake_quant
 
-__all__ = ["FakeQuantize", "fake_quantize_kernel", "round_straight_through"]
+__all__ = ["FakeQuantize", "fake_quantize_kernel"]
 
 
 def fake_quantize_kernel(kernel, bits=8):
@@ -19,7 +19,7 @@ def fake_quantize_kernel(kernel, bits=8):
     largest = ops.max(ops.abs(kernel), axis=tuple(range(len(kernel.shape) - 1)), keepdims=True)
     # The scale is a constant to the gradient: LiteRT takes it from the kernel when the file is written.
     scale = ops.stop_gradient(ops.maximum(largest, 1e-12)) / levels
-    return round_straight_through(kernel / scale) * scale
+    return _round_straight_through(kernel / scale) * scale
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -109,8 +109,7 @@ class FakeQuantize(keras.layers.Layer):
         self.range_max.assign(keep * self.range_max + (1 - keep) * high)
 
 
-def round_straight_through(values):
-    """Rounds to the nearest integer, with the gradient of the identity."""
+def _round_straight_through(values):
     return values + ops.stop_gradient(ops.round(values) - values)
 
 

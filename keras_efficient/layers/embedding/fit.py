@@ -7,12 +7,12 @@ What has no closed form here (`None`) is left to gradients.
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import numpy as np
 
 from keras_efficient.layers.embedding import plans
 from keras_efficient.layers.embedding.plans import Plan
+from keras_efficient.layers.embedding.table import STEP, Table, dequantize, quantize
 
 __all__ = ["fit", "weighted_error"]
 
@@ -90,7 +90,7 @@ def _subspace(plan: plans.Subspace, matrix: np.ndarray, counts: np.ndarray) -> V
     if table.bits == 32:
         scalars = matrix @ np.linalg.pinv(kernel)
         return {"scalars": scalars.astype("float32"), "rows": kernel.astype("float32")}
-    step = table.step(1.0)
+    step = STEP.get(table.bits) or 4.0 / table.most
     scalars = np.zeros((plan.input_dim, plan.size), np.float32)
     rest = matrix.astype(np.float32).copy()
     for _ in range(SWEEPS):
@@ -99,11 +99,24 @@ def _subspace(plan: plans.Subspace, matrix: np.ndarray, counts: np.ndarray) -> V
             level = _level(table, scalars[:, k] + along, step)
             rest -= np.outer(level - scalars[:, k], row)
             scalars[:, k] = level
-        weighted = scalars * counts[:, None]
-        normal = weighted.T @ scalars + 1e-4 * counts.sum() * np.eye(plan.size, dtype=np.float32) * step**2
-        kernel = np.linalg.solve(normal, weighted.T @ matrix).astype(np.float32)
+        kernel = _kernel(scalars, matrix, counts)
         rest = matrix - scalars @ kernel
-    return {"scalars": scalars, "rows": kernel, "scalars_log_scale": np.float32(np.log(step))}
+    stored, scale = quantize(table, scalars)  # its scale is another than the step above
+    return {"scalars": scalars, "rows": _kernel(_values(table, stored, scale), matrix, counts)}
+
+
+def _kernel(scalars: np.ndarray, matrix: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The rows with the least weighted error for these scalars."""
+    weighted = scalars * counts[:, None]
+    normal = weighted.T @ scalars
+    normal += 1e-4 * np.mean(np.diag(normal)) * np.eye(len(normal), dtype=np.float32)
+    return np.linalg.solve(normal, weighted.T @ matrix).astype(np.float32)
+
+
+def _values(table: Table, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    from keras import ops
+
+    return ops.convert_to_numpy(dequantize(table, ops.convert_to_tensor(stored), scale))
 
 
 def _frame(matrix: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
@@ -124,7 +137,7 @@ def _frame(matrix: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
     return frame[:size].astype(np.float32)
 
 
-def _level(table: Any, values: np.ndarray, step: float) -> np.ndarray:
+def _level(table: Table, values: np.ndarray, step: float) -> np.ndarray:
     """The nearest values that a table can store with this step."""
     codes = np.clip(np.round(values / step - table.offset), table.least, table.most)
     return ((codes + table.offset) * step).astype(np.float32)
@@ -142,7 +155,7 @@ def _truncate(plan: plans.TruncateRare, matrix: np.ndarray, counts: np.ndarray) 
 
 @fit.register
 def _reduced(plan: plans.Reduced, matrix: np.ndarray, counts: np.ndarray) -> Values:
-    return {"rows": matrix[:, : plan.size].astype("float32"), **_log_scale(plan, matrix[:, : plan.size])}
+    return {"rows": matrix[:, : plan.size].astype("float32")}
 
 
 @fit.register
@@ -154,7 +167,7 @@ def _factorised(plan: plans.Factorised, matrix: np.ndarray, counts: np.ndarray) 
     if plan.bits < 32:
         axes = np.linalg.qr(np.random.default_rng(0).normal(size=(plan.size, plan.size)))[0] @ axes
     rows = (matrix @ axes.T).astype("float32")
-    return {"rows": rows, "projection": axes.astype("float32"), **_log_scale(plan, rows)}
+    return {"rows": rows, "projection": axes.astype("float32")}
 
 
 @fit.register
@@ -192,7 +205,7 @@ def _robe(plan: plans.Robe, matrix: np.ndarray, counts: np.ndarray) -> Values:
     places = _codes(plan, "array").ravel()
     weights = np.repeat(counts, plan.output_dim)
     means = _sums(matrix.ravel() * weights, places, plan.size) / np.maximum(_sums(weights, places, plan.size), 1e-12)
-    return {"array": means[:, None].astype("float32"), **_log_scale(plan, means)}
+    return {"array": means[:, None].astype("float32")}
 
 
 def _additive(matrix: np.ndarray, codes: dict[str, tuple[np.ndarray, int]], counts: np.ndarray) -> Values:
@@ -217,15 +230,6 @@ def _codes(plan: Plan, name: str) -> np.ndarray:
     from keras import ops
 
     return ops.convert_to_numpy(plan.codes(ops.arange(plan.input_dim, dtype="int32"))[name])
-
-
-def _log_scale(plan: Plan, values: np.ndarray) -> Values:
-    """The learned step of tables that share one."""
-    return {
-        f"{name}_log_scale": np.float32(np.log(table.step(float(values.std()))))
-        for name, table in plan.tables().items()
-        if table.bits < 32 and table.scale == "table"
-    }
 
 
 def _sums(values: np.ndarray, code: np.ndarray, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_efficient.layers.embedding.fit import fit
 from keras_efficient.layers.embedding.plans import METHODS, Plan
-from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize
+from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize, scales
 
 __all__ = ["CompressedEmbedding"]
 
@@ -157,27 +157,20 @@ class CompressedEmbedding(keras.layers.Layer):
                 dtype=table.stored_dtype if stored else self.variable_dtype,
                 **options,
             )
-            if table.bits < 32 and (stored or table.scale == "table"):
-                self._add_scale(name, table, stored)
+            if stored:
+                self._state[f"{name}_scale"] = self.add_weight(
+                    name=f"{name}_scale",
+                    shape=(table.rows, 1) if table.scale == "row" else (),
+                    initializer="ones",
+                    dtype="float32",
+                    **options,
+                )
         for name, shape in self.plan.dense().items():
             self._state[name] = self.add_weight(
                 name=name, shape=shape, initializer=_kernel_initializer(shape), dtype=self.variable_dtype, **options
             )
         for name, value in values.items():
             self._state[name].assign(value)
-
-    def _add_scale(self, name, table, stored):
-        # A learned step must stay positive: what is trained is its logarithm.
-        start = 1.0 if stored else np.log(table.step(_deviation(table, self.embeddings_initializer)))
-        name = f"{name}_scale" if stored else f"{name}_log_scale"
-        self._state[name] = self.add_weight(
-            name=name,
-            shape=(table.rows, 1) if table.scale == "row" else (),
-            initializer=keras.initializers.Constant(float(start)),
-            dtype="float32",
-            autocast=False,
-            trainable=not self.frozen,
-        )
 
     def call(self, inputs, training=False):
         ids, weights, mask = self._read_inputs(inputs)
@@ -199,13 +192,13 @@ class CompressedEmbedding(keras.layers.Layer):
         if self.frozen and table.bits < 32:
             scale = self._state[f"{name}_scale"]
             taken = dequantize(table, taken, ops.take(scale, codes, axis=0) if table.scale == "row" else scale)
-        else:
-            scale = self._state.get(f"{name}_log_scale")
-            taken = fake_quantize(table, taken, None if scale is None else ops.exp(scale))
+        elif table.bits < 32:
+            taken = fake_quantize(table, taken, scales(table, taken if table.scale == "row" else self._state[name]))
         return ops.cast(taken, self.compute_dtype)
 
     def _multiplication(self, name):
-        return lambda vectors: ops.matmul(vectors, ops.cast(self._state[name], self.compute_dtype))
+        kernel = self._state[name] if self.frozen else self._state[name] * _kernel_scale(self._state[name].shape)
+        return lambda vectors: ops.matmul(vectors, ops.cast(kernel, self.compute_dtype))
 
     def _read_inputs(self, inputs):
         """Ids as int32, inside the range; weights and mask, or `None`."""
@@ -286,7 +279,8 @@ class CompressedEmbedding(keras.layers.Layer):
             _fit_by_gradients(layer, matrix, weights, steps)
         else:
             for name, value in values.items():
-                layer._state[name].assign(value)
+                shape = layer.plan.dense().get(name)
+                layer._state[name].assign(value if shape is None else value / _kernel_scale(shape))
         return layer
 
     def freeze(self):
@@ -337,14 +331,11 @@ class CompressedEmbedding(keras.layers.Layer):
         current = {name: ops.convert_to_numpy(variable) for name, variable in self._state.items()}
         if self.frozen:
             return current
-        found = {name: current[name] for name in self.plan.dense()}
+        found = {name: current[name] * _kernel_scale(shape) for name, shape in self.plan.dense().items()}
         for name, table in self._tables.items():
             found[name] = current[name]
             if table.bits < 32:
-                step = current.get(f"{name}_log_scale")
-                found[name], found[f"{name}_scale"] = quantize(
-                    table, current[name], None if step is None else np.exp(step)
-                )
+                found[name], found[f"{name}_scale"] = quantize(table, current[name])
         return found
 
     def deploy(self):
@@ -479,7 +470,7 @@ def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
         norm = ops.sum(ops.abs(weights), axis=-1, keepdims=True)
     else:
         norm = ops.sqrt(ops.sum(ops.square(weights), axis=-1, keepdims=True))
-    return total / ops.where(ops.equal(norm, 0), ops.ones_like(norm), norm)
+    return total / ops.where(ops.equal(norm, 0), 1.0, norm)
 
 
 def _make_plan(method, options, input_dim, output_dim, compression, size, bits) -> Plan:
@@ -590,16 +581,6 @@ def _in_range(ids: Any, input_dim: int, policy: str) -> Any:
     return ops.mod(ids, input_dim) if policy == "wrap" else ids
 
 
-def _deviation(table: Table, initializer: keras.initializers.Initializer) -> float:
-    """Standard deviation of a table's first values."""
-    if isinstance(table.initial, float):
-        return table.initial
-    if table.initial != "embeddings":
-        return 1.0
-    sample = ops.convert_to_numpy(initializer.clone()((256, table.columns)))
-    return float(sample.std()) or 0.05
-
-
 def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> Any:
     if isinstance(table.initial, float):
         return keras.initializers.RandomNormal(stddev=table.initial)
@@ -610,6 +591,15 @@ def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> An
     return table.initial
 
 
+def _kernel_scale(shape: tuple[int, int]) -> float:
+    """What a kernel is multiplied by while it is trained: its elements are about one then.
+
+    A step of Adam is as large for every weight. For elements of 1/√d it would be a large part of the whole, and all
+    entities share them.
+    """
+    return shape[1] ** -0.5
+
+
 def _kernel_initializer(shape: tuple[int, int]) -> keras.initializers.Initializer:
     """Orthogonal, and of a size that keeps the variance of a vector's elements."""
-    return keras.initializers.Orthogonal(gain=max(1.0, shape[1] / shape[0]) ** 0.5)
+    return keras.initializers.Orthogonal(gain=max(1.0, shape[1] / shape[0]) ** 0.5 / _kernel_scale(shape))

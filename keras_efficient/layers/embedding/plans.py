@@ -197,7 +197,8 @@ class MEmCom(Hashed):
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
         vectors = rows["rows"] * self._spread(rows["scalars"])
-        return vectors + self._spread(rows["shifts"]) if self.bias else vectors
+        # In this order: of `vectors + shifts` Keras would make a bias along d where a sequence is as long as d.
+        return self._spread(rows["shifts"]) + vectors if self.bias else vectors
 
     def _spread(self, scalars: Any) -> Any:
         """``(…, G)`` to ``(…, d)``, or to what broadcasts to it."""
@@ -218,8 +219,7 @@ class Subspace(Plan):
         return 1, min(self.input_dim, self.output_dim * 8)
 
     def tables(self) -> dict[str, Table]:
-        initial = 1.0
-        return {"scalars": self._table(self.input_dim, self.size, scale="table", initial=initial)}
+        return {"scalars": self._table(self.input_dim, self.size, scale="table")}
 
     def dense(self) -> dict[str, tuple[int, int]]:
         return {"rows": (self.size, self.output_dim)}

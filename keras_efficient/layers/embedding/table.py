@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_efficient.layers.fake_quantize import round_straight_through
-
-__all__ = ["BITS", "Table", "dequantize", "fake_quantize", "pack", "quantize", "unpack"]
+__all__ = ["BITS", "Table", "dequantize", "fake_quantize", "pack", "quantize", "scales", "unpack"]
 
 BITS = (32, 16, 8, 4, 2, 1)
 
 # Width of a uniform quantiser's step in standard deviations of a normal variable, for the least squared error.
-_STEP = {1: 1.596, 2: 0.996, 4: 0.335, 8: 0.0308, 16: 0.00015}
+STEP = {1: 1.596, 2: 0.996, 4: 0.335}
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Table:
     Attributes:
         rows, columns: its shape.
         bits: 32 (floats), or the width of its integers: 16, 8, 4, 2, 1. Columns of less than 8 are packed into bytes.
-        scale: of integers: ``"row"``, a float32 for every row, or ``"table"``, one in all, which is learned.
+        scale: of integers: ``"row"``, a float32 for every row, or ``"table"``, one in all.
         initial: what it is filled with before training: ``"embeddings"``, the layer's initializer;
             ``"around_one"``, that plus one; ``"ones"``; ``"zeros"``; a number, normal values of that deviation.
     """
@@ -68,48 +66,44 @@ class Table:
         """The largest integer."""
         return 2 ** (self.bits - 1) - 1
 
-    def step(self, deviation: float) -> float:
-        """The best step for normal values of this standard deviation."""
-        return max(deviation, 1e-12) * _STEP[self.bits]
 
+def scales(table: Table, values: Any) -> Any:
+    """The scale of every row ``(…, 1)``, or of the whole table ``()``, as the values are now.
 
-def row_scale(table: Table, rows: Any) -> Any:
-    """``max|row| / most``, and for one and two bits, which clip, their best step for normal values: a float a row."""
-    if table.bits <= 2:
-        scale = _STEP[table.bits] * ops.sqrt(ops.mean(ops.square(rows), axis=-1, keepdims=True))
+    ``max|values| / most``; and where there are too few levels for that, the step that is best for normal values, which
+    clips some of them: four bits for a whole table, two and one bits for rows as well.
+    """
+    by_row = table.scale == "row"
+    over = {"axis": -1, "keepdims": True} if by_row else {}
+    if table.bits >= (4 if by_row else 8):
+        scale = ops.max(ops.abs(values), **over) / table.most
     else:
-        scale = ops.max(ops.abs(rows), axis=-1, keepdims=True) / table.most
-    return ops.maximum(scale, 1e-12)
+        scale = STEP[table.bits] * ops.sqrt(ops.mean(ops.square(values), **over))
+    # A constant to the gradient: it is taken from the values again when they are stored.
+    return ops.stop_gradient(ops.maximum(scale, 1e-12))
 
 
-def fake_quantize(table: Table, rows: Any, scale: Any = None) -> Any:
+def fake_quantize(table: Table, rows: Any, scale: Any) -> Any:
     """Rows as they will be read from the stored table, with a gradient as if nothing were rounded.
 
     ``value = (clip(round(row / scale − offset), least, most) + offset) · scale``
 
     Args:
-        table: says how many bits, and what shares a scale.
+        table: says how many bits.
         rows: ``(…, columns)``, floats.
-        scale: the table's, where it has one; the gradient reaches it (LSQ, Esser et al., ICLR 2020).
+        scale: from `scales`.
     """
-    if table.bits == 32:
-        return rows
-    if table.scale == "row":
-        # A constant to the gradient: it is taken from the row again when the table is stored.
-        scale = ops.stop_gradient(row_scale(table, rows))
-    codes = round_straight_through(rows / scale - table.offset)
-    return (ops.clip(codes, table.least, table.most) + table.offset) * scale
+    codes = ops.clip(ops.round(rows / scale - table.offset), table.least, table.most)
+    # Values that are clipped get their gradient too, or they could never come back.
+    return rows + ops.stop_gradient((codes + table.offset) * scale - rows)
 
 
-def quantize(table: Table, values: Any, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def quantize(table: Table, values: Any) -> tuple[np.ndarray, np.ndarray]:
     """The integers of a whole table, packed, and its scales: shape ``(rows, 1)`` or ``()``."""
     values = np.asarray(ops.convert_to_numpy(values), np.float32)
-    if table.scale == "row":
-        scales = np.asarray(ops.convert_to_numpy(row_scale(table, values)), np.float32)
-    else:
-        scales = np.float32(table.step(float(values.std())) if scale is None else scale)
-    codes = np.clip(np.round(values / scales - np.float32(table.offset)), table.least, table.most)
-    return pack(table, codes.astype(np.int16)), np.asarray(scales)
+    scale = np.asarray(ops.convert_to_numpy(scales(table, ops.convert_to_tensor(values))), np.float32)
+    codes = np.clip(np.round(values / scale - np.float32(table.offset)), table.least, table.most)
+    return pack(table, codes.astype(np.int16)), scale
 
 
 def pack(table: Table, codes: np.ndarray) -> np.ndarray:

@@ -1,0 +1,57 @@
+"""Embedding tables spread over devices by rows, with `keras.distribution` on JAX."""
+
+from __future__ import annotations
+
+import re
+
+import keras
+
+from keras_efficient.errors import WrongArgument
+
+__all__ = ["TableParallel"]
+
+
+class TableParallel(keras.distribution.ModelParallel):
+    """Shards embedding tables by rows over some devices, and batches over the others.
+
+    ```python
+    keras.distribution.set_distribution(recsys.TableParallel(table_devices=4))
+    model = models.SequenceClassifier(…)          # built, compiled and fitted as ever
+    ```
+
+    A variable is sharded where it belongs to a layer that `tables` matches, and its rows can be divided by the number of
+    devices; where they cannot, its columns are; where neither can, every device has it whole. Its moments in the
+    optimizer follow it. All else is on every device, and gradients are summed over the batch's shards: the result is
+    that of one device but for the order of sums.
+
+    On several hosts, call `keras.distribution.initialize(…)` first and run the same program on each; `devices` are then
+    those of all hosts.
+
+    Args:
+        table_devices: over how many devices a table is spread; it must divide the number of devices.
+        devices: names of devices; by default all, `keras.distribution.list_devices()`.
+        tables: a regular expression for variables' paths; by default the variables of layers whose name has `embedding`
+            in it, and the kernel and bias of a layer named `logits`.
+
+    Raises:
+        WrongArgument: `table_devices` does not divide the number of devices.
+    """
+
+    def __init__(self, table_devices, *, devices=None, tables=r"(^|/)([^/]*embedding[^/]*/[^/]+$|logits/)"):
+        devices = list(devices or keras.distribution.list_devices())
+        if table_devices < 1 or len(devices) % table_devices:
+            raise WrongArgument(f"{len(devices)} devices cannot be divided into groups of {table_devices}.")
+        shape = (len(devices) // table_devices, table_devices)
+        mesh = keras.distribution.DeviceMesh(shape, ["batch", "tables"], devices)
+        super().__init__(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch")
+        self._tables = re.compile(tables)
+        self._spread = table_devices
+
+    def get_variable_layout(self, variable):
+        """Rows, else columns, else a copy on every device."""
+        axes = [None] * len(variable.shape)
+        if self._tables.search(variable.path):
+            axis = next((i for i, size in enumerate(variable.shape) if size and size % self._spread == 0), None)
+            if axis is not None:
+                axes[axis] = "tables"
+        return keras.distribution.TensorLayout(axes, self.device_mesh)

@@ -1,0 +1,79 @@
+"""Training on several devices gives what one device gives; the devices are shares of this processor."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+pytestmark = [
+    pytest.mark.jax,
+    pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution works on JAX"),
+]
+
+TRAIN = """
+import json
+import keras, numpy as np
+from keras_efficient import models
+from keras_efficient.recsys.distribution import TableParallel
+
+assert len(keras.distribution.list_devices()) == 4
+OPTIONS = [{"compression": 4}, {"form": "subspace", "bits": 2, "compression": 8}]
+
+
+def train(distribution, entities, options):
+    keras.distribution.set_distribution(distribution)
+    keras.utils.set_random_seed(0)
+    model = models.SequenceClassifier(entities, 20, dim=16, hidden=(8,), embedding=options)
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    random = np.random.default_rng(0)
+    ids = random.integers(0, entities, (80, 12)).astype("int32")
+    labels = random.integers(0, 20, 80)
+    losses = model.fit(ids, labels, batch_size=8, epochs=1, shuffle=False, verbose=0).history["loss"]
+    sharded = [v.path for v in model.trainable_variables if not v.value.sharding.is_fully_replicated]
+    return {"losses": losses, "sharded": sharded, "weights": [np.ravel(w)[:50].tolist() for w in model.get_weights()]}
+
+
+ways = {"one": None, "data": keras.distribution.DataParallel(), "2": TableParallel(2), "4": TableParallel(4)}
+found = {
+    str(entities): {way: [train(ways[way], entities, options) for options in OPTIONS] for way in chosen}
+    for entities, chosen in {400: ways, 403: ("one", "4")}.items()
+}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    env = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, env=env, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("entities", "way"), [("400", "data"), ("400", "2"), ("400", "4"), ("403", "4")])
+def test_the_result_is_one_devices(found, entities, way):
+    for actual, expected in zip(found[entities][way], found[entities]["one"], strict=True):
+        assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        for left, right in zip(actual["weights"], expected["weights"], strict=True):
+            assert left == pytest.approx(right, abs=2e-5)
+
+
+def test_tables_are_spread_by_rows_where_these_can_be_divided(found):
+    for run in found["400"]["4"]:
+        assert any(path.endswith("embedding/scalars") for path in run["sharded"])
+    # 403 rows on four devices: the columns of the subspace's scalars, and the whole of what has one column.
+    assert not any(path.endswith("embedding/scalars") for path in found["403"]["4"][0]["sharded"])
+    assert not any(run["sharded"] for run in found["400"]["one"])
+
+
+def test_groups_must_fit():
+    from keras_efficient.errors import WrongArgument
+    from keras_efficient.recsys.distribution import TableParallel
+
+    with pytest.raises(WrongArgument, match="cannot be divided"):
+        TableParallel(3, devices=["cpu:0", "cpu:1"])
