@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from benchmarks import harness
 
 RUNS = harness.RESULTS / "memcom_runs.jsonl"
+WEIGHTS = harness.RESULTS.parent.parent / "runs" / "memcom"
 
 # Epochs at which the whole table's validation score has stopped to rise (see `convergence` in memcom.json).
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
@@ -85,13 +86,20 @@ def make(dataset: str, options: dict[str, Any], compression: float | None, **mor
 
 def result(run: Run, *, compute: bool = True) -> dict[str, Any] | None:
     """The kept result of a run; without one it is trained now, or, where that is not wanted, `None`."""
+    known = _known(run)
+    return _keep(run, _train(run)) if known is None and compute else known
+
+
+def _known(run: Run) -> dict[str, Any] | None:
     for line in RUNS.read_text().splitlines() if RUNS.exists() else ():
         known = json.loads(line)
         if known["run"] == dataclasses.asdict(run):
             return known
-    if not compute:
-        return None
-    found = {"run": dataclasses.asdict(run), **_train(run)}
+    return None
+
+
+def _keep(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    found = {"run": dataclasses.asdict(run), **found}
     with RUNS.open("a") as file:
         file.write(json.dumps(found) + "\n")
     return found
@@ -137,20 +145,19 @@ def _data(dataset: str, split: str):
     return train, held_out
 
 
-def _train(run: Run) -> dict[str, Any]:
+def _model(run: Run, num_items: int):
     import keras
 
-    from keras_efficient import models, recsys
+    from keras_efficient import models
 
-    train, held_out = _data(run.dataset, run.split)
     keras.utils.set_random_seed(run.seed)
     options = dict(json.loads(run.options))
     if run.compression is not None and "size" not in options:
         options["compression"] = run.compression
     options["embeddings_initializer"] = keras.initializers.RandomNormal(stddev=0.1, seed=run.seed)
-    model = models.SequenceClassifier(
-        train.num_items + 1,
-        train.num_items,
+    return models.SequenceClassifier(
+        num_items + 1,
+        num_items,
         dim=run.dim,
         hidden=(64,),
         activation="tanh",
@@ -158,16 +165,34 @@ def _train(run: Run) -> dict[str, Any]:
         combiner="sqrtn",
         embedding=options,
     )
+
+
+def _fit(run: Run, model, train, **changed: Any) -> list[float]:
+    from keras_efficient import recsys
+
+    settings = {"epochs": run.epochs, "learning_rate": run.rate, "seed": run.seed, "batch_size": 512, "negatives": 4096}
+    return recsys.train(model, train, **{**settings, **changed})["loss"]
+
+
+def _evaluate(run: Run, model, train, held_out):
+    """Quality of the frozen model: what is measured is what would be stored."""
+    from keras_efficient import recsys
+
+    model.get_layer("embedding").freeze()
+    users = TUNING_USERS if run.split == "valid" else None
+    return recsys.evaluate(model.predict_on_batch, train, held_out, k=20, users=users)
+
+
+def _train(run: Run) -> dict[str, Any]:
+    import keras
+
+    train, held_out = _data(run.dataset, run.split)
+    model = _model(run, train.num_items)
     started = time.time()
-    history = recsys.train(
-        model, train, epochs=run.epochs, learning_rate=run.rate, seed=run.seed, batch_size=512, negatives=4096
-    )
+    losses = _fit(run, model, train)
     seconds = time.time() - started
     layer = model.get_layer("embedding")
-    layer.freeze()  # what is measured is what would be stored
-    found = recsys.evaluate(
-        model.predict_on_batch, train, held_out, k=20, users=TUNING_USERS if run.split == "valid" else None
-    )
+    found = _evaluate(run, model, train, held_out)
     return {
         "ndcg": found.ndcg,
         "recall": found.recall,
@@ -175,11 +200,64 @@ def _train(run: Run) -> dict[str, Any]:
         "nbytes": layer.nbytes,
         "ratio": layer.compression_ratio,
         "size": layer.plan.size,
-        "loss": history["loss"][-1],
+        "loss": losses[-1],
         "seconds": round(seconds, 1),
         "backend": keras.backend.backend(),
         "measured": time.strftime("%Y-%m-%d"),
     }
+
+
+def fitted(run: Run) -> dict[str, Any]:
+    """nDCG of a trained whole table that `from_embedding` compresses: as it is, and after one epoch.
+
+    The epoch has a third of the highest rate that the form is trained with from scratch. Kept as `result` keeps it, as
+    a run of no epochs.
+    """
+    run = dataclasses.replace(run, epochs=0)
+    known = _known(run)
+    if known is not None:
+        return known
+    train, held_out = _data(run.dataset, run.split)
+    whole, full = _whole(run, train, held_out)
+    options = {**json.loads(run.options), "compression": run.compression, "combiner": "sqrtn", "mask_zero": True}
+    counts = [0.0, *train.counts()]  # of the padding: none
+    found = {"full": full}
+    for stage in ("fitted", "one_epoch"):
+        model = _model(run, train.num_items)
+        for layer in model.layers:
+            if layer.name != "embedding":
+                layer.set_weights(whole.get_layer(layer.name).get_weights())
+        _adopt(model.get_layer("embedding"), whole.get_layer("embedding").embeddings(), counts, options)
+        if stage == "one_epoch":
+            rate = best_rate(run.dataset, json.loads(run.options), run.compression, run.dim) / 3
+            _fit(run, model, train, epochs=1, learning_rate=rate)
+        found[stage] = _evaluate(run, model, train, held_out).ndcg
+    return _keep(run, found)
+
+
+def _adopt(layer, matrix, counts, options: dict[str, Any]) -> None:
+    """Gives a layer the weights that `from_embedding` finds for this matrix."""
+    made = type(layer).from_embedding(matrix, counts=counts, **options)
+    layer.set_weights(made.get_weights())
+
+
+def _whole(run: Run, train, held_out) -> tuple[Any, float]:
+    """The model with the whole table, trained as for the other sections, and its nDCG; its weights stay in runs/."""
+    import keras
+
+    rate = best_rate(run.dataset, FULL, None, run.dim)
+    whole = make(run.dataset, FULL, None, dim=run.dim, rate=rate, seed=run.seed, split=run.split)
+    model = _model(whole, train.num_items)
+    path = WEIGHTS / f"{run.dataset}-{run.dim}-{run.seed}-{run.split}.weights.h5"
+    if path.exists():
+        model.load_weights(path)
+    else:
+        _fit(whole, model, train)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save_weights(path)
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return model, _evaluate(whole, copy, train, held_out).ndcg
 
 
 def main() -> None:

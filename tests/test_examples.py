@@ -7,11 +7,22 @@ import importlib.util
 from keras_efficient import export
 
 
-def test_sesr(repo_root, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("example_sesr", repo_root / "examples" / "sesr.py")
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    report = example.main(tmp_path, "ethos-u85-256", (64, 96))
+    return example
+
+
+def test_memcom(repo_root, tmp_path, capsys):
+    scores = load(repo_root / "examples" / "memcom.py").main(tmp_path, users=400, items=600, epochs=12)
+    assert (tmp_path / "query.tflite").stat().st_size < 60_000  # the whole table alone would take 154,000
+    assert all(score > 0.05 for score in scores.values())  # at random: 20 of 600 items, about 0.03
+    assert "query.tflite" in capsys.readouterr().out
+
+
+def test_sesr(repo_root, tmp_path, capsys):
+    report = load(repo_root / "examples" / "sesr.py").main(tmp_path, "ethos-u85-256", (64, 96))
     assert report.npu["cpu_ops"] == 0
     assert report.bytes == (tmp_path / "sesr-m5-x2-ethos-u85-256.tflite").stat().st_size
     assert {path.name for path in tmp_path.iterdir()} >= {"chelsea-x2.png", "before-after.png"}

@@ -19,8 +19,8 @@ class TableParallel(keras.distribution.ModelParallel):
     model = models.SequenceClassifier(…)          # built, compiled and fitted as ever
     ```
 
-    A variable is sharded where it belongs to a layer that `tables` matches, and its rows can be divided by the number of
-    devices; where they cannot, its columns are; where neither can, every device has it whole. Its moments in the
+    A variable is sharded where it belongs to a layer that `tables` matches, and its rows can be divided by the number
+    of devices; where they cannot, its columns are; where neither can, every device has it whole. Its moments in the
     optimizer follow it. All else is on every device, and gradients are summed over the batch's shards: the result is
     that of one device but for the order of sums.
 

@@ -11,7 +11,7 @@ import codecs
 import gzip
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from keras_efficient.recsys.interactions import LARGEST_ID, Interactions
 
 __all__ = ["read_lists", "read_movielens", "read_sequences", "read_table"]
 
+Columns = tuple[np.ndarray, ...]
+
 _DUPLICATES = ("keep", "drop", "error")
+_PIECE = 2**24  # bytes
 _LONGEST = 18  # digits of a number that is read without a second look: all of them fit 64 bits
 _INTEGER = re.compile(rb"-?[0-9]+")
 _DECIMAL = re.compile(rb"-?[0-9]{1,30}(\.[0-9]*)?")
@@ -92,9 +95,9 @@ def read_sequences(path: str | Path, first_id: int = 1) -> Interactions:
 def read_movielens(path: str | Path) -> Interactions:
     """Reads ratings of MovieLens, with times: u.data (tabs), ratings.dat (``::``) or ratings.csv, plain or gzip.
 
-    The separator is that of the first line, not of the file's name. Ids count from 1 there and from 0 here: nothing else
-    is changed, so ``id + 1`` is MovieLens' own. Films that nobody rated leave gaps in the numbers: ML-100k has none,
-    ML-1M has 246 of 3,952, and ratings.csv of the large sets is mostly gaps; `read_table` numbers without gaps.
+    The separator is that of the first line, not of the file's name. Ids count from 1 there and from 0 here: nothing
+    else is changed, so ``id + 1`` is MovieLens' own. Films that nobody rated leave gaps in the numbers: ML-100k has
+    none, ML-1M has 246 of 3,952, and ratings.csv of the large sets is mostly gaps; `read_table` numbers without gaps.
 
     Raises:
         FileProblem: the file cannot be read, is empty, or has a line that is not user, item, rating and time.
@@ -105,15 +108,13 @@ def read_movielens(path: str | Path) -> Interactions:
         raise text.problem(1, "neither tabs, '::' nor commas between user, item, rating and time.")
     header = int(separator == b"," and text.line(1).strip() == _MOVIELENS_HEADER)
     body = text.data.split(b"\n", header)[header]
+    if not body:
+        raise FileProblem(path, "holds a header and no ratings.")
     body = body if separator == b"\t" else body.replace(separator, b"\t")
-    columns = _quick_ratings(body)
-    if columns is None:
-        columns = _careful_ratings(text, body, header)
-    users, items, ratings, times = columns
+    users, items, ratings, times = _by_pieces(text, body, header + 1, _quick_ratings, _careful_ratings)
     for ids, name in ((users, "user"), (items, "item")):
         _check_range(text, ids, np.arange(len(ids)) + header + 1, name, 1, None)
-    numbers = (int(ids.max(initial=0)) for ids in (users, items))
-    return Interactions(users - 1, items - 1, *numbers, ratings.astype(np.float32), times)
+    return Interactions(users - 1, items - 1, int(users.max()), int(items.max()), ratings, times)
 
 
 def read_table(
@@ -200,7 +201,7 @@ def _read_lines(
     for name, number in (("num_users", num_users), ("num_items", num_items), ("first_id", first_id)):
         if number is not None and number < 0:
             raise WrongArgument(f"{name} must not be negative, got {number}.")
-    values, lines = _quick_numbers(text.data) or _careful_numbers(text)
+    values, lines = _by_pieces(text, text.data, 1, _quick_numbers, _careful_numbers)
     is_user = np.ones(len(values), bool)
     is_user[1:] = lines[1:] != lines[:-1]
     users, items = values[is_user], values[~is_user]
@@ -220,45 +221,62 @@ def _check_range(text: _Text, ids: np.ndarray, lines: np.ndarray, name: str, fir
         raise text.problem(lines[wrong[0]], f"{name} {ids[wrong[0]]} is not from {first} to {last}.")
 
 
-def _tokens(data: bytes, separators: bytes, others: bytes = b"") -> tuple[np.ndarray, ...] | None:
-    """Start, end and line (from 1) of each run of digits and `others`; `None` where there is anything else."""
+def _by_pieces(
+    text: _Text, data: bytes, line: int, quick: Callable[..., Columns | None], careful: Callable[..., Columns]
+) -> Columns:
+    """Columns of all lines, the first of which is number `line`; by pieces, since NumPy takes many bytes a number."""
+    pieces, start = [], 0
+    while start < len(data):
+        end = data.find(b"\n", start + _PIECE) + 1 or len(data)
+        piece = data[start:end]
+        columns = quick(piece, line)
+        pieces.append(careful(text, piece, line) if columns is None else columns)
+        line, start = line + piece.count(b"\n"), end
+    return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+
+def _tokens(data: bytes, separators: bytes, others: bytes = b"") -> Columns | None:
+    """Start, end and line (from 0) of each run of digits and `others`; `None` where there is anything else."""
     kinds = np.full(256, 2, np.uint8)
     kinds[list(separators + b"\n")] = 0
     kinds[list(b"0123456789" + others)] = 1
     codes = np.frombuffer(data, np.uint8)
     kind = kinds[codes]
-    if kind.max() > 1:
+    if kind.max() != 1:
         return None
     edges = np.flatnonzero(np.diff(kind, prepend=np.uint8(0)))  # data ends in a newline: starts and ends take turns
     starts, ends = edges[::2], edges[1::2]
     if (ends - starts).max() > _LONGEST:
         return None
-    return starts, ends, np.searchsorted(np.flatnonzero(codes == ord("\n")), starts) + 1
+    return starts, ends, np.searchsorted(np.flatnonzero(codes == ord("\n")), starts)
 
 
 def _strings(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The bytes from each start to its end, as an array of byte strings."""
-    places = np.arange((ends - starts).max())
-    codes = np.frombuffer(data, np.uint8)[np.minimum(starts[:, None] + places, len(data) - 1)]
-    codes[places >= (ends - starts)[:, None]] = 0
-    return codes.view(f"S{len(places)}")[:, 0]
+    codes = np.frombuffer(data, np.uint8)
+    strings = np.zeros((len(starts), (ends - starts).max()), np.uint8)
+    for place in range(strings.shape[1]):
+        inside = np.flatnonzero(starts + place < ends)
+        strings[inside, place] = codes[starts[inside] + place]
+    return strings.view(f"S{strings.shape[1]}")[:, 0]
 
 
-def _quick_numbers(data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """All whole numbers and their lines; `None` where a line has none, or where there is anything else."""
+def _quick_numbers(data: bytes, line: int) -> Columns | None:
+    """All whole numbers and the lines they are in; `None` where a line has none, or where there is anything else."""
     tokens = _tokens(data, b" \t")
     if tokens is None:
         return None
     starts, ends, lines = tokens
-    if lines[0] != 1 or lines[-1] != data.count(b"\n") or np.diff(lines).max(initial=0) > 1:
+    if len(np.unique(lines)) != data.count(b"\n"):
         return None
-    return _strings(data, starts, ends).astype(np.int64), lines
+    return _strings(data, starts, ends).astype(np.int64), lines + line
 
 
-def _careful_numbers(text: _Text) -> tuple[np.ndarray, np.ndarray]:
-    values, lines = [], []
-    for number, line in enumerate(text.data[:-1].split(b"\n"), start=1):
-        fields = line.split()
+def _careful_numbers(text: _Text, data: bytes, line: int) -> Columns:
+    values: list[int] = []
+    lines: list[int] = []
+    for number, content in enumerate(data[:-1].split(b"\n"), start=line):
+        fields = [field for field in re.split(rb"[ \t]+", content) if field]
         if not fields:
             raise text.problem(number, "empty; a user without items has a line with the user's id.")
         values += (_whole(text, number, field) for field in fields)
@@ -266,39 +284,35 @@ def _careful_numbers(text: _Text) -> tuple[np.ndarray, np.ndarray]:
     return np.array(values, np.int64), np.array(lines)
 
 
-def _quick_ratings(data: bytes) -> tuple[np.ndarray, ...] | None:
+def _quick_ratings(data: bytes, line: int) -> Columns | None:
     """Users, items, ratings, times of lines with tabs; `None` where a line is anything else."""
-    tokens = _tokens(data, b"\t", b".") if data else None
-    if tokens is None or len(tokens[0]) % 4:
-        return None
-    starts, ends, lines = (array.reshape(-1, 4) for array in tokens)
+    tokens = _tokens(data, b"\t", b".")
     rows = data.count(b"\n")
-    # Four fields a line and one separator behind each; that no field is empty follows.
-    if not np.array_equal(lines, np.arange(1, rows + 1)[:, None].repeat(4, axis=1)):
+    if tokens is None or len(tokens[0]) != 4 * rows:
         return None
-    if (ends - starts).sum() + 4 * rows != len(data):
+    starts, ends, lines = (array.reshape(rows, 4) for array in tokens)
+    # Four fields a line and, by the sum, one separator behind each.
+    if (lines != np.arange(rows)[:, None]).any() or (ends - starts).sum() + 4 * rows != len(data):
         return None
-    columns = [_strings(data, starts[:, i], ends[:, i]) for i in range(4)]
+    users, items, ratings, times = (_strings(data, starts[:, i], ends[:, i]) for i in range(4))
     try:
-        return tuple(c.astype(np.float64 if i == 2 else np.int64) for i, c in enumerate(columns))
+        return users.astype(np.int64), items.astype(np.int64), ratings.astype(np.float64), times.astype(np.int64)
     except ValueError:  # a point in a whole number, or two in a rating
         return None
 
 
-def _careful_ratings(text: _Text, body: bytes, header: int) -> tuple[np.ndarray, ...]:
+def _careful_ratings(text: _Text, data: bytes, line: int) -> Columns:
     rows = []
-    for number, line in enumerate(body[:-1].split(b"\n") if body else (), start=header + 1):
-        fields = [field.strip(b" ") for field in line.split(b"\t")]
+    for number, content in enumerate(data[:-1].split(b"\n"), start=line):
+        fields = [field.strip(b" ") for field in content.split(b"\t")]
         if len(fields) != 4:
-            raise text.problem(number, f"{len(fields)} fields, not the four of user, item, rating and time.")
+            raise text.problem(number, "not four fields: user, item, rating, time.")
         if not _DECIMAL.fullmatch(fields[2]):
             raise text.problem(number, f"{_shown(fields[2])} is not a rating.")
         user, item, time = (_whole(text, number, fields[i]) for i in (0, 1, 3))
         rows.append((user, item, float(fields[2]), time))
-    if not rows:
-        raise FileProblem(text.path, "holds a header and no ratings.")
     users, items, ratings, times = zip(*rows, strict=True)
-    return np.array(users), np.array(items), np.array(ratings), np.array(times)
+    return np.array(users, np.int64), np.array(items, np.int64), np.array(ratings), np.array(times, np.int64)
 
 
 def _whole(text: _Text, line: int, field: bytes) -> int:

@@ -80,10 +80,8 @@ class Interactions:
             offsets: (num_users + 1,) int64; the places of user u are ``offsets[u]`` up to ``offsets[u + 1]``, which
                 are equal where u has no pairs.
         """
-        if self.times is None:
-            index = np.argsort(self.users, kind="stable")
-        else:
-            index = np.lexsort((self.times, self.users))
+        keys = (self.users,) if self.times is None else (self.times, self.users)  # the last counts most
+        index = np.lexsort(keys)
         offsets = np.zeros(self.num_users + 1, np.int64)
         np.cumsum(np.bincount(self.users, minlength=self.num_users), out=offsets[1:])
         return index, offsets

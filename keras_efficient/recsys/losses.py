@@ -12,8 +12,8 @@ __all__ = ["ranknet"]
 def ranknet(**options: Any):
     """RankNet's loss, which is `keras_rs.losses.PairwiseLogisticLoss`.
 
-    ``loss = Σ_ij [y_i > y_j] · log(1 + exp(−(s_i − s_j)))`` over the pairs of a list, for labels y and scores s of shape
-    (batch, list); entries with a label below 0 are left out. The default reduction of keras-rs,
+    ``loss = Σ_ij [y_i > y_j] · log(1 + exp(−(s_i − s_j)))`` over the pairs of a list, for labels y and scores s of
+    shape (batch, list); entries with a label below 0 are left out. The default reduction of keras-rs,
     ``"sum_over_batch_size"``, divides the sum over all lists by batch · list, not by the number of pairs: lists of two
     with labels (1, 0) give half of the mean over pairs. ``reduction="sum"`` divides by nothing.
 

@@ -1,8 +1,8 @@
 """Ranking metrics over all items, in NumPy: one value a user, then a mean with its standard error.
 
-Lists of what was ranked are arrays (users, k) of item ids, the best first, −1 where there is nothing. What is relevant is
-a pair (items, offsets), as `Interactions.histories` gives it: user u's are ``items[offsets[u]:offsets[u + 1]]``; an item
-that stands there twice counts once. Users without relevant items get nan.
+Lists of what was ranked are arrays (users, k) of item ids, the best first, −1 where there is nothing. What is relevant
+is a pair (items, offsets), as `Interactions.histories` gives it: user u's are ``items[offsets[u]:offsets[u + 1]]``; an
+item that stands there twice counts once. Users without relevant items get nan.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def reciprocal_rank(ranked: np.ndarray, relevant: Lists, k: int) -> np.ndarray:
 def hit_rate(ranked: np.ndarray, relevant: Lists, k: int) -> np.ndarray:
     """1 where a relevant item is among the first k, else 0: (users,) float64. Raises as `ndcg` does."""
     hits, numbers = _hits(ranked, relevant, k)
-    return _or_nan(hits.any(axis=1), numbers)
+    return _or_nan(hits.max(axis=1), numbers)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

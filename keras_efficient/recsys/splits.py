@@ -17,14 +17,15 @@ Parts = tuple[Interactions, Interactions, Interactions]
 
 
 def leave_one_out(interactions: Interactions) -> Parts:
-    """The last item of each user is for test, the last but one for validation; users with fewer than 3 are for training.
+    """The last item of each user is for test, the last but one for validation.
 
-    Of pairs at one time the later in the given order counts as the later.
+    Users with fewer than 3 pairs are for training with all of them. Of pairs at one time, the one that comes later in
+    the data counts as the later.
 
     Raises:
         WrongArgument: there are no times.
     """
-    _check_times(interactions, "leave_one_out")
+    _times(interactions, "leave_one_out")
     index, offsets = interactions.order()
     ends = offsets[1:][np.diff(offsets) >= 3]
     part = np.zeros(len(interactions), np.int8)
@@ -45,13 +46,13 @@ def by_time(interactions: Interactions, valid: float = 0.1, test: float = 0.1) -
     Raises:
         WrongArgument: there are no times, or the shares are wrong.
     """
-    _check_times(interactions, "by_time")
+    times = _times(interactions, "by_time")
     _, for_test, held_out = _sizes(len(interactions), valid, test)
     part = np.zeros(len(interactions), np.int8)
-    ordered = np.sort(interactions.times)
+    ordered = np.sort(times)
     for number, size in ((1, held_out), (2, for_test)):
         if size:
-            part[interactions.times >= ordered[-size]] = number
+            part[times >= ordered[-size]] = number
     return _parts(interactions, part)
 
 
@@ -95,6 +96,7 @@ def _sizes(pairs: int, valid: float, test: float) -> tuple[int, int, int]:
     return held_out - for_test, for_test, held_out
 
 
-def _check_times(interactions: Interactions, name: str) -> None:
+def _times(interactions: Interactions, name: str) -> np.ndarray:
     if interactions.times is None:
         raise WrongArgument(f"{name} needs to know when things happened, and these interactions have no times.")
+    return interactions.times

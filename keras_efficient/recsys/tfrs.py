@@ -1,7 +1,7 @@
 """TensorFlow Recommenders around Keras 3 towers: its tasks and its FactorizedTopK, with a training step that works.
 
-`tensorflow_recommenders` needs a process in which `tf.keras` is tf_keras (Keras 2), which is chosen before `tf.keras` is
-first used::
+`tensorflow_recommenders` needs a process in which `tf.keras` is tf_keras (Keras 2), which is chosen before `tf.keras`
+is first used::
 
     TF_USE_LEGACY_KERAS=1 python train.py
 
