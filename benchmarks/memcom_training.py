@@ -28,7 +28,7 @@ WEIGHTS = harness.RESULTS.parent.parent / "runs" / "memcom"
 # Epochs at which the whole table's validation score has stopped to rise (see `convergence` in memcom.json).
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
 TUNING_USERS = 6000
-TUNING_EPOCHS = {"gowalla": 12, "amazon-beauty": 8, "ml-1m-implicit": 30}
+TUNING_EPOCHS = {"gowalla": 30, "amazon-beauty": 15, "ml-1m-implicit": 50}
 RATES = (0.005, 0.01, 0.02)
 
 FULL = {"method": "reduced"}

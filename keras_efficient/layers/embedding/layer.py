@@ -311,7 +311,8 @@ class CompressedEmbedding(keras.layers.Layer):
             raise ValueError(f"The vectors of method {self.method!r} would all change with the number of entities.")
         old = {name: ops.convert_to_numpy(variable) for name, variable in self._state.items()}
         tables = self._tables
-        self._replace({}, plan=dataclasses.replace(self.plan, input_dim=int(input_dim)))
+        before = self.plan.grown_from or self.input_dim
+        self._replace({}, plan=dataclasses.replace(self.plan, input_dim=int(input_dim), grown_from=before))
         for name, variable in self._state.items():
             initial = tables[name].initial if name in tables else "embeddings"
             variable.assign(_grown(old[name], ops.convert_to_numpy(variable), initial))
@@ -483,8 +484,8 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     if compression is not None and size is not None:
         raise ValueError(f"Give `compression` or `size`, not both. Received: compression={compression}, size={size}.")
     kind = METHODS[method]
-    own = {f.name for f in dataclasses.fields(kind)} - {"input_dim", "output_dim", "size", "bits"}
-    chosen = {name: options.pop(name) for name in list(options) if name in own}
+    own = {f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Plan)}
+    chosen = {name: options.pop(name) for name in list(options) if name in own or name == "grown_from"}
     known = {"name", "dtype", "trainable", "activity_regularizer", "autocast"}
     if unknown := sorted(set(options) - known):
         raise TypeError(f"Method {method!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(own)) or 'none'}.")

@@ -32,13 +32,16 @@ class Plan:
         input_dim: number of entities n.
         output_dim: width of a vector d.
         size: the one number that sets how large the tables are; each method says what it counts. 0: not chosen yet.
-        bits: width of the numbers in the tables: 32 (floats), 16, 8, 4 or 2.
+        bits: width of the numbers in the tables: 32 (floats), 16, 8, 4, 2 or 1.
+        grown_from: number of entities before the first growth, 0 where there was none. What is rounded by a scale of
+            the whole table keeps the scale of these, so that old vectors stay as they are.
     """
 
     input_dim: int
     output_dim: int
     size: int = 0
     bits: int = 32
+    grown_from: int = 0
 
     # What `size` is called in error messages.
     counts: ClassVar[str] = "rows"
@@ -120,7 +123,8 @@ class Plan:
         return 4 * self.input_dim * self.output_dim
 
     def _table(self, rows: int, columns: int, **options: Any) -> Table:
-        return Table(rows, columns, **{"bits": self.bits, **options})
+        scale_rows = self.grown_from if rows == self.input_dim else 0
+        return Table(rows, columns, **{"bits": self.bits, "scale_rows": scale_rows, **options})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class Table:
         scale: of integers: ``"row"``, a float32 for every row, or ``"table"``, one in all.
         initial: what it is filled with before training: ``"embeddings"``, the layer's initializer;
             ``"around_one"``, that plus one; ``"ones"``; ``"zeros"``; a number, normal values of that deviation.
+        scale_rows: so many rows, the first ones, set the scale of the table. 0: all of them.
     """
 
     rows: int
@@ -33,6 +34,7 @@ class Table:
     bits: int = 32
     scale: str = "row"
     initial: str | float = "embeddings"
+    scale_rows: int = 0
 
     @property
     def packed_columns(self) -> int:
@@ -74,6 +76,8 @@ def scales(table: Table, values: Any) -> Any:
     clips some of them: four bits for a whole table, two and one bits for rows as well.
     """
     by_row = table.scale == "row"
+    if table.scale_rows and not by_row:
+        values = values[: table.scale_rows]
     over = {"axis": -1, "keepdims": True} if by_row else {}
     if table.bits >= (4 if by_row else 8):
         scale = ops.max(ops.abs(values), **over) / table.most
