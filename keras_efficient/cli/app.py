@@ -75,8 +75,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as err:
+        if _interrupted(err):
+            sys.exit(130)
         out.error(f"{type(err).__name__}: {err}", "This is a bug, or a full disk or memory. --debug shows where.")
         sys.exit(1)
+
+
+def _interrupted(err: BaseException | None) -> bool:
+    """Whether an error came up on the way out of a Ctrl-C: TensorFlow's contexts complain when one leaves them."""
+    while err is not None:
+        if isinstance(err, KeyboardInterrupt):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.batches import HistoryBatches
+    from keras_efficient.recsys.distribution import TableParallel
     from keras_efficient.recsys.evaluation import Ranking, evaluate
     from keras_efficient.recsys.files import read_lists, read_movielens, read_sequences, read_table
     from keras_efficient.recsys.interactions import Interactions, by_frequency
@@ -33,6 +34,7 @@ __all__ = [
     "Interactions",
     "Ranking",
     "SampledSoftmax",
+    "TableParallel",
     "at_random",
     "by_frequency",
     "by_time",
@@ -57,6 +59,7 @@ _HOMES = {
     "HistoryBatches": "batches",
     "Interactions": "interactions",
     "Ranking": "evaluation",
+    "TableParallel": "distribution",
     "SampledSoftmax": "training",
     "at_random": "splits",
     "by_frequency": "interactions",
@@ -80,6 +83,8 @@ _HOMES = {
 
 
 def __getattr__(name: str):
+    if name == "tfrs":
+        return importlib.import_module(f"{__name__}.tfrs")
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -175,3 +175,18 @@ def test_zoo_list_and_show(tmp_path):
     assert program("zoo", "show", name, "--format", "hub").stdout.startswith("---\nlicense:")
     assert program("zoo", "show", name, "--format", "arm").stdout.startswith("description:")
     assert "limits" in program("zoo", "show", name).stdout
+
+
+def test_an_error_on_the_way_out_of_ctrl_c_is_ctrl_c():
+    from keras_efficient.cli.app import _interrupted
+
+    def leave_in_disorder():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("left in disorder")
+
+    with pytest.raises(AssertionError) as found:
+        leave_in_disorder()
+    assert _interrupted(found.value)
+    assert not _interrupted(ValueError("of its own"))

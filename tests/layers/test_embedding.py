@@ -149,10 +149,13 @@ def test_the_largest_compression_is_told(bias, largest):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_deployed_form_is_as_large_as_it_says(method):
+def test_the_deployed_form_is_equal_and_as_large_as_it_says(method):
     inputs = keras.Input((None,), dtype="int32")
     layer = layers.CompressedEmbedding(500, 24, method=method, **SMALL[method])
-    deployed = deploy(keras.Model(inputs, layer(inputs)))
+    model = keras.Model(inputs, layer(inputs))
+    deployed = deploy(model)
+    ids = RNG.integers(0, 500, (3, 7)).astype("int32")
+    np.testing.assert_allclose(array(deployed(ids)), array(model(ids)), rtol=1e-5, atol=1e-6)
     stored = sum(array(v).nbytes for v in deployed.variables)
     scales = 4 * sum(t.bits < 32 and t.scale == "table" for t in layer.plan.tables().values())
     assert stored + scales == layer.nbytes

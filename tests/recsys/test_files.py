@@ -126,6 +126,7 @@ def test_duplicates(write):
         (gzip.compress(b"0 1 2\n" * 99)[:-9], {}, "damaged or cut off"),
         (gzip.compress(b"")[:3], {}, "damaged or cut off"),
         (gzip.compress(b"0 1 2\n" * 99)[:-8] + b"12345678", {}, "damaged or cut off"),
+        (gzip.compress(b"0 1 2\n" * 99)[:10] + b"\xff" * 20, {}, "damaged or cut off"),
         (b"\x1f\x8bno gzip at all", {}, "damaged or cut off"),
     ],
 )

@@ -109,7 +109,7 @@ def test_by_frequency(train, test):
 
 def test_by_frequency_of_other_counts():
     part = Interactions([0, 0, 0], [0, 0, 2], 1, 3)
-    (new,), new_ids = by_frequency(part, counts=np.array([1, 9, 1], np.uint8))
+    (new,), new_ids = by_frequency(part, counts=np.array([1, 9, 0], np.uint8))
     assert new_ids.tolist() == [1, 0, 2]
     assert new.items.tolist() == [1, 1, 2]
     with pytest.raises(WrongArgument, match="counts"):

@@ -113,6 +113,13 @@ def test_without_knows_parts_of_other_sizes():
     assert without(small, large).items.tolist() == [1]
 
 
+# Pairs whose keys meet if items of the other part are too many for the key, or if it has 32 bits.
+@pytest.mark.parametrize(("ours", "theirs", "items"), [((1, 1), (0, 7), (6, 8)), ((2, 2), (0, 0), (2**31 - 1,) * 2)])
+def test_different_pairs_are_different(ours, theirs, items):
+    parts = (Interactions([pair[0]], [pair[1]], 3, n) for pair, n in zip((ours, theirs), items, strict=True))
+    assert len(without(*parts)) == 1
+
+
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1), (0.1, -0.1), (float("nan"), 0.1), (0, 1)])
 def test_shares_that_make_no_sense(shares):
     interactions = made([(0, 0, 0)])
