@@ -28,6 +28,8 @@ OPTIONS = {
     "MEmCom 100×, int8": {"compression": 101, "bits": 8, "scalar_bits": 8},
     "MEmCom subspace 16×, 2 bits": {"compression": 16, "form": "subspace", "bits": 2},
 }
+BARRED = ("MEmCom 25×, float32", "MEmCom 100×, int8")  # the files that must be so much smaller
+TINY = "tiny"
 EMBEDDING, PLAIN = "Embedding, as Keras exports it", "Embedding, as this package exports it"
 
 
@@ -36,11 +38,11 @@ def rows(rounds: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = _files(Path(folder))
         for fresh in (True, False):
-            times = _times(files, rounds, fresh)
+            times = _times({name: path for name, path in files.items() if name != TINY}, rounds, fresh)
             how = "new random ids in every call" if fresh else "the same ids again"
             for name in (*OPTIONS, PLAIN):
                 ours, peer = (times[n]["median"] for n in (name, EMBEDDING))
-                bar = {"bar": "≤ 1×", "reached": ours <= peer} if fresh and name == "MEmCom 16×, float32" else {}
+                bar = {"bar": "≤ 1×", "reached": ours <= peer} if fresh and name in BARRED else {}
                 yield Row(
                     f"lookup of 64 ids + mean, 480,000 × 128, LiteRT, 1 thread, {how}: {name} against {EMBEDDING}",
                     round(ours, 2),
@@ -63,19 +65,20 @@ def rows(rounds: int) -> Iterator[Row]:
                 ratio=round(whole / size, 2),
                 **bar,
             )
+        # What a table of half a megabyte takes besides that is the runtime's own.
+        runtime = _memory(files[TINY]) - files[TINY].stat().st_size / 1e6
         for name in OPTIONS:
-            ours, peer = _memory(files[name]), _memory(files[EMBEDDING])
+            ours, peer = _memory(files[name]) - runtime, _memory(files[EMBEDDING]) - runtime
             share = files[name].stat().st_size / whole
+            bar = {"bar": "≤ 1.1 × its share of the file", "reached": ours / peer <= 1.1 * share}
             yield Row(
-                f"memory once the whole table was read: {name} against Embedding",
+                f"memory once the whole table was read, without the runtime's own: {name} against Embedding",
                 round(ours, 1),
                 "MB",
                 peer=round(peer, 1),
                 ratio=round(ours / peer, 4),
-                bar="in proportion to the file" if name == "MEmCom 16×, float32" else "",
-                # A megabyte of the runtime's own is no part of the proportion.
-                reached=ours <= share * peer * 1.25 + 2 if name == "MEmCom 16×, float32" else None,
-                details={"share_of_file": round(share, 4)},
+                details={"share_of_file": round(share, 4), "runtime_mb": round(runtime, 1)},
+                **(bar if name in BARRED else {}),
             )
 
 
@@ -95,6 +98,9 @@ def _files(folder: Path) -> dict[str, Path]:
         ids = keras.Input((IDS,), dtype="int32", name="ids")
         pooled = layers.MEmComEmbedding(ENTITIES, WIDTH, combiner="mean", **options)(ids)
         export.save(keras.Model(ids, pooled), files[name], input_shape=(IDS,))
+    files[TINY] = folder / "tiny.tflite"
+    tiny = model(layers.MEmComEmbedding(ENTITIES, WIDTH, hash_size=8, bits=8, scalar_bits=8))
+    export.save(tiny, files[TINY], input_shape=(IDS,))
     small = model(keras.layers.Embedding(1000, WIDTH))
     export.save(small, folder / "plain.tflite", input_shape=(IDS,))
     small.save(folder / "small.keras")

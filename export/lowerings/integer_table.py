@@ -149,7 +149,8 @@ def _keeps_rows(operation: keras.Operation) -> bool:
         return operation.axis in (-1, len(operation.output.shape) - 1)
     if isinstance(operation, numpy.GetItem):
         key = operation._inbound_nodes[0].arguments.args[-1]
-        return isinstance(key, tuple) and len(key) == 2 and key[0] is Ellipsis and isinstance(key[1], slice)
+        # A model that was read from a file has a list here.
+        return isinstance(key, (tuple, list)) and len(key) == 2 and key[0] is Ellipsis and isinstance(key[1], slice)
     return isinstance(operation, _PLACE_BY_PLACE)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from keras_efficient.cli import bench, env, export, upscale, zoo
+from keras_efficient.cli import advise, bench, env, export, upscale, zoo
 from keras_efficient.cli.output import out
 from keras_efficient.errors import KerasEfficientError, WrongArgument
 
@@ -31,6 +31,7 @@ app.add_typer(zoo.app, name="zoo")
 app.command("export")(export.export)
 app.command("upscale")(upscale.upscale)
 app.command("bench")(bench.bench)
+app.command("advise")(advise.advise)
 app.command("env")(env.env)
 
 # These may stand anywhere in the call, as people write them.

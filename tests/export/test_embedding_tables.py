@@ -363,3 +363,12 @@ def test_a_sum_in_a_batch_of_one_is_no_bias(tmp_path, suffix):
         np.ones((1, 5, 4), "float32"),
     ]
     np.testing.assert_array_equal(export.load(path)(values), np.full((1, 5, 4), 11.0))
+
+
+@pytest.mark.parametrize("name", ["subspace 2, rows that end inside a byte", "memcom 4", "subspace 1"])
+def test_tables_of_a_model_read_from_a_file_are_known(tmp_path, name):
+    """The way of the JAX backend: a process of its own converts what it reads."""
+    make, formats = LAYERS[name]
+    deploy(network(make())).save(tmp_path / "deployed.keras")
+    export.save(keras.saving.load_model(tmp_path / "deployed.keras"), tmp_path / "read.tflite")
+    assert lookups(tmp_path / "read.tflite") == formats

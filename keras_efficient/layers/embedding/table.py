@@ -131,7 +131,9 @@ def unpack(table: Table, stored: Any) -> Any:
     if table.bits < 8:
         whole, levels = ops.cast(stored, "int32"), 2**table.bits
         parts = [ops.mod(ops.floor_divide(whole, levels**k), levels) for k in range(8 // table.bits)]
-        stored = ops.concatenate(parts, axis=-1)[..., : table.columns]
+        stored = ops.concatenate(parts, axis=-1)
+        if stored.shape[-1] != table.columns:  # the last bytes are not full
+            stored = stored[..., : table.columns]
     return ops.cast(stored, "float32") + float(table.least)
 
 

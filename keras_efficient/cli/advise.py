@@ -1,0 +1,188 @@
+"""`keras-efficient advise`: what in a trained model could be smaller, and a copy in which it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keras_efficient.cli.output import out
+from keras_efficient.errors import WrongArgument
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_efficient.compress import EmbeddingAdvice, EmbeddingSetting
+
+__all__ = ["advise"]
+
+_TABLES = {
+    "path": "layer",
+    "entities": "entities",
+    "width": "width",
+    "nbytes": "bytes",
+    "share": "of the model",
+    "advice": "advice",
+}
+_SETTINGS = {
+    "path": "layer",
+    "compression": "compression",
+    "form": "form",
+    "bits": "bits",
+    "nbytes": "bytes",
+    "table_error": "table error",
+}
+_BITS = (1, 2, 4, 8, 16, 32)
+
+
+class Form(StrEnum):
+    """How a compressed embedding makes its vectors."""
+
+    subspace = "subspace"
+    scaled = "scaled"
+
+
+def advise(
+    model: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A zoo model, or a .keras file.")],
+    embedding: Annotated[bool, typer.Option("--embedding", help="About embedding tables.")] = False,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", metavar="OUT.keras", help="Write the model with its tables compressed.")
+    ] = None,
+    compression: Annotated[
+        float | None, typer.Option("--compression", help="Of each table, with --apply.  [default: 16]")
+    ] = None,
+    form: Annotated[Form | None, typer.Option("--form", help="With --apply.  [default: subspace]")] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="1 to 32, with --apply.  [default: 2, or 8 for scaled]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what could be compressed in a trained model, and do so."""
+    if not embedding:
+        raise typer.BadParameter("says nothing by itself: give --embedding, the only kind of advice so far.")
+    given = {"compression": compression, "form": form and form.value, "bits": bits}
+    options = {name: value for name, value in given.items() if value is not None}
+    if apply is None and (options or force):
+        raise typer.BadParameter(f"--{next(iter(options), 'force')} belongs to --apply OUT.keras.")
+    if bits is not None and bits not in _BITS:
+        raise typer.BadParameter(f"--bits must be one of {', '.join(map(str, _BITS))}, not {bits}.")
+    out.begin(as_json=as_json)
+    if apply is None:
+        _advise(model)
+    else:
+        _apply(model, apply, options, force)
+
+
+def _advise(name: str) -> None:
+    model = _open(name)
+    from keras_efficient.compress import embeddings  # after wrong names and missing files are found out
+
+    with out.stages("trying") as show, out.hushed():
+        tables = embeddings.advise_embeddings(model, on_progress=show)
+    _check_any(name, tables)
+    values = {"model": name, "nbytes": embeddings.weights_nbytes(model), "tables": _plain(tables), "applied": None}
+    if out.as_json:
+        return out.record(values)
+    out.rows([_table_row(table) for table in tables], _TABLES)
+    rows = [_setting_row(table, setting) for table in tables for setting in table.settings]
+    if rows:
+        out.text("")
+        out.rows(rows, _SETTINGS)
+        out.text(f"\n{_explanation(tables)}")
+
+
+def _apply(name: str, path: Path, options: dict[str, Any], force: bool) -> None:
+    """Only lists the tables: who applies a setting has made a choice, and the fits for estimates take time."""
+    from keras_efficient.atomic import check_apart, check_target, replacing
+
+    if path.suffix.lower() != ".keras":
+        raise WrongArgument(f"--apply {path}: a model is written.", hint="Give a name that ends in .keras.")
+    check_apart([Path(name)], [path])
+    check_target(path, overwrite=force)
+    model = _open(name)
+    from keras_efficient.compress import embeddings  # as above
+
+    tables = embeddings.advise_embeddings(model, ratios=())
+    _check_any(name, tables)
+    with out.stages("compressing"), out.hushed():
+        compressed = embeddings.compress_embeddings(model, **options)
+    with out.stages("saving"), out.hushed(), replacing(path, overwrite=force) as temporary:
+        compressed.save(temporary)
+    _show_applied(name, path, model, compressed, tables)
+
+
+def _open(name: str) -> keras.Model:
+    from keras_efficient.cli.models import open_keras
+
+    return open_keras(name)
+
+
+def _check_any(name: str, tables: list[EmbeddingAdvice]) -> None:
+    if not tables:
+        raise WrongArgument(
+            f"{name}: has no embedding table that could be compressed.",
+            hint="Looked for keras.layers.Embedding, and for CompressedEmbedding that compresses nothing.",
+        )
+
+
+def _show_applied(
+    name: str, path: Path, model: keras.Model, compressed: keras.Model, tables: list[EmbeddingAdvice]
+) -> None:
+    from keras_efficient.compress import embeddings
+
+    before, after = embeddings.weights_nbytes(model), embeddings.weights_nbytes(compressed)
+    left = {table.path for table in embeddings.advise_embeddings(compressed, ratios=())}
+    applied = {
+        "output": str(path),
+        "file_nbytes": path.stat().st_size,
+        "nbytes_before": before,
+        "nbytes_after": after,
+        "ratio": before / after,
+        "replaced": [table.path for table in tables if table.path not in left],
+        "left": [table.path for table in tables if table.path in left],
+    }
+    shown = {
+        "written": f"{path}, {applied['file_nbytes']:,} bytes",
+        "replaced": applied["replaced"],
+        "left as they are": applied["left"],
+        "bytes of weights": f"{before:,} before, {after:,} after: {before / after:.3g} times less",
+        "next": [
+            "Fine-tune for one epoch: nothing was trained yet.",
+            "The file holds floats, to be trained; layers' freeze(), or an export, make the bytes so few.",
+        ],
+    }
+    out.record({"model": name, "nbytes": before, "tables": _plain(tables), "applied": applied}, shown=shown)
+
+
+def _plain(tables: list[EmbeddingAdvice]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(table) for table in tables]
+
+
+def _table_row(table: EmbeddingAdvice) -> dict[str, Any]:
+    if not table.worth_it:
+        advice = "not worth it (under 64 KiB)"
+    elif all(setting.nbytes is None for setting in table.settings):
+        advice = "too narrow for these ratios"
+    else:
+        advice = "see below"
+    return {**dataclasses.asdict(table), "share": f"{table.share:.1%}", "advice": advice}
+
+
+def _setting_row(table: EmbeddingAdvice, setting: EmbeddingSetting) -> dict[str, Any]:
+    row = {**dataclasses.asdict(setting), "path": table.path, "compression": f"{setting.compression:g}×"}
+    if setting.nbytes is None:
+        return {**row, "table_error": f"impossible: {setting.largest:g}× at most"}
+    return {**row, "table_error": f"{setting.table_error:.4f}"}
+
+
+def _explanation(tables: list[EmbeddingAdvice]) -> str:
+    parts = [f"{table.path}: {table.sampled:,} of {table.entities:,} rows" for table in tables if table.sampled]
+    return (
+        "table error: the part of the vectors' squared length that is lost before any training. An estimate of how far "
+        "they move, not of the model's quality.\n"
+        f"It comes from so many rows: {'; '.join(parts)}."
+    )
