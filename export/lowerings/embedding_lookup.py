@@ -123,7 +123,8 @@ def _factor(graph: Graph, op: Op, operand: int) -> float | None:
         return None
     other = next(index for index in op.inputs if index != operand)
     maker = graph.producers.get(other)
-    values = _half_precision(graph, maker.inputs[0]) if _widens(graph, maker) else graph.tensor(other).data
+    half = maker is not None and _widens(graph, maker)
+    values = _half_precision(graph, maker.inputs[0]) if half and maker is not None else graph.tensor(other).data
     if values is None or values.size != 1 or len(values.shape) > 2 or values.dtype.kind != "f":
         return None
     factor = float(values.reshape(()))

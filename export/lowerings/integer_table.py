@@ -93,9 +93,9 @@ def _with_tables(model: keras.Model, make: Any) -> keras.Model:
 
 def _as_layer(operation: Functional, contents: _Contents, path: str) -> keras.layers.Layer | None:
     bits, codes = narrowest_bits(contents.codes), contents.codes
-    shape = (*codes.shape, contents.step, contents.offset, contents.row_scales is not None)
+    shape: tuple[Any, ...] = (*codes.shape, contents.step, contents.offset, contents.row_scales is not None)
     if contents.offset == 0.5 and codes.min() >= -1 and codes.max() <= 0:
-        layer = SignTable(*shape, name=operation.name)
+        layer: Any = SignTable(*shape, name=operation.name)
     elif -(-codes.shape[1] * bits // 8) <= _row_bytes(operation):
         layer = IntegerTable(*shape, bits, name=operation.name)
     else:

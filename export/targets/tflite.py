@@ -338,8 +338,9 @@ def _refuse_widened_tables(operators: list[flatbuffer.Operator], known: Collecti
         if operator.name in ("GATHER", "EMBEDDING_LOOKUP"):
             for tensor in operator.inputs:
                 maker = None if tensor is None else widened.get((operator.subgraph, tensor.name))
-                if maker is not None:
-                    table, where = maker.inputs[0], _where(operator, known, operators)
+                table = None if maker is None else maker.inputs[0]
+                if table is not None:
+                    where = _where(operator, known, operators)
                     size = "×".join(map(str, table.shape))
                     raise ConversionError(f"{where}: its whole table ({table.dtype}, {size}) would be widened at once.")
 

@@ -353,9 +353,6 @@ def _is_table(layer: keras.Layer) -> bool:
 def _inner(layer: keras.Layer, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
     """All layers inside a layer, with their paths as `rebuild` names them."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
-        # A Sequential holds a functional model of its own layers, under another name.
-        if isinstance(layer, keras.Sequential) and inner is layer._functional:
-            continue
         inner_path = f"{path}/{inner.name}" if path else inner.name
         yield inner_path, inner
         yield from _inner(inner, inner_path)

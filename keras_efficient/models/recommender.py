@@ -9,6 +9,7 @@ import keras
 from keras import layers, ops
 
 from keras_efficient.layers import CompressedEmbedding, MEmComEmbedding
+from keras_efficient.layers.embedding.plans import ImpossibleCompression
 
 __all__ = ["DLRM", "PointwiseRanker", "RatingModel", "SequenceClassifier", "TwoTower"]
 
@@ -226,7 +227,7 @@ def _if_smaller(size: int, dim: int, options: Options) -> Options:
     """The options, unless they are impossible for a vocabulary as small as this."""
     try:
         layer = _embedding(size, dim, options)
-    except ValueError:
+    except ImpossibleCompression:
         return None
     return options if layer.compression_ratio > 1 else None
 

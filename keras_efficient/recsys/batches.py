@@ -18,8 +18,9 @@ __all__ = ["HistoryBatches", "padded"]
 class HistoryBatches(keras.utils.PyDataset):
     """Users of an interaction set as ``{"ids", "targets", "weights", "negatives", "log_expected"}``.
 
-    Without times a random part of a user's items is the history and all of them are targets, as in a denoising
-    autoencoder. With times the target is a random position of the user's sequence, and the history what came before.
+    Without times a random part of a user's items is the history and the items are the targets, as in a denoising
+    autoencoder; of more items than `targets`, those that are in the history come first. With times the target is a
+    random position of the user's sequence, and the history what came before.
 
     Args:
         interactions: what to train on.

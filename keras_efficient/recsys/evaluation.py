@@ -60,10 +60,14 @@ def evaluate(
         users: so many of them, drawn with `seed`, instead of all.
 
     Raises:
-        WrongArgument: nobody has both a history and something held out.
+        WrongArgument: parts of different numbers of users, or nobody has both a history and something held out.
     """
     from keras_efficient.recsys import metrics
 
+    if known.num_users != held_out.num_users:
+        raise WrongArgument(
+            f"The two parts have {known.num_users} and {held_out.num_users} users.", hint="Read both with num_users=."
+        )
     items, offsets = known.histories()
     wanted, wanted_offsets = held_out.histories()
     who = np.flatnonzero((np.diff(offsets) > 0) & (np.diff(wanted_offsets) > 0))

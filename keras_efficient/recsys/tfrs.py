@@ -62,7 +62,9 @@ def trainer(
     chosen = optimizer or keras.optimizers.Adagrad(0.1)
     chosen.build(weights)
 
-    class Trainer(tfrs.Model):
+    base: Any = tfrs.Model
+
+    class Trainer(base):
         """Keras 3 towers in a `tfrs.Model`."""
 
         def __init__(self) -> None:

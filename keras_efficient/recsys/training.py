@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.errors import FileProblem, UnsupportedLayer, WrongArgument
 from keras_efficient.recsys.batches import HistoryBatches
 
 if TYPE_CHECKING:
@@ -100,17 +102,18 @@ def train(
         epochs: passes over the users.
         learning_rate: the highest.
         batch_size: users in a batch.
-        folder: where the state is kept after each epoch; a state found there is gone on from.
+        folder: where the state is kept after each epoch; a state of the same run found there is gone on from.
         validate: called with the classifier after every `validate_every` epochs and at the end; gives numbers by name.
         seed: of the batches.
         verbose: as in `keras.Model.fit`.
         **batches: further arguments of `HistoryBatches`.
 
     Returns:
-        The loss of each epoch under ``"loss"``, and what `validate` gave.
+        The loss of each epoch that was trained now under ``"loss"``, and what `validate` gave.
 
     Raises:
         WrongArgument: no user has anything to learn from, or the loss is not finite.
+        FileProblem: the folder holds the state of another run.
     """
     data = HistoryBatches(interactions, batch_size=batch_size, seed=seed, **batches)
     if not len(data):
@@ -120,10 +123,13 @@ def train(
         0.0, steps, alpha=0.02, warmup_target=learning_rate, warmup_steps=max(1, min(100, steps // 4))
     )
     model = SampledSoftmax(classifier)
+    model(data[0][0])  # a state that is restored needs variables to go to
     model.compile(optimizer=keras.optimizers.Adam(rate), loss=None)
     callbacks: list[keras.callbacks.Callback] = [_Epochs(data), keras.callbacks.TerminateOnNaN()]
     if folder is not None:
-        callbacks.append(keras.callbacks.BackupAndRestore(str(folder)))
+        settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed, **batches}
+        _claim(Path(folder), settings, interactions, classifier)
+        callbacks.append(keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False))
     if validate is not None:
         callbacks.append(_Validation(validate, validate_every, epochs))
     history = model.fit(data, epochs=epochs, shuffle=False, callbacks=callbacks, verbose=verbose)
@@ -131,6 +137,25 @@ def train(
     if found.get("loss") and not np.isfinite(found["loss"][-1]):
         raise WrongArgument(f"The loss is {found['loss'][-1]}.", hint="Lower the learning rate.")
     return found
+
+
+def _claim(folder: Path, settings: dict[str, Any], interactions: Interactions, classifier: keras.Model) -> None:
+    """Notes whose state a folder holds, and refuses one that holds another run's."""
+    pairs = np.stack([interactions.users, interactions.items]).astype(np.int64)
+    run = {
+        **settings,
+        "interactions": hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest(),
+        "weights": [list(weight.shape) for weight in classifier.weights],
+    }
+    text = json.dumps(run, sort_keys=True, default=str)
+    path = folder / "run.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise FileProblem(folder, "holds other files.", hint="Give an empty or a new folder.")
+        path.write_text(text, "utf-8")
+    elif path.read_text("utf-8") != text:
+        raise FileProblem(folder, "holds the state of another run.", hint="Give another folder, or remove it.")
 
 
 class _Epochs(keras.callbacks.Callback):

@@ -459,3 +459,88 @@ def test_unknown_options_and_methods():
         layers.CompressedEmbedding(10, 4, method="magic")
     with pytest.raises(ValueError, match="build"):
         layers.MEmComEmbedding(10, 4, hash_size=3).freeze()
+
+
+# What a reviewer found
+
+
+@pytest.mark.parametrize("combiner", [None, "mean"])
+def test_a_fitted_layer_deploys_for_the_shape_that_it_is_called_with(combiner):
+    layer = layers.MEmComEmbedding.from_embedding(RNG.normal(size=(40, 6)), compression=2, combiner=combiner)
+    inputs = keras.Input((5,), dtype="int32")
+    model = keras.Model(inputs, layer(inputs))
+    ids = RNG.integers(0, 40, (3, 5))
+    np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
+
+
+def test_a_shared_layer_deploys_for_all_lengths_and_refuses_several_ranks():
+    layer = layers.MEmComEmbedding(40, 6, hash_size=5, combiner="mean")
+    a, b = keras.Input((5,), dtype="int32"), keras.Input((7,), dtype="int32")
+    model = keras.Model([a, b], [layer(a), layer(b)])
+    ids = [RNG.integers(0, 40, (3, 5)), RNG.integers(0, 40, (3, 7))]
+    for left, right in zip(deploy(model)(ids), model(ids), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
+    c = keras.Input((2, 3), dtype="int32")
+    with pytest.raises(ValueError, match="several ranks"):
+        deploy(keras.Model([a, c], [layer(a), layer(c)]))
+
+
+@pytest.mark.parametrize("method", ["memcom", "subspace", "tensor_train", "hash_embedding"])
+def test_fits_of_frozen_and_of_pooling_layers(method):
+    matrix = RNG.normal(size=(200, 24)).astype("float32")
+    options = {**SMALL[method], "method": method}
+    keras.utils.set_random_seed(0)
+    plain = layers.CompressedEmbedding.from_embedding(matrix, **options)
+    error = weighted_error(matrix, plain.embeddings(), np.ones(200))
+    for changed in ({"frozen": True}, {"combiner": "mean"}):
+        keras.utils.set_random_seed(0)
+        layer = layers.CompressedEmbedding.from_embedding(matrix, **options, **changed)
+        assert layer.frozen == ("frozen" in changed)
+        assert weighted_error(matrix, layer.embeddings(), np.ones(200)) == pytest.approx(error, rel=0.05)
+
+
+def test_fits_of_nothing_and_of_few():
+    for method in ("subspace", "factorised", "memcom", "quotient_remainder"):
+        layer = layers.CompressedEmbedding.from_embedding(np.zeros((200, 24)), method=method, **SMALL[method])
+        assert np.abs(layer.embeddings()).max() < 1e-6
+    few = layers.CompressedEmbedding.from_embedding(RNG.normal(size=(4, 24)), method="factorised", size=10)
+    assert np.isfinite(few.embeddings()).all()
+
+
+def test_a_quantised_embedding_is_refused():
+    stock = keras.layers.Embedding(40, 8)
+    stock.build()
+    stock.quantize("int8")
+    with pytest.raises(ValueError, match="quantised"):
+        layers.MEmComEmbedding.from_embedding(stock, compression=2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has no integers of 64 bits by default")
+def test_ids_of_64_bits_are_not_cut():
+    ids = np.array([2**31 + 5, 2**32 + 3], np.int64)
+    for policy, places in {"clip": [9, 9], "wrap": [3, 9]}.items():
+        layer = built(input_dim=10, output_dim=4, hash_size=10, out_of_range=policy)
+        np.testing.assert_array_equal(array(layer(ops.convert_to_tensor(ids))), layer.embeddings(places))
+
+
+def test_the_mean_of_nothing_is_zero():
+    layer = built(input_dim=10, output_dim=4, hash_size=3, combiner="mean")
+    assert not array(layer(np.zeros((2, 0), "int32"))).any()
+
+
+def test_tables_of_a_seeded_initializer_differ():
+    initializer = keras.initializers.RandomNormal(seed=3)
+    layer = built(layers.CompressedEmbedding, 50, 8, initializer, method="double", size=5)
+    assert np.any(array(layer._state["first"]) != array(layer._state["second"]))
+
+
+@pytest.mark.parametrize("size", [0, -1, 3.5])
+def test_sizes_are_positive_integers(size):
+    with pytest.raises(ValueError, match="positive integer"):
+        layers.MEmComEmbedding(10, 4, hash_size=size)
+
+
+@pytest.mark.parametrize("method", ["tensor_train", "deep_hash", "subspace"])
+def test_methods_whose_largest_size_is_no_default(method):
+    with pytest.raises(ValueError, match="needs `compression` or `size`"):
+        layers.CompressedEmbedding(1000, 8, method=method)

@@ -109,7 +109,7 @@ def _kernel(scalars: np.ndarray, matrix: np.ndarray, counts: np.ndarray) -> np.n
     """The rows with the least weighted error for these scalars."""
     weighted = scalars * counts[:, None]
     normal = weighted.T @ scalars
-    normal += 1e-4 * np.mean(np.diag(normal)) * np.eye(len(normal), dtype=np.float32)
+    normal += (1e-4 * np.mean(np.diag(normal)) + 1e-20) * np.eye(len(normal), dtype=np.float32)
     return np.linalg.solve(normal, weighted.T @ matrix).astype(np.float32)
 
 
@@ -163,7 +163,7 @@ def _factorised(plan: plans.Factorised, matrix: np.ndarray, counts: np.ndarray) 
     """The singular vectors of the weighted matrix; few bits want columns of equal size, so they are rotated."""
     scale = np.sqrt(counts / counts.sum())[:, None]
     _, _, axes = np.linalg.svd(scale * matrix, full_matrices=False)
-    axes = axes[: plan.size]
+    axes = np.pad(axes[: plan.size], [(0, max(0, plan.size - len(axes))), (0, 0)])  # fewer entities than columns
     if plan.bits < 32:
         axes = np.linalg.qr(np.random.default_rng(0).normal(size=(plan.size, plan.size)))[0] @ axes
     rows = (matrix @ axes.T).astype("float32")

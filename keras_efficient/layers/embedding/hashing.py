@@ -35,5 +35,5 @@ def _constants(seeds: np.ndarray, round_number: int) -> tuple[Any, Any, Any]:
     """Per seed: two odd factors below 2¹⁴ and a summand below 2²⁸: the sum of products stays below 2³¹."""
     flat = [np.random.default_rng([int(seed), round_number]).integers(2**10, _LIMITS) for seed in seeds.flat]
     found = np.array(flat, np.int32).reshape(*seeds.shape, 3)
-    values = tuple(found[..., i] | 1 for i in range(3))
-    return values if seeds.ndim else tuple(int(value) for value in values)
+    a, b, c = (found[..., i] | 1 for i in range(3))
+    return (a, b, c) if seeds.ndim else (int(a), int(b), int(c))

@@ -30,6 +30,7 @@ class CompressedEmbedding(keras.layers.Layer):
     | method | a vector is | options |
     |---|---|---|
     | `"memcom"` | `U[h(i)] · V[i]` | see `MEmComEmbedding` |
+    | `"subspace"` | `Σ_k V[i, k] · U[k]` | see `MEmComEmbedding` |
     | `"naive"` | `U[h(i)]` | `hash` |
     | `"truncate"` | `U[min(i, m − 1)]` | |
     | `"double"` | `[A[h₁(i)], B[h₂(i)]]` | `how`, `own_rows` |
@@ -53,15 +54,16 @@ class CompressedEmbedding(keras.layers.Layer):
         embeddings_regularizer: applied to the vectors that a call looks up, over the number of them.
         mask_zero: Boolean. Id 0 is padding: it is masked, and left out of pooled vectors.
         method: String. See the table above.
-        compression: Number > 1. The bytes of the float32 table over the bytes of everything stored here, scales and
+        compression: Number. The bytes of the float32 table over the bytes of everything stored here, scales and
             scalars included, are at least this; `compression_ratio` says what became of it.
         size: Integer, in the place of `compression`: rows, columns, or whatever the method counts.
-        bits: 32, 16, 8, 4 or 2. Width of the numbers in the tables. Training keeps floats and rounds what it looks up
-            (with a straight-through gradient); `freeze()` and `deploy()` store the integers.
+        bits: 32, 16, 8, 4, 2 or 1. Width of the numbers in the tables. Training keeps floats and rounds what it looks
+            up (with a straight-through gradient); `freeze()` and `deploy()` store the integers.
         combiner: `None`, `"sum"`, `"mean"` or `"sqrtn"`. Pools the vectors along the last axis of the ids in the same
             call; the mean of nothing is zero.
-        out_of_range: what becomes of ids that are negative or ≥ n: `"error"` raises where the ids are known (not inside
-            a compiled function, where the result is undefined), and in exported files; `"clip"`; `"wrap"` (i mod n).
+        out_of_range: what becomes of ids that are negative or ≥ n: `"error"` raises where the ids are known (inside a
+            compiled function the result is undefined), and in exported files of methods that have a row for each
+            entity; `"clip"`; `"wrap"` (i mod n). Ids that do not fit into 32 bits are cut by Keras on JAX.
         frozen: Boolean. The tables are stored at their own width and cannot be trained; `freeze()` makes it so.
         **options: of the method, and those of `keras.layers.Layer`.
 
@@ -147,13 +149,14 @@ class CompressedEmbedding(keras.layers.Layer):
     def _create(self, values):
         """Adds the variables, with these values where there are any: floats to train, or the integers of storage."""
         self._state = {}
+        forked = _forks()
         options = {"autocast": False, "trainable": not self.frozen}
         for name, table in self._tables.items():
             stored = self.frozen and table.bits < 32
             self._state[name] = self.add_weight(
                 name=name,
                 shape=(table.rows, table.packed_columns if stored else table.columns),
-                initializer="zeros" if stored else _initializer(table, self.embeddings_initializer),
+                initializer="zeros" if stored else _initializer(table, forked(self.embeddings_initializer)),
                 dtype=table.stored_dtype if stored else self.variable_dtype,
                 **options,
             )
@@ -178,7 +181,9 @@ class CompressedEmbedding(keras.layers.Layer):
         if self.embeddings_regularizer is not None and training:
             count = ops.cast(ops.size(ids), self.variable_dtype)
             self.add_loss(self.embeddings_regularizer(self.plan.project(values, dense)) / count)
-        pooled = _pooled(values, self.combiner, weights, mask)
+        if self.combiner is not None:  # long sums leave float16's range
+            values = ops.cast(values, "float32")
+        pooled = ops.cast(_pooled(values, self.combiner, weights, mask), self.compute_dtype)
         return ops.cast(self.plan.project(pooled, dense), self.compute_dtype)
 
     def _values(self, ids):
@@ -221,9 +226,11 @@ class CompressedEmbedding(keras.layers.Layer):
         if self.mask_zero:
             present = ops.not_equal(ids, 0)
             mask = present if mask is None else ops.logical_and(mask, present)
-        ids = _in_range(ops.cast(ids, "int32"), self.input_dim, self.out_of_range)
-        weights = None if weights is None else ops.cast(weights, self.compute_dtype)
-        return ids, weights, None if mask is None else ops.cast(mask, self.compute_dtype)
+        if keras.backend.standardize_dtype(ids.dtype) not in ("int64", "uint64", "uint32"):
+            ids = ops.cast(ids, "int32")  # eight bits could not hold the limits
+        ids = ops.cast(_in_range(ids, self.input_dim, self.out_of_range), "int32")
+        weights = None if weights is None else ops.cast(weights, "float32")
+        return ids, weights, None if mask is None else ops.cast(mask, "float32")
 
     def compute_mask(self, inputs, previous_mask=None):
         if not self.mask_zero or self.combiner is not None:
@@ -266,14 +273,16 @@ class CompressedEmbedding(keras.layers.Layer):
         if isinstance(source, keras.layers.Embedding):
             if not source.built:
                 raise ValueError("The Embedding is not built: it has no vectors to be compressed.")
+            if getattr(source, "quantization_mode", None):
+                raise ValueError("The Embedding is quantised: give the matrix of its vectors, layer(np.arange(n)).")
             options = {"mask_zero": source.mask_zero, "name": source.name, **options}
             source = source.embeddings
         matrix = np.asarray(ops.convert_to_numpy(source), np.float32)
         if matrix.ndim != 2 or not np.isfinite(matrix).all():
             raise ValueError(f"A finite matrix (entities, columns) is needed. Received: shape {matrix.shape}.")
         weights = _counts(counts, len(matrix))
-        layer = cls(*matrix.shape, **options)
-        layer.build((None,))
+        layer = cls(*matrix.shape, **{**options, "frozen": False})
+        layer.build((None, None))
         values = fit(layer.plan, matrix, weights)
         if values is None:
             _fit_by_gradients(layer, matrix, weights, steps)
@@ -281,12 +290,15 @@ class CompressedEmbedding(keras.layers.Layer):
             for name, value in values.items():
                 shape = layer.plan.dense().get(name)
                 layer._state[name].assign(value if shape is None else value / _kernel_scale(shape))
+        if options.get("frozen"):
+            layer.freeze()
         return layer
 
     def freeze(self):
         """Turns the tables into the integers of storage: less memory, a small file, no more training.
 
-        A model that holds the layer must be compiled again before anything else in it is trained.
+        A model that holds the layer must be compiled again before it is fitted or predicts: its compiled functions have
+        the old variables.
 
         Raises:
             ValueError: the layer is not built.
@@ -298,8 +310,9 @@ class CompressedEmbedding(keras.layers.Layer):
     def grow(self, input_dim):
         """Makes room for more entities. The vectors of the old ones do not change by a bit; `size` stays.
 
-        New scalars begin as the mean of the old ones, other new rows as the layer's initializer has them. A model that
-        holds the layer must be compiled again before it is trained further.
+        New scalars begin as the mean of the old ones, other new rows as the layer's initializer has them; of a frozen
+        layer they are the last one's. A model that holds the layer must be compiled again before it is fitted or
+        predicts.
 
         Raises:
             ValueError: fewer entities than before, or a method whose old vectors would change.
@@ -344,6 +357,24 @@ class CompressedEmbedding(keras.layers.Layer):
         the arithmetic between them."""
         self._check_built("deploy")
         return _Deployment(self).model()
+
+    def _called_with(self):
+        """The ids' shape in this layer's calls, free where they differ, and whether they came with weights.
+
+        Raises:
+            ValueError: calls of several ranks, or some with weights and some without: one model cannot serve both.
+        """
+        calls = [node.input_tensors for node in self._inbound_nodes]
+        if not calls:
+            return self._ids_shape, self._weighted
+        ranks, weighted = {len(call[0].shape) for call in calls}, {len(call) > 1 for call in calls}
+        if len(ranks) > 1 or len(weighted) > 1:
+            raise ValueError(
+                f"Layer {self.name!r} is called with ids of several ranks, or with weights and without: use a layer of "
+                "its own for each."
+            )
+        sizes = [set(axis) for axis in zip(*(call[0].shape[1:] for call in calls), strict=True)]
+        return (None, *(axis.pop() if len(axis) == 1 else None for axis in sizes)), weighted.pop()
 
     def get_config(self):
         plan = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
@@ -394,7 +425,7 @@ class _Deployment:
 
     def model(self) -> keras.Model:
         layer, plan = self.layer, self.plan
-        shape = layer._ids_shape
+        shape, weighted = layer._called_with()
         given = keras.Input(batch_shape=shape, dtype="int32", name="ids")
         inputs = [given]
         ids = _in_range(given, plan.input_dim, layer.out_of_range)
@@ -403,7 +434,7 @@ class _Deployment:
         dense = {name: self._dense(name, shape) for name, shape in plan.dense().items()}
         values = plan.combine(rows, dense, ids)
         weights = mask = None
-        if layer._weighted:
+        if weighted:
             weights = keras.Input(batch_shape=shape, dtype="float32", name="weights")
             inputs.append(weights)
         if layer.mask_zero and layer.combiner is not None:
@@ -459,10 +490,10 @@ def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
     if mask is not None:
         weights = mask if weights is None else weights * mask
     if weights is None:
-        if combiner == "mean":
+        if combiner == "mean" and vectors.shape[-2] != 0:
             return ops.mean(vectors, axis=-2)
-        if combiner == "sum":
-            return ops.sum(vectors, axis=-2)
+        if combiner in ("sum", "mean"):
+            return ops.sum(vectors, axis=-2)  # the mean of nothing is zero
         weights = ops.ones_like(vectors[..., 0])
     total = ops.sum(vectors * ops.expand_dims(weights, -1), axis=-2)
     if combiner == "sum":
@@ -477,8 +508,8 @@ def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
 def _make_plan(method, options, input_dim, output_dim, compression, size, bits) -> Plan:
     """The method's plan; takes its options out of `options`."""
     for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}.")
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
+            raise ValueError(f"`{name}` must be an integer from 1 to 2³¹ − 1. Received: {name}={value!r}.")
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
     if compression is not None and size is not None:
@@ -491,10 +522,14 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
         raise TypeError(f"Method {method!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(own)) or 'none'}.")
     plan = kind(input_dim=int(input_dim), output_dim=int(output_dim), bits=bits, **chosen)
     if size is not None:
-        return dataclasses.replace(plan, size=size)
+        if not isinstance(size, numbers.Integral) or size < 1:
+            raise ValueError(f"The number of {plan.counts} must be a positive integer. Received: {size!r}.")
+        return dataclasses.replace(plan, size=int(size))
     if compression is None:
+        if not plan.has_default:
+            raise ValueError(f"Method {method!r} needs `compression` or `size`.")
         return dataclasses.replace(plan, size=plan.limits()[1])
-    if not isinstance(compression, numbers.Real) or not compression > 0:
+    if not isinstance(compression, numbers.Real) or not float(compression) > 0:
         raise ValueError(f"`compression` must be a positive number. Received: compression={compression!r}.")
     return plan.fitted(float(compression))
 
@@ -525,8 +560,10 @@ def _counts(counts: Any, entities: int) -> np.ndarray:
 
 
 def _fit_by_gradients(layer: CompressedEmbedding, matrix: np.ndarray, counts: np.ndarray, steps: int) -> None:
+    """Trains a layer of the same tables that gives single vectors, and takes over what it learnt."""
+    plain = type(layer).from_config({**layer.get_config(), "combiner": None, "mask_zero": False})
     ids = keras.Input((), dtype="int32")
-    model = keras.Model(ids, layer(ids))
+    model = keras.Model(ids, plain(ids))
     rate = keras.optimizers.schedules.CosineDecay(0.02, steps)
     model.compile(optimizer=keras.optimizers.Adam(rate), loss="mse")
     batch = min(len(matrix), 8192)
@@ -535,6 +572,7 @@ def _fit_by_gradients(layer: CompressedEmbedding, matrix: np.ndarray, counts: np
     weights = (counts / counts.mean())[order]
     epochs = max(1, steps // per_epoch)
     model.fit(order, matrix[order], sample_weight=weights, batch_size=batch, epochs=epochs, verbose=0)
+    layer.set_weights(plain.get_weights())
 
 
 def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
@@ -582,13 +620,28 @@ def _in_range(ids: Any, input_dim: int, policy: str) -> Any:
     return ops.mod(ids, input_dim) if policy == "wrap" else ids
 
 
+def _forks() -> Any:
+    """A function that gives an initializer again, each time with another seed: one seed would make all tables alike."""
+    count = -1
+
+    def forked(initializer: keras.initializers.Initializer) -> keras.initializers.Initializer:
+        nonlocal count
+        count += 1
+        config = initializer.get_config()
+        if isinstance(config.get("seed"), int):
+            return type(initializer).from_config({**config, "seed": config["seed"] + count})
+        return initializer.clone()
+
+    return forked
+
+
 def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> Any:
     if isinstance(table.initial, float):
         return keras.initializers.RandomNormal(stddev=table.initial)
     if table.initial == "embeddings":
-        return embeddings.clone()
+        return embeddings
     if table.initial == "around_one":
-        return lambda shape, dtype=None: 1.0 + embeddings.clone()(shape, dtype)
+        return lambda shape, dtype=None: 1.0 + embeddings(shape, dtype)
     return table.initial
 
 

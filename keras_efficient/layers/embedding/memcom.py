@@ -22,7 +22,7 @@ class MEmComEmbedding(CompressedEmbedding):
 
     In the scaled form entities share the m rows of U by a hash h, and each scales its row by a number of its own; with
     `scalars` G > 1, each number scales d / G columns. In the subspace form all entities share all rows, and each adds
-    them up with numbers of its own, of one to eight bits: at the same bytes it comes nearer to the whole table.
+    them up with numbers of its own, of a few bits: at the same bytes it comes nearer to the whole table.
 
     ```python
     x = keras_efficient.layers.MEmComEmbedding(1_000_000, 64, compression=16)(ids)
@@ -50,7 +50,8 @@ class MEmComEmbedding(CompressedEmbedding):
         TypeError: ids that are floats.
         ValueError: ids out of range; a compression that leaves no row (the message says how far the form goes).
 
-    Source: Learning Compressed Embeddings for On-Device Inference, MLSys 2022, section 3. The subspace form is ours.
+    Source: Learning Compressed Embeddings for On-Device Inference, MLSys 2022, section 3. The subspace form is
+    MEmCom with one bucket of K rows: a factorisation of few bits.
     """
 
     def __init__(

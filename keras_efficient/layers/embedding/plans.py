@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,9 +20,13 @@ from keras import ops
 from keras_efficient.layers.embedding.hashing import mix
 from keras_efficient.layers.embedding.table import BITS, Table
 
-__all__ = ["METHODS", "Plan"]
+__all__ = ["METHODS", "ImpossibleCompression", "Plan"]
 
 Rows = Mapping[str, Any]
+
+
+class ImpossibleCompression(ValueError):
+    """A method cannot become as small as was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ class Plan:
 
     # What `size` is called in error messages.
     counts: ClassVar[str] = "rows"
+    # Whether the largest size makes sense where none is asked for.
+    has_default: ClassVar[bool] = True
     # Whether more entities leave the vectors of the old ones as they are.
     grows: ClassVar[bool] = True
 
@@ -62,14 +69,14 @@ class Plan:
         """This plan with the largest `size` whose bytes are at most the full table's over `compression`.
 
         Raises:
-            ValueError: even the smallest size takes more; the message says how far the method goes.
+            ImpossibleCompression: even the smallest size takes more; the message says how far the method goes.
         """
         budget = self.full_nbytes / compression
         least, most = self.limits()
         smallest = dataclasses.replace(self, size=least)
         if smallest.nbytes > budget:
             largest = math.floor(100 * self.full_nbytes / smallest.nbytes) / 100
-            raise ValueError(
+            raise ImpossibleCompression(
                 f"`compression={compression:g}` leaves no {self.counts}: the largest possible here is {largest:g}. "
                 f"Received: input_dim={self.input_dim}, output_dim={self.output_dim}, bits={self.bits}."
             )
@@ -123,8 +130,11 @@ class Plan:
         return 4 * self.input_dim * self.output_dim
 
     def _table(self, rows: int, columns: int, **options: Any) -> Table:
-        scale_rows = self.grown_from if rows == self.input_dim else 0
-        return Table(rows, columns, **{"bits": self.bits, "scale_rows": scale_rows, **options})
+        return Table(rows, columns, **{"bits": self.bits, **options})
+
+    def _own_rows(self, columns: int, **options: Any) -> Table:
+        """A table with a row for every entity."""
+        return self._table(self.input_dim, columns, scale_rows=self.grown_from, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +178,7 @@ class MEmCom(Hashed):
     own_rows: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scalars, int) or self.scalars < 1 or self.output_dim % self.scalars:
+        if not isinstance(self.scalars, numbers.Integral) or self.scalars < 1 or self.output_dim % self.scalars:
             raise ValueError(
                 f"`scalars` must divide `output_dim` ({self.output_dim}). Received: scalars={self.scalars!r}."
             )
@@ -185,10 +195,10 @@ class MEmCom(Hashed):
         scalars = {"bits": self.scalar_bits, "scale": "table"}
         found = {
             "rows": self._table(self.own_rows + self.size, self.output_dim),
-            "scalars": self._table(self.input_dim, self.scalars, initial="ones", **scalars),
+            "scalars": self._own_rows(self.scalars, initial="ones", **scalars),
         }
         if self.bias:
-            found["shifts"] = self._table(self.input_dim, self.scalars, initial="zeros", **scalars)
+            found["shifts"] = self._own_rows(self.scalars, initial="zeros", **scalars)
         return found
 
     def codes(self, ids: Any) -> dict[str, Any]:
@@ -213,17 +223,19 @@ class MEmCom(Hashed):
 class Subspace(Plan):
     """``e(i) = Σ_k V[i, k] · U[k]``: numbers of a few bits for each entity, rows that all share. `size`: scalars K.
 
-    With one bit a scalar, K may be larger than d: a vector is a sum of signed rows, which are learned. `bits` is the
-    width of the scalars; the rows are floats.
+    A factorisation (Lan et al., ICLR 2020): MEmCom with one bucket of K rows. Its scalars have few bits, so that K may
+    be larger than d: with one bit a vector is a sum of signed rows, which are learned. `bits` is the width of the
+    scalars; the rows are floats.
     """
 
     counts: ClassVar[str] = "scalars"
+    has_default: ClassVar[bool] = False
 
     def limits(self) -> tuple[int, int]:
         return 1, min(self.input_dim, self.output_dim * 8)
 
     def tables(self) -> dict[str, Table]:
-        return {"scalars": self._table(self.input_dim, self.size, scale="table")}
+        return {"scalars": self._own_rows(self.size, scale="table")}
 
     def dense(self) -> dict[str, tuple[int, int]]:
         return {"rows": (self.size, self.output_dim)}
@@ -283,6 +295,8 @@ class DoubleHashing(Plan):
 
     def __post_init__(self) -> None:
         _check_how(self.how, ("concatenate", "add"))
+        if not 0 <= self.own_rows < self.input_dim:
+            raise ValueError(f"`own_rows` must be from 0 to {self.input_dim - 1}. Received: own_rows={self.own_rows}.")
         if self.how == "concatenate":
             _check_halves(self.output_dim)
         super().__post_init__()
@@ -349,7 +363,7 @@ class HashEmbedding(Plan):
         bits = max(self.bits, 8)  # a weight of two or four bits would be no weight
         return {
             "rows": self._table(self.size, self.output_dim),
-            "weights": self._table(self.input_dim, 2, bits=bits, scale="table", initial="ones"),
+            "weights": self._own_rows(2, bits=bits, scale="table", initial="ones"),
         }
 
     def codes(self, ids: Any) -> dict[str, Any]:
@@ -369,7 +383,7 @@ class Reduced(Plan):
         return 1, self.output_dim
 
     def tables(self) -> dict[str, Table]:
-        return {"rows": self._table(self.input_dim, self.size, scale="table" if self.bits == 2 else "row")}
+        return {"rows": self._own_rows(self.size, scale="table" if self.bits <= 2 else "row")}
 
     def codes(self, ids: Any) -> dict[str, Any]:
         return {"rows": ids}
@@ -389,7 +403,7 @@ class Factorised(Plan):
         return 1, self.output_dim
 
     def tables(self) -> dict[str, Table]:
-        return {"rows": self._table(self.input_dim, self.size, scale="table" if self.bits < 8 else "row")}
+        return {"rows": self._own_rows(self.size, scale="table" if self.bits < 8 else "row")}
 
     def dense(self) -> dict[str, tuple[int, int]]:
         return {"projection": (self.size, self.output_dim)}
@@ -409,6 +423,7 @@ class TensorTrain(Plan):
     """``e(i) = G₁[i₁] · G₂[i₂] · G₃[i₃]``, i = (i₁, i₂, i₃) in mixed radix (Yin et al., MLSys 2021). `size`: rank R."""
 
     counts: ClassVar[str] = "ranks"
+    has_default: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 
     def limits(self) -> tuple[int, int]:
@@ -457,6 +472,7 @@ class DeepHash(Plan):
 
     hashes: int = 1024
     counts: ClassVar[str] = "hidden units"
+    has_default: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.bits != 32:
