@@ -97,7 +97,7 @@ def _as_layer(operation: Functional, contents: _Contents, path: str) -> keras.la
     if contents.offset == 0.5 and codes.min() >= -1 and codes.max() <= 0:
         layer: Any = SignTable(*shape, name=operation.name)
     elif -(-codes.shape[1] * bits // 8) <= _row_bytes(operation):
-        layer = IntegerTable(*shape, bits, name=operation.name)
+        layer = IntegerTable(*shape, bits=bits, name=operation.name)
     else:
         return None
     layer.build()
