@@ -93,11 +93,12 @@ def _with_tables(model: keras.Model, make: Any) -> keras.Model:
 
 def _as_layer(operation: Functional, contents: _Contents, path: str) -> keras.layers.Layer | None:
     bits, codes = narrowest_bits(contents.codes), contents.codes
-    shape: tuple[Any, ...] = (*codes.shape, contents.step, contents.offset, contents.row_scales is not None)
+    rows, columns = codes.shape
+    grid = (contents.step, contents.offset, contents.row_scales is not None)
     if contents.offset == 0.5 and codes.min() >= -1 and codes.max() <= 0:
-        layer: Any = SignTable(*shape, name=operation.name)
+        layer: Any = SignTable(rows, columns, *grid, name=operation.name)
     elif -(-codes.shape[1] * bits // 8) <= _row_bytes(operation):
-        layer = IntegerTable(*shape, bits=bits, name=operation.name)
+        layer = IntegerTable(rows, columns, *grid, bits, name=operation.name)
     else:
         return None
     layer.build()
