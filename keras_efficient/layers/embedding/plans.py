@@ -94,7 +94,7 @@ class Plan:
 
     def tables(self) -> dict[str, Table]:
         """The arrays that rows are taken from."""
-        raise NotImplementedError
+        raise NotImplementedError("Each method says this for itself.")
 
     def dense(self) -> dict[str, tuple[int, int]]:
         """Kernels that every vector is multiplied by: inputs and outputs of each."""
@@ -102,7 +102,7 @@ class Plan:
 
     def codes(self, ids: Any) -> dict[str, Any]:
         """For each table the rows that an id takes: ids' shape, or with one more axis where it takes several."""
-        raise NotImplementedError
+        raise NotImplementedError("Each method says this for itself.")
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
         """What is pooled, ``(…, columns)``: the vectors, or what `project` makes vectors of.
@@ -112,7 +112,7 @@ class Plan:
             dense: by name, what multiplies by that kernel.
             ids: as for `codes`.
         """
-        raise NotImplementedError
+        raise NotImplementedError("Each method says this for itself.")
 
     def project(self, pooled: Any, dense: Rows) -> Any:
         """Vectors ``(…, d)``, by a linear map: sums may be taken before it, where they are cheaper."""
