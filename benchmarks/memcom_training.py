@@ -15,6 +15,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -25,105 +26,110 @@ from benchmarks import harness
 RUNS = harness.RESULTS / "memcom_runs.jsonl"
 WEIGHTS = harness.RESULTS.parent.parent / "runs" / "memcom"
 
-# Epochs at which the whole table's validation score has stopped to rise (see `convergence` in memcom.json).
+# Of the whole table; more of them gain little (see "convergence" in memcom.json).
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
-TUNING_USERS = 6000
-TUNING_EPOCHS = {"gowalla": 30, "amazon-beauty": 15, "ml-1m-implicit": 50}
-RATES = (0.005, 0.01, 0.02)
+RATES = (0.01, 0.005, 0.02)
+DECAYS = (0.1, 0.03, 0.3)
+# Of a smaller table that begins as the nearest to a trained whole one, with the network around that one.
+TUNED_EPOCHS = {"gowalla": 5, "amazon-beauty": 3, "ml-1m-implicit": 10}
+TUNED_RATES = (0.001, 0.004)
+TUNING_SEED = 100
 
 FULL = {"method": "reduced"}
 PAPER = {"form": "scaled"}
-OURS = {"form": "subspace", "bits": 2}
+CODEBOOKS = {"form": "codebooks", "bits": 16}
+SUBSPACE = {"form": "subspace", "bits": 2}
 
 # The forms of MEmCom, and what they are compared with at 16 times fewer bytes. Baselines get the width of numbers that
 # is best for them: eight bits where rows are shared, four and two where every entity has a row.
 FORMS = {
     "MEmCom as published": PAPER,
     "MEmCom, int8 rows, int8 scalar": {"form": "scaled", "bits": 8, "scalar_bits": 8},
-    "MEmCom subspace, 2 bits": OURS,
+    "MEmCom codebooks": CODEBOOKS,
+    "MEmCom subspace, 2 bits": SUBSPACE,
     "MEmCom subspace, 1 bit": {"form": "subspace", "bits": 1},
 }
 BASELINES = {
-    "naive hashing, int8": {"method": "naive", "bits": 8},
-    "truncate rare, int8": {"method": "truncate", "bits": 8},
-    "double hashing, int8": {"method": "double", "bits": 8},
-    "frequency-based double hashing, int8": {"method": "double", "bits": 8, "own_rows": 3000},
+    "whole table, 2 bits": {"method": "reduced", "bits": 2, "size": 64},
+    "reduced dimension, 2 bits": {"method": "reduced", "bits": 2},
+    "reduced dimension, int4": {"method": "reduced", "bits": 4},
+    "factorised, int4": {"method": "factorised", "bits": 4},
     "quotient-remainder multiply, int8": {"method": "quotient_remainder", "bits": 8},
     "quotient-remainder add, int8": {"method": "quotient_remainder", "bits": 8, "how": "add"},
     "quotient-remainder concatenate, int8": {"method": "quotient_remainder", "bits": 8, "how": "concatenate"},
     "hash embedding, int8": {"method": "hash_embedding", "bits": 8},
-    "factorised, int4": {"method": "factorised", "bits": 4},
-    "reduced dimension, int4": {"method": "reduced", "bits": 4},
-    "whole table, 2 bits": {"method": "reduced", "bits": 2, "size": 64},
+    "naive hashing, int8": {"method": "naive", "bits": 8},
+    "truncate rare, int8": {"method": "truncate", "bits": 8},
+    "double hashing, int8": {"method": "double", "bits": 8},
+    "frequency-based double hashing, int8": {"method": "double", "bits": 8, "own_rows": 3000},
+    "ROBE, int8": {"method": "robe", "bits": 8},
     "tensor train": {"method": "tensor_train"},
     "deep hash": {"method": "deep_hash", "hashes": 128},
-    "ROBE, int8": {"method": "robe", "bits": 8},
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: `options` are those of the embedding; ``split`` is what is left out, ``valid`` or ``test``."""
+    """One training: `options` are those of the embedding; ``split`` is what is left out, ``valid`` or ``test``.
+
+    It begins from random weights, or, `fitted`, from the whole table of the same seed and its network.
+    """
 
     dataset: str
     options: str  # JSON with sorted keys: a run must be hashable
     compression: float | None
-    dim: int = 64
-    rate: float = 0.01
-    epochs: int = 60
-    seed: int = 0
-    split: str = "test"
-
-    @property
-    def key(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+    dim: int
+    rate: float
+    decay: float
+    epochs: int
+    fitted: bool
+    seed: int
+    split: str
 
 
-def make(dataset: str, options: dict[str, Any], compression: float | None, **more: Any) -> Run:
-    """A run with the epochs of its data set."""
-    return Run(dataset, json.dumps(options, sort_keys=True), compression, **{"epochs": EPOCHS[dataset], **more})
+def whole(dataset: str, dim: int, *, seed: int = TUNING_SEED, split: str = "valid") -> Run:
+    """The run of a whole table, with the rate and the decay that validation prefers at 64 columns."""
+
+    def run(rate: float, decay: float, **changed: Any) -> Run:
+        plain = {"dim": 64, "epochs": EPOCHS[dataset], "fitted": False, "seed": TUNING_SEED, "split": "valid"}
+        return Run(dataset, _text(FULL), None, rate=rate, decay=decay, **{**plain, **changed})
+
+    decay = max(DECAYS, key=lambda decay: result(run(RATES[0], decay))["ndcg"])
+    rate = max(RATES, key=lambda rate: result(run(rate, decay))["ndcg"])
+    return run(rate, decay, dim=dim, seed=seed, split=split)
 
 
-def result(run: Run, *, compute: bool = True) -> dict[str, Any] | None:
-    """The kept result of a run; without one it is trained now, or, where that is not wanted, `None`."""
-    known = _known(run)
-    return _keep(run, _train(run)) if known is None and compute else known
+def tuned(dataset: str, options: dict[str, Any], compression: float, dim: int = 64, *, scratch: bool = False) -> Run:
+    """The run of a smaller table that validation prefers; the same choices for every method.
+
+    Either from random weights, with the whole table's epochs, at its rate or twice that; or fitted to the whole table,
+    and then left so, or trained for a few epochs.
+    """
+    full = whole(dataset, dim)
+    run = dataclasses.replace(full, options=_text(options), compression=float(compression))
+    if scratch:
+        choices = [dataclasses.replace(run, rate=rate) for rate in (full.rate, 2 * full.rate)]
+    else:
+        fitted = dataclasses.replace(run, fitted=True, epochs=0, rate=0.0)
+        epochs = TUNED_EPOCHS[dataset]
+        choices = [fitted, *(dataclasses.replace(fitted, rate=rate, epochs=epochs) for rate in TUNED_RATES)]
+    return max(choices, key=lambda run: result(run)["ndcg"])
 
 
-def _known(run: Run) -> dict[str, Any] | None:
+def _text(options: dict[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """The kept result of a run; without one it is trained now."""
     for line in RUNS.read_text().splitlines() if RUNS.exists() else ():
         known = json.loads(line)
         if known["run"] == dataclasses.asdict(run):
             return known
-    return None
-
-
-def _keep(run: Run, found: dict[str, Any]) -> dict[str, Any]:
-    found = {"run": dataclasses.asdict(run), **found}
+    found = {"run": dataclasses.asdict(run), **_train(run)}
     with RUNS.open("a") as file:
         file.write(json.dumps(found) + "\n")
     return found
-
-
-def ours_at(dataset: str, compression: float, dim: int) -> dict[str, Any]:
-    """Our form with the bits that validation prefers at this ratio."""
-    choices = [{"form": "subspace", "bits": bits} for bits in (1, 2, 4)]
-    return max(choices, key=lambda options: _best(dataset, options, compression, dim)[1])
-
-
-def best_rate(dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64) -> float:
-    """The rate with the best validation score after a short training: the same three for every method."""
-    return _best(dataset, options, compression, dim)[0]
-
-
-def _best(dataset: str, options: dict[str, Any], compression: float | None, dim: int) -> tuple[float, float]:
-    scores = {}
-    for rate in RATES:
-        run = make(
-            dataset, options, compression, dim=dim, rate=rate, split="valid", epochs=TUNING_EPOCHS[dataset], seed=100
-        )
-        scores[rate] = result(run)["ndcg"]
-    return max(scores.items(), key=lambda item: item[1])
 
 
 @cache
@@ -167,112 +173,89 @@ def _model(run: Run, num_items: int):
     )
 
 
-def _fit(run: Run, model, train, **changed: Any) -> list[float]:
-    from keras_efficient import recsys
-
-    settings = {"epochs": run.epochs, "learning_rate": run.rate, "seed": run.seed, "batch_size": 512, "negatives": 4096}
-    return recsys.train(model, train, **{**settings, **changed})["loss"]
-
-
-def _evaluate(run: Run, model, train, held_out):
-    """Quality of the frozen model: what is measured is what would be stored."""
-    from keras_efficient import recsys
-
-    model.get_layer("embedding").freeze()
-    users = TUNING_USERS if run.split == "valid" else None
-    return recsys.evaluate(model.predict_on_batch, train, held_out, k=20, users=users)
-
-
 def _train(run: Run) -> dict[str, Any]:
     import keras
 
     train, held_out = _data(run.dataset, run.split)
     model = _model(run, train.num_items)
-    started = time.time()
-    losses = _fit(run, model, train)
-    seconds = time.time() - started
     layer = model.get_layer("embedding")
+    started = time.time()
+    if run.fitted:
+        _begin_as_whole(run, model, train)
+    losses = _fit(run, model, train) if run.epochs else []
+    seconds = time.time() - started
+    if _text(FULL) == run.options:
+        _save(model, _path(run))
+    layer.freeze()  # what is measured is what would be stored
     found = _evaluate(run, model, train, held_out)
     return {
         "ndcg": found.ndcg,
+        "ndcg_error": found.ndcg_error,
         "recall": found.recall,
         "users": found.users,
         "nbytes": layer.nbytes,
         "ratio": layer.compression_ratio,
         "size": layer.plan.size,
-        "loss": losses[-1],
+        "loss": losses[-1] if losses else None,
         "seconds": round(seconds, 1),
         "backend": keras.backend.backend(),
         "measured": time.strftime("%Y-%m-%d"),
     }
 
 
-def fitted(run: Run) -> dict[str, Any]:
-    """nDCG of a trained whole table that `from_embedding` compresses: as it is, and after one epoch.
+def _fit(run: Run, model, train) -> list[float]:
+    from keras_efficient import recsys
 
-    The epoch has a third of the highest rate that the form is trained with from scratch. Kept as `result` keeps it, as
-    a run of no epochs.
-    """
-    run = dataclasses.replace(run, epochs=0)
-    known = _known(run)
-    if known is not None:
-        return known
-    train, held_out = _data(run.dataset, run.split)
-    whole, full = _whole(run, train, held_out)
-    options = {**json.loads(run.options), "compression": run.compression, "combiner": "sqrtn", "mask_zero": True}
+    settings = {"epochs": run.epochs, "learning_rate": run.rate, "weight_decay": run.decay, "seed": run.seed}
+    return recsys.train(model, train, batch_size=512, negatives=4096, **settings)["loss"]
+
+
+def _evaluate(run: Run, model, train, held_out):
+    from keras_efficient import recsys
+
+    return recsys.evaluate(model.predict_on_batch, train, held_out, k=20)
+
+
+def _begin_as_whole(run: Run, model, train) -> None:
+    """Gives a model the weights of the whole table's, and its table those that `from_embedding` finds for that."""
+    full = whole(run.dataset, run.dim, seed=run.seed, split=run.split)
+    if not _path(full).exists():
+        _train(full)
+    source = _model(full, train.num_items)
+    source.load_weights(_path(full))
+    for layer in model.layers:
+        if layer.name != "embedding":
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+    layer = model.get_layer("embedding")
     counts = [0.0, *train.counts()]  # of the padding: none
-    found = {"full": full}
-    for stage in ("fitted", "one_epoch"):
-        model = _model(run, train.num_items)
-        for layer in model.layers:
-            if layer.name != "embedding":
-                layer.set_weights(whole.get_layer(layer.name).get_weights())
-        _adopt(model.get_layer("embedding"), whole.get_layer("embedding").embeddings(), counts, options)
-        if stage == "one_epoch":
-            rate = best_rate(run.dataset, json.loads(run.options), run.compression, run.dim) / 3
-            _fit(run, model, train, epochs=1, learning_rate=rate)
-        found[stage] = _evaluate(run, model, train, held_out).ndcg
-    return _keep(run, found)
-
-
-def _adopt(layer, matrix, counts, options: dict[str, Any]) -> None:
-    """Gives a layer the weights that `from_embedding` finds for this matrix."""
-    made = type(layer).from_embedding(matrix, counts=counts, **options)
+    config = layer.get_config()
+    options = {name: value for name, value in config.items() if name not in ("input_dim", "output_dim", "name")}
+    made = type(layer).from_embedding(source.get_layer("embedding").embeddings(), counts=counts, **options)
     layer.set_weights(made.get_weights())
 
 
-def _whole(run: Run, train, held_out) -> tuple[Any, float]:
-    """The model with the whole table, trained as for the other sections, and its nDCG; its weights stay in runs/."""
-    import keras
+def _path(run: Run) -> Path:
+    """Where the weights of a whole table are kept, outside of the repository: a script can make them again."""
+    name = f"{run.dataset}-{run.dim}-{run.rate:g}-{run.decay:g}-{run.epochs}-{run.seed}-{run.split}.weights.h5"
+    return WEIGHTS / name
 
-    rate = best_rate(run.dataset, FULL, None, run.dim)
-    whole = make(run.dataset, FULL, None, dim=run.dim, rate=rate, seed=run.seed, split=run.split)
-    model = _model(whole, train.num_items)
-    path = WEIGHTS / f"{run.dataset}-{run.dim}-{run.seed}-{run.split}.weights.h5"
-    if path.exists():
-        model.load_weights(path)
-    else:
-        _fit(whole, model, train)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save_weights(path)
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return model, _evaluate(whole, copy, train, held_out).ndcg
+
+def _save(model, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{path.name}")
+    model.save_weights(partial)
+    partial.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=sorted(EPOCHS))
     parser.add_argument("options", type=json.loads, help="of the embedding, as JSON")
-    parser.add_argument("--compression", type=float)
+    parser.add_argument("--compression", type=float, default=16.0)
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=0.01)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", choices=("valid", "test"), default="valid")
-    arguments = vars(parser.parse_args())
-    arguments["epochs"] = arguments["epochs"] or EPOCHS[arguments["dataset"]]
-    print(json.dumps(result(make(**arguments)), indent=1))
+    parser.add_argument("--scratch", action="store_true", help="not fitted to a trained whole table")
+    found = tuned(**vars(parser.parse_args()))
+    print(json.dumps(result(found), indent=1))
 
 
 if __name__ == "__main__":

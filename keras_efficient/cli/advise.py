@@ -42,6 +42,7 @@ class Form(StrEnum):
     """How a compressed embedding makes its vectors."""
 
     subspace = "subspace"
+    codebooks = "codebooks"
     scaled = "scaled"
 
 
@@ -56,7 +57,7 @@ def advise(
     ] = None,
     form: Annotated[Form | None, typer.Option("--form", help="With --apply.  [default: subspace]")] = None,
     bits: Annotated[
-        int | None, typer.Option("--bits", help="1 to 32, with --apply.  [default: 2, or 8 for scaled]")
+        int | None, typer.Option("--bits", help="1 to 32, with --apply.  [default: 2 for subspace, else 8]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -25,6 +25,7 @@ from keras_efficient.deploy import rebuild
 from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
 from keras_efficient.layers import CompressedEmbedding, MEmComEmbedding
 from keras_efficient.layers.embedding.fit import weighted_error
+from keras_efficient.layers.embedding.memcom import FORMS
 from keras_efficient.layers.embedding.table import BITS
 
 __all__ = [
@@ -52,7 +53,7 @@ class EmbeddingSetting:
     """One way to compress a table.
 
     Attributes:
-        form: ``"scaled"`` (as published: floats) or ``"subspace"``.
+        form: of `MEmComEmbedding`: ``"scaled"`` (as published: floats), ``"subspace"`` or ``"codebooks"``.
         bits: width of the table's numbers.
         compression: ratio that was asked for.
         largest: largest ratio that is possible with this form and these bits.
@@ -139,9 +140,9 @@ def compress_embeddings(
     Args:
         model: a built functional or Sequential model. It is not changed.
         compression: bytes of the float32 table over those of all that takes its place, at least.
-        form: ``"subspace"`` or ``"scaled"``.
-        bits: 32, 16, 8, 4, 2 or 1. By default 2 (subspace) or 8 (scaled). The scalars of the scaled form take as many,
-            but at least 8.
+        form: ``"subspace"``, ``"codebooks"`` or ``"scaled"``.
+        bits: 32, 16, 8, 4, 2 or 1. By default 2 for the subspace form and 8 for the others. The scalars of the scaled
+            form take as many, but at least 8.
         counts: by layer path, how often each entity occurs. Tables that are not named weigh all entities alike.
         only: paths of the layers to replace, whatever their size; `advise_embeddings` shows them.
 
@@ -205,7 +206,8 @@ def _advice(
         return EmbeddingAdvice(*about, worth_it=False)
     settings = []
     for ratio in ratios:
-        for form, bits in [("scaled", 32), *(("subspace", bits) for bits in _sensible_bits(ratio))]:
+        subspaces = [("subspace", bits) for bits in _sensible_bits(ratio)]
+        for form, bits in [("scaled", 32), *subspaces, ("codebooks", 8)]:
             if on_progress is not None:
                 on_progress(f"{path}: {form}, {bits} bits, {ratio:g}×")
             settings.append(_setting(path, layer, form, bits, ratio))
@@ -249,7 +251,7 @@ def _sample(layer: MEmComEmbedding) -> tuple[np.ndarray, int]:
     most = _most_rows(layer.output_dim)
     if entities <= most:
         return np.arange(entities), size
-    if layer.form == "subspace":
+    if layer.form != "scaled":
         return _evenly(entities, most), min(size, most)
     buckets = _evenly(size, max(1, most * size // entities))
     ids = np.flatnonzero(np.isin(np.arange(entities) % size, buckets))
@@ -382,12 +384,13 @@ def _options(form: str, bits: int | None) -> dict[str, Any]:
     Raises:
         WrongArgument: a form or a width that there is none of.
     """
-    if form not in ("subspace", "scaled"):
-        raise UnknownName("form", form, ("subspace", "scaled"))
+    if form not in FORMS:
+        raise UnknownName("form", form, FORMS)
     if bits is None:
         bits = 2 if form == "subspace" else 8
-    if bits not in BITS:
-        raise WrongArgument(f"`bits` must be one of {', '.join(map(str, BITS))}, not {bits!r}.")
+    known = [width for width in BITS if form != "codebooks" or width >= 8]
+    if bits not in known:
+        raise WrongArgument(f"`bits` must be one of {', '.join(map(str, known))}, not {bits!r}.")
     return {"form": form, "bits": bits, **({"scalar_bits": max(bits, 8)} if form == "scaled" else {})}
 
 

@@ -130,6 +130,7 @@ LAYERS = (
     _memcom("bias", compression=3, bias=True, own_rows=3, combiner="mean", mask_zero=True),
     _memcom("int8-groups", hash_size=7, scalars=2, scalar_bits=8, bits=8, hash="mix", out_of_range="wrap"),
     _memcom("subspace", hash_size=12, form="subspace", bits=1, combiner="sqrtn"),
+    _memcom("codebooks", hash_size=3, form="codebooks", bits=8, combiner="mean", mask_zero=True),
     # The other methods differ in their plan only: tests/layers/test_embedding.py goes through all of them.
     _compressed("quotient_remainder", compression=2, bits=8, mask_zero=True),
     _compressed("hash_embedding", compression=2, bits=8, out_of_range="clip"),

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 # Arguments under which a method makes small tables for 500 entities of 24 columns.
 SMALL = {
     "memcom": {"compression": 4},
-    "subspace": {"compression": 4, "bits": 2},
+    "codebooks": {"size": 5},
     "naive": {"compression": 4, "hash": "mix"},
     "truncate": {"compression": 4},
     "double": {"compression": 4},
@@ -75,6 +75,17 @@ def test_the_formula_for_ids_of_any_rank(shape, dtype, groups):
     spread = np.repeat(np.arange(groups), 8 // groups)
     expected = rows[ids % 7] * v[ids][..., spread] + w[ids][..., spread]
     np.testing.assert_allclose(array(layer(ids)), expected, rtol=1e-6)
+
+
+def test_codebooks_by_hand():
+    """Eight columns in three stretches of 3, 3 and 2; the hashes are stored, and not trained."""
+    layer = built(input_dim=300, output_dim=8, hash_size=3, form="codebooks")
+    choices, rows = array(layer._state["choices"]), array(layer._state["rows"]).reshape(3, 256, 3)
+    assert choices.dtype == np.uint8
+    assert [weight.name for weight in layer.trainable_weights] == ["rows"]
+    found = array(layer(np.array([7, 299])))
+    for vector, (a, b, c) in zip(found, choices[[7, 299]], strict=True):
+        np.testing.assert_array_equal(vector, np.concatenate([rows[0, a], rows[1, b], rows[2, c, :2]]))
 
 
 def test_own_rows_of_frequent_entities():
@@ -157,7 +168,7 @@ def test_the_deployed_form_is_equal_and_as_large_as_it_says(method):
     ids = RNG.integers(0, 500, (3, 7)).astype("int32")
     np.testing.assert_allclose(array(deployed(ids)), array(model(ids)), rtol=1e-5, atol=1e-6)
     stored = sum(array(v).nbytes for v in deployed.variables)
-    scales = 4 * sum(t.bits < 32 and t.scale == "table" for t in layer.plan.tables().values())
+    scales = 4 * sum(t.has_scale and t.scale == "table" for t in layer.plan.tables().values())
     assert stored + scales == layer.nbytes
 
 
@@ -241,7 +252,7 @@ def test_fake_quantisation_trains():
 
 
 @pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
-@pytest.mark.parametrize("method", ["memcom", "subspace"])
+@pytest.mark.parametrize("method", ["memcom", "factorised"])
 def test_pooling_by_hand(combiner, method):
     layer = built(layers.CompressedEmbedding, 50, 8, method=method, size=6, combiner=combiner, mask_zero=True)
     ids = np.array([[3, 0, 7, 0], [0, 0, 0, 0], [1, 2, 3, 4]])
@@ -300,7 +311,7 @@ def test_fits_are_better_than_shared_means(method, counted):
     naive = layers.CompressedEmbedding.from_embedding(matrix, counts=counts, method="naive", compression=4)
     error = weighted_error(matrix, layer.embeddings(), weights)
     assert error < 1
-    if method in ("memcom", "subspace", "quotient_remainder", "factorised"):
+    if method in ("memcom", "codebooks", "quotient_remainder", "factorised"):
         assert error < weighted_error(matrix, naive.embeddings(), weights)
 
 
@@ -317,11 +328,25 @@ def test_the_rank_one_fit_is_the_singular_value_decomposition():
     assert weighted_error(matrix, layer.embeddings(), counts) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"hash_size": 60}, {"hash_size": 1, "scalars": 12}])
+@pytest.mark.parametrize(
+    "options", [{"hash_size": 60}, {"hash_size": 1, "scalars": 12}, {"hash_size": 5, "form": "codebooks"}]
+)
 def test_fits_that_are_exact(options):
     matrix = RNG.normal(size=(60, 12)).astype("float32")
     layer = layers.MEmComEmbedding.from_embedding(matrix, **options)
     np.testing.assert_allclose(layer.embeddings(), matrix, atol=1e-5)
+
+
+def test_more_codebooks_lose_less_and_counts_are_weights():
+    matrix, counts = RNG.normal(size=(2000, 12)).astype("float32"), 1.0 / np.arange(1, 2001)
+    errors, weighted = [], []
+    for size in (1, 2, 5, 12):
+        for found, seen in ((errors, None), (weighted, counts)):
+            layer = layers.MEmComEmbedding.from_embedding(matrix, counts=seen, hash_size=size, form="codebooks")
+            found.append(weighted_error(matrix, layer.embeddings(), counts))
+    assert errors == sorted(errors, reverse=True)
+    assert weighted == sorted(weighted, reverse=True)
+    assert all(a < 0.8 * b for a, b in zip(weighted[:2], errors[:2], strict=True))
 
 
 def test_from_a_stock_layer():
@@ -445,6 +470,8 @@ def test_policies_for_ids_out_of_range():
         ({"out_of_range": "ignore"}, "out_of_range"),
         ({"form": "square"}, "form"),
         ({"form": "subspace", "bias": True}, "scaled form"),
+        ({"form": "codebooks", "own_rows": 3, "hash_size": 2}, "scaled form"),
+        ({"form": "codebooks", "bits": 4, "hash_size": 2}, "32, 16 or 8 bits"),
     ],
 )
 def test_wrong_arguments(options, message):
@@ -485,7 +512,7 @@ def test_a_shared_layer_deploys_for_all_lengths_and_refuses_several_ranks():
         deploy(keras.Model([a, c], [layer(a), layer(c)]))
 
 
-@pytest.mark.parametrize("method", ["memcom", "subspace", "tensor_train", "hash_embedding"])
+@pytest.mark.parametrize("method", ["memcom", "codebooks", "tensor_train", "hash_embedding"])
 def test_fits_of_frozen_and_of_pooling_layers(method):
     matrix = RNG.normal(size=(200, 24)).astype("float32")
     options = {**SMALL[method], "method": method}
@@ -500,7 +527,7 @@ def test_fits_of_frozen_and_of_pooling_layers(method):
 
 
 def test_fits_of_nothing_and_of_few():
-    for method in ("subspace", "factorised", "memcom", "quotient_remainder"):
+    for method in ("codebooks", "factorised", "memcom", "quotient_remainder"):
         layer = layers.CompressedEmbedding.from_embedding(np.zeros((200, 24)), method=method, **SMALL[method])
         assert np.abs(layer.embeddings()).max() < 1e-6
     few = layers.CompressedEmbedding.from_embedding(RNG.normal(size=(4, 24)), method="factorised", size=10)
@@ -540,7 +567,7 @@ def test_sizes_are_positive_integers(size):
         layers.MEmComEmbedding(10, 4, hash_size=size)
 
 
-@pytest.mark.parametrize("method", ["tensor_train", "deep_hash", "subspace"])
+@pytest.mark.parametrize("method", ["tensor_train", "deep_hash", "factorised"])
 def test_methods_whose_largest_size_is_no_default(method):
     with pytest.raises(ValueError, match="needs `compression` or `size`"):
         layers.CompressedEmbedding(1000, 8, method=method)

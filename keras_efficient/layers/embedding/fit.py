@@ -18,6 +18,8 @@ __all__ = ["fit", "weighted_error"]
 
 Values = dict[str, np.ndarray]
 SWEEPS = 12  # of alternating steps: the error falls by less than one per cent in the last of them
+K_MEANS_STEPS = 15  # as few change it by a thousandth
+SAMPLE = 65536  # entities that k-means looks at
 
 
 def weighted_error(matrix: np.ndarray, vectors: np.ndarray, counts: np.ndarray) -> float:
@@ -83,14 +85,16 @@ def _rank_one(part: np.ndarray, rows: np.ndarray, count: int, counts: np.ndarray
 
 
 @fit.register
-def _subspace(plan: plans.Subspace, matrix: np.ndarray, counts: np.ndarray) -> Values:
-    """Rows and rounded scalars in turn: each scalar in its turn takes its best level, then the rows are solved for."""
-    table = plan.tables()["scalars"]
+def _factorised(plan: plans.Factorised, matrix: np.ndarray, counts: np.ndarray) -> Values:
+    """The singular vectors of the weighted matrix; of few bits, scalars and rows in turn.
+
+    Each scalar in its turn takes its best level, then the rows are solved for.
+    """
+    table = plan.tables()["rows"]
+    if table.bits >= 8:
+        return _principal(plan, matrix, counts)
     kernel = _frame(matrix, counts, plan.size)
-    if table.bits == 32:
-        scalars = matrix @ np.linalg.pinv(kernel)
-        return {"scalars": scalars.astype("float32"), "rows": kernel.astype("float32")}
-    step = STEP.get(table.bits) or 4.0 / table.most
+    step = STEP[table.bits]
     scalars = np.zeros((plan.input_dim, plan.size), np.float32)
     rest = matrix.astype(np.float32).copy()
     for _ in range(SWEEPS):
@@ -102,7 +106,58 @@ def _subspace(plan: plans.Subspace, matrix: np.ndarray, counts: np.ndarray) -> V
         kernel = _kernel(scalars, matrix, counts)
         rest = matrix - scalars @ kernel
     stored, scale = quantize(table, scalars)  # its scale is another than the step above
-    return {"scalars": scalars, "rows": _kernel(_values(table, stored, scale), matrix, counts)}
+    return {"rows": scalars, "projection": _kernel(_values(table, stored, scale), matrix, counts)}
+
+
+def _principal(plan: plans.Factorised, matrix: np.ndarray, counts: np.ndarray) -> Values:
+    scale = np.sqrt(counts / counts.sum())[:, None]
+    _, _, axes = np.linalg.svd(scale * matrix, full_matrices=False)
+    axes = np.pad(axes[: plan.size], [(0, max(0, plan.size - len(axes))), (0, 0)])  # fewer entities than columns
+    if plan.bits < 32:  # columns of equal size are rounded with the least error
+        axes = np.linalg.qr(np.random.default_rng(0).normal(size=(plan.size, plan.size)))[0] @ axes
+    return {"rows": (matrix @ axes.T).astype("float32"), "projection": axes.astype("float32")}
+
+
+@fit.register
+def _codebooks(plan: plans.Codebooks, matrix: np.ndarray, counts: np.ndarray) -> Values:
+    """k-means of each stretch of columns, weighted by counts: what is looked up often is met best."""
+    random = np.random.default_rng(0)
+    # Of more entities than that, k-means sees a part, the frequent ones with as much weight as they have.
+    known, weights = np.arange(plan.input_dim), counts
+    if plan.input_dim > SAMPLE:
+        known = random.choice(plan.input_dim, SAMPLE, p=counts / counts.sum())
+        weights = np.ones(SAMPLE, np.float32)
+    choices = np.zeros((plan.input_dim, plan.size), np.uint8)
+    rows = np.zeros((plan.size, plan.choices, plan.widths[0]), np.float32)
+    first = 0
+    for index, width in enumerate(plan.widths):
+        part = np.ascontiguousarray(matrix[:, first : first + width], np.float32)
+        centres = _k_means(part[known], weights, plan.choices, random)
+        choices[:, index] = _nearest(part, centres)
+        rows[index, :, :width] = centres
+        first += width
+    return {"choices": choices, "rows": rows.reshape(-1, plan.widths[0])}
+
+
+def _k_means(points: np.ndarray, weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Centres with a small ``Σ w ‖x − centre‖²``: Lloyd's steps from points drawn by their weight."""
+    places = random.choice(len(points), count, replace=False, p=weights / weights.sum())
+    centres = points[places]
+    for _ in range(K_MEANS_STEPS):
+        nearest = _nearest(points, centres)
+        mass = _sums(weights, nearest, count)
+        centres = _row_sums(points * weights[:, None], nearest, count) / np.maximum(mass, 1e-12)[:, None]
+        if (empty := mass == 0).any():
+            centres[empty] = points[random.choice(len(points), empty.sum())]
+        centres = centres.astype(np.float32)
+    return centres
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The place of each point's nearest centre."""
+    half = 0.5 * np.square(centres).sum(1)
+    parts = np.array_split(points, len(points) // 8192 + 1)  # what is compared at once stays in the cache
+    return np.concatenate([(half - part @ centres.T).argmin(1) for part in parts])
 
 
 def _kernel(scalars: np.ndarray, matrix: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -156,18 +211,6 @@ def _truncate(plan: plans.TruncateRare, matrix: np.ndarray, counts: np.ndarray) 
 @fit.register
 def _reduced(plan: plans.Reduced, matrix: np.ndarray, counts: np.ndarray) -> Values:
     return {"rows": matrix[:, : plan.size].astype("float32")}
-
-
-@fit.register
-def _factorised(plan: plans.Factorised, matrix: np.ndarray, counts: np.ndarray) -> Values:
-    """The singular vectors of the weighted matrix; few bits want columns of equal size, so they are rotated."""
-    scale = np.sqrt(counts / counts.sum())[:, None]
-    _, _, axes = np.linalg.svd(scale * matrix, full_matrices=False)
-    axes = np.pad(axes[: plan.size], [(0, max(0, plan.size - len(axes))), (0, 0)])  # fewer entities than columns
-    if plan.bits < 32:
-        axes = np.linalg.qr(np.random.default_rng(0).normal(size=(plan.size, plan.size)))[0] @ axes
-    rows = (matrix @ axes.T).astype("float32")
-    return {"rows": rows, "projection": axes.astype("float32")}
 
 
 @fit.register

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.layers.embedding.fit import fit
+from keras_efficient.layers.embedding.hashing import mix
 from keras_efficient.layers.embedding.plans import METHODS, Plan
 from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize, scales
 
@@ -30,14 +31,14 @@ class CompressedEmbedding(keras.layers.Layer):
     | method | a vector is | options |
     |---|---|---|
     | `"memcom"` | `U[h(i)] · V[i]` | see `MEmComEmbedding` |
-    | `"subspace"` | `Σ_k V[i, k] · U[k]` | see `MEmComEmbedding` |
+    | `"factorised"` | `Σ_k A[i, k] · P[k]`, MEmCom's subspace form | |
+    | `"codebooks"` | `[U₁[h₁(i)], …, U_G[h_G(i)]]`, learned hashes | |
     | `"naive"` | `U[h(i)]` | `hash` |
     | `"truncate"` | `U[min(i, m − 1)]` | |
     | `"double"` | `[A[h₁(i)], B[h₂(i)]]` | `how`, `own_rows` |
     | `"quotient_remainder"` | `R[i mod m] ∘ Q[i div m]` | `how` |
     | `"hash_embedding"` | `Σ_k P[i, k] · U[h_k(i)]` | |
     | `"reduced"` | `[A[i], 0]`; the whole table where nothing is reduced | |
-    | `"factorised"` | `A[i] · P` | |
     | `"tensor_train"` | `G₁[i₁] · G₂[i₂] · G₃[i₃]` | |
     | `"deep_hash"` | `MLP(hashes(i))` | `hashes` |
     | `"robe"` | stretches of one array | `block` |
@@ -152,13 +153,14 @@ class CompressedEmbedding(keras.layers.Layer):
         forked = _forks()
         options = {"autocast": False, "trainable": not self.frozen}
         for name, table in self._tables.items():
-            stored = self.frozen and table.bits < 32
+            stored = table.has_scale and self.frozen
+            integers = stored or table.choices > 0
             self._state[name] = self.add_weight(
                 name=name,
                 shape=(table.rows, table.packed_columns if stored else table.columns),
                 initializer="zeros" if stored else _initializer(table, forked(self.embeddings_initializer)),
-                dtype=table.stored_dtype if stored else self.variable_dtype,
-                **options,
+                dtype=table.stored_dtype if integers else self.variable_dtype,
+                **{**options, "trainable": not (integers or self.frozen)},
             )
             if stored:
                 self._state[f"{name}_scale"] = self.add_weight(
@@ -187,17 +189,22 @@ class CompressedEmbedding(keras.layers.Layer):
         return ops.cast(self.plan.project(pooled, dense), self.compute_dtype)
 
     def _values(self, ids):
-        codes = self.plan.codes(ids)
-        rows = {name: self._rows(name, table, codes[name]) for name, table in self._tables.items()}
+        rows = self._all_rows(self.plan.codes(ids))
+        rows |= self._all_rows(self.plan.chosen(rows))
         dense = {name: self._multiplication(name) for name in self.plan.dense()}
         return self.plan.combine(rows, dense, ids), dense
 
+    def _all_rows(self, codes):
+        return {name: self._rows(name, self._tables[name], places) for name, places in codes.items()}
+
     def _rows(self, name, table, codes):
         taken = ops.take(self._state[name], codes, axis=0)
-        if self.frozen and table.bits < 32:
+        if table.choices:
+            return taken
+        if self.frozen and table.has_scale:
             scale = self._state[f"{name}_scale"]
             taken = dequantize(table, taken, ops.take(scale, codes, axis=0) if table.scale == "row" else scale)
-        elif table.bits < 32:
+        elif table.has_scale:
             taken = fake_quantize(table, taken, scales(table, taken if table.scale == "row" else self._state[name]))
         return ops.cast(taken, self.compute_dtype)
 
@@ -327,8 +334,7 @@ class CompressedEmbedding(keras.layers.Layer):
         before = self.plan.grown_from or self.input_dim
         self._replace({}, plan=dataclasses.replace(self.plan, input_dim=int(input_dim), grown_from=before))
         for name, variable in self._state.items():
-            initial = tables[name].initial if name in tables else "embeddings"
-            variable.assign(_grown(old[name], ops.convert_to_numpy(variable), initial))
+            variable.assign(_grown(old[name], ops.convert_to_numpy(variable), tables.get(name)))
 
     def _replace(self, values, plan=None, frozen=None):
         """Makes the variables anew, for another plan or form."""
@@ -348,7 +354,7 @@ class CompressedEmbedding(keras.layers.Layer):
         found = {name: current[name] * _kernel_scale(shape) for name, shape in self.plan.dense().items()}
         for name, table in self._tables.items():
             found[name] = current[name]
-            if table.bits < 32:
+            if table.has_scale:
                 found[name], found[f"{name}_scale"] = quantize(table, current[name])
         return found
 
@@ -429,8 +435,8 @@ class _Deployment:
         given = keras.Input(batch_shape=shape, dtype="int32", name="ids")
         inputs = [given]
         ids = _in_range(given, plan.input_dim, layer.out_of_range)
-        codes = plan.codes(ids)
-        rows = {name: self._rows(name, table, codes[name]) for name, table in layer._tables.items()}
+        rows = self._all_rows(plan.codes(ids))
+        rows |= self._all_rows(plan.chosen(rows))
         dense = {name: self._dense(name, shape) for name, shape in plan.dense().items()}
         values = plan.combine(rows, dense, ids)
         weights = mask = None
@@ -444,10 +450,13 @@ class _Deployment:
             outputs = _masked(outputs, given)
         return _numbered(keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name))
 
+    def _all_rows(self, codes: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._rows(name, self.layer._tables[name], places) for name, places in codes.items()}
+
     def _rows(self, name: str, table: Table, codes: Any) -> Any:
         """A stock `Embedding`; for integers, together with what turns them into floats, in a model of its own."""
-        if table.bits == 32:
-            return self._embedding(name, self.values[name], "float32")(codes)
+        if not table.has_scale:
+            return self._embedding(name, self.values[name], table.stored_dtype)(codes)
         inputs = keras.Input(batch_shape=codes.shape, dtype="int32", name="codes")
         scale = self.values[f"{name}_scale"]
         by_row = table.scale == "row"
@@ -534,13 +543,15 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     return plan.fitted(float(compression))
 
 
-def _grown(old: np.ndarray, fresh: np.ndarray, initial: str | float) -> np.ndarray:
+def _grown(old: np.ndarray, fresh: np.ndarray, table: Table | None) -> np.ndarray:
     """The old rows and new ones: of scalars their mean, of stored integers the last row, else fresh ones."""
     if old.shape == fresh.shape:
         return old
-    if not np.issubdtype(old.dtype, np.floating):
+    if table is not None and table.choices:
+        new = fresh[len(old) :]
+    elif not np.issubdtype(old.dtype, np.floating):
         new = np.repeat(old[-1:], len(fresh) - len(old), axis=0)
-    elif initial == "embeddings" and not np.all(fresh == fresh[:1]):
+    elif (table is None or table.initial == "embeddings") and not np.all(fresh == fresh[:1]):
         new = fresh[len(old) :]
     else:
         new = np.repeat(old.mean(axis=0, keepdims=True), len(fresh) - len(old), axis=0)
@@ -636,6 +647,8 @@ def _forks() -> Any:
 
 
 def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> Any:
+    if table.choices:
+        return lambda shape, dtype=None: _hashes(shape, table.choices)
     if isinstance(table.initial, float):
         return keras.initializers.RandomNormal(stddev=table.initial)
     if table.initial == "embeddings":
@@ -643,6 +656,11 @@ def _initializer(table: Table, embeddings: keras.initializers.Initializer) -> An
     if table.initial == "around_one":
         return lambda shape, dtype=None: 1.0 + embeddings(shape, dtype)
     return table.initial
+
+
+def _hashes(shape: tuple[int, int], buckets: int) -> Any:
+    rows, columns = shape
+    return ops.cast(mix(ops.arange(rows, dtype="int32")[:, None], buckets, np.arange(columns)), "uint8")
 
 
 def _kernel_scale(shape: tuple[int, int]) -> float:

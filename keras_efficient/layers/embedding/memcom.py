@@ -8,7 +8,8 @@ from keras_efficient.layers.embedding.layer import CompressedEmbedding
 
 __all__ = ["MEmComEmbedding"]
 
-FORMS = {"scaled": "memcom", "subspace": "subspace"}
+FORMS = {"scaled": "memcom", "subspace": "factorised", "codebooks": "codebooks"}
+SCALED_ONLY = {"bias": False, "scalars": 1, "scalar_bits": 32, "own_rows": 0, "hash": "modulo"}
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -18,15 +19,23 @@ class MEmComEmbedding(CompressedEmbedding):
     ```
     e(i) = U[h(i)] · V[i] (+ W[i])        form="scaled", the paper's: U m×d, V and W n×G
     e(i) = Σ_k V[i, k] · U[k]             form="subspace": U K×d, V n×K of a few bits
+    e(i) = [U_1[h_1(i)], …, U_G[h_G(i)]]  form="codebooks": U_g 256×d/G, the hashes h_g learned
     ```
 
     In the scaled form entities share the m rows of U by a hash h, and each scales its row by a number of its own; with
-    `scalars` G > 1, each number scales d / G columns. In the subspace form all entities share all rows, and each adds
-    them up with numbers of its own, of a few bits: at the same bytes it comes nearer to the whole table.
+    `scalars` G > 1, each number scales d / G columns. It is the one to train from nothing: its weights, its gradients
+    and the state of its optimizer are all small.
+
+    In the subspace form all entities share all rows, and each adds them up with numbers of its own, of a few bits. In
+    the form of codebooks the private part of an entity is its hash itself: for each stretch of columns a byte says
+    which of 256 shared rows it takes. Both are made for tables that are trained already: `from_embedding` finds the
+    scalars or the hashes, and loses a fraction of what training from nothing in few bits does.
 
     ```python
     x = keras_efficient.layers.MEmComEmbedding(1_000_000, 64, compression=16)(ids)
-    x = keras_efficient.layers.MEmComEmbedding(1_000_000, 64, compression=16, form="subspace", bits=1)(ids)
+    small = keras_efficient.layers.MEmComEmbedding.from_embedding(
+        trained, counts=counts, compression=32, form="codebooks"
+    )
     ```
 
     Args:
@@ -34,14 +43,14 @@ class MEmComEmbedding(CompressedEmbedding):
             should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
             `hash="mix"`.
         compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least.
-        hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace).
-        form: `"scaled"` or `"subspace"`.
+        hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace), or hashes G (codebooks).
+        form: `"scaled"`, `"subspace"` or `"codebooks"`.
         bias: Boolean. Adds W. Scaled form only.
         scalars: Integer, a divisor of `output_dim`: G. Scaled form only.
         scalar_bits: 32, 16 or 8: width of V and W. Scaled form only.
         own_rows: Integer. So many of the most frequent entities have rows of their own. Scaled form only.
         hash: `"modulo"` or `"mix"`: i mod m, or a hash without a pattern. Scaled form only.
-        bits: 32, 16, 8, 4, 2 or 1: width of U in the scaled form, of V in the subspace form.
+        bits: 32, 16, 8, 4, 2 or 1: width of V in the subspace form, of U in the others (codebooks have at least 8).
         combiner, out_of_range, frozen: as in `CompressedEmbedding`.
 
     Input shape: integers `(…)`. Output shape: `(…, output_dim)`; with a combiner without the ids' last axis.
@@ -51,7 +60,8 @@ class MEmComEmbedding(CompressedEmbedding):
         ValueError: ids out of range; a compression that leaves no row (the message says how far the form goes).
 
     Source: Learning Compressed Embeddings for On-Device Inference, MLSys 2022, section 3. The subspace form is
-    MEmCom with one bucket of K rows: a factorisation of few bits.
+    MEmCom with one bucket of K rows: a factorisation of few bits. Codebooks are MEmCom with a hash that is learned for
+    each group of columns: the product quantisation of Jégou, Douze and Schmid, PAMI 2011.
     """
 
     def __init__(
@@ -77,12 +87,11 @@ class MEmComEmbedding(CompressedEmbedding):
         **kwargs,
     ):
         if form not in FORMS:
-            raise ValueError(f'`form` must be "scaled" or "subspace". Received: form={form!r}.')
+            raise ValueError(f"`form` must be one of {', '.join(map(repr, FORMS))}. Received: form={form!r}.")
         options = {"bias": bias, "scalars": scalars, "scalar_bits": scalar_bits, "own_rows": own_rows, "hash": hash}
-        if form == "subspace":
-            plain = {"bias": False, "scalars": 1, "scalar_bits": 32, "own_rows": 0, "hash": "modulo"}
-            if wrong := [name for name, value in options.items() if value != plain[name]]:
-                raise ValueError(f"`{wrong[0]}` belongs to the scaled form. Received: form='subspace', {wrong[0]}.")
+        if form != "scaled":
+            if wrong := [name for name, value in options.items() if value != SCALED_ONLY[name]]:
+                raise ValueError(f"`{wrong[0]}` belongs to the scaled form. Received: form={form!r}, {wrong[0]}.")
             options = {}
         if compression is None and hash_size is None:
             compression = 16
@@ -106,7 +115,7 @@ class MEmComEmbedding(CompressedEmbedding):
 
     @property
     def hash_size(self):
-        """Rows that entities share: m in the scaled form, K in the subspace form."""
+        """Rows that entities share, m in the scaled form and K in the subspace form; or learned hashes, G."""
         return self.plan.size
 
     def get_config(self):

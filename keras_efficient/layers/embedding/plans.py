@@ -104,6 +104,10 @@ class Plan:
         """For each table the rows that an id takes: ids' shape, or with one more axis where it takes several."""
         raise NotImplementedError("Each method says this for itself.")
 
+    def chosen(self, rows: Rows) -> dict[str, Any]:
+        """As `codes`, for tables whose rows are chosen by those that were taken from others."""
+        return {}
+
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
         """What is pooled, ``(…, columns)``: the vectors, or what `project` makes vectors of.
 
@@ -220,34 +224,52 @@ class MEmCom(Hashed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subspace(Plan):
-    """``e(i) = Σ_k V[i, k] · U[k]``: numbers of a few bits for each entity, rows that all share. `size`: scalars K.
+class Codebooks(Plan):
+    """``e(i) = [U₁[h₁(i)], …, U_G[h_G(i)]]``, the hashes learned and stored, a byte each. `size`: hashes G.
 
-    A factorisation (Lan et al., ICLR 2020): MEmCom with one bucket of K rows. Its scalars have few bits, so that K may
-    be larger than d: with one bit a vector is a sum of signed rows, which are learned. `bits` is the width of the
-    scalars; the rows are floats.
+    Product quantisation (Jégou et al., 2011): the columns are cut into G stretches of nearly one width, and each entity
+    has for each stretch one of 256 rows that all share. Before `from_embedding` finds better ones the bytes are hashes
+    of the id. `bits` is the width of the numbers in the rows.
     """
 
-    counts: ClassVar[str] = "scalars"
+    counts: ClassVar[str] = "codebooks"
     has_default: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.bits < 8:
+            raise ValueError(f"Rows that all entities share have 32, 16 or 8 bits. Received: bits={self.bits}.")
+        super().__post_init__()
+
     def limits(self) -> tuple[int, int]:
-        return 1, min(self.input_dim, self.output_dim * 8)
+        return 1, self.output_dim
+
+    @property
+    def choices(self) -> int:
+        """Rows of a codebook."""
+        return min(256, self.grown_from or self.input_dim)
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of each stretch; those of the first stretches are one more where d / G leaves a rest."""
+        width, rest = divmod(self.output_dim, self.size)
+        return [width + (index < rest) for index in range(self.size)]
 
     def tables(self) -> dict[str, Table]:
-        return {"scalars": self._own_rows(self.size, scale="table")}
-
-    def dense(self) -> dict[str, tuple[int, int]]:
-        return {"rows": (self.size, self.output_dim)}
+        return {
+            "choices": Table(self.input_dim, self.size, bits=8, choices=self.choices),
+            "rows": self._table(self.size * self.choices, self.widths[0], scale="table"),
+        }
 
     def codes(self, ids: Any) -> dict[str, Any]:
-        return {"scalars": ids}
+        return {"choices": ids}
+
+    def chosen(self, rows: Rows) -> dict[str, Any]:
+        first = np.arange(self.size, dtype=np.int32) * self.choices
+        return {"rows": ops.cast(rows["choices"], "int32") + first}
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        return rows["scalars"]
-
-    def project(self, pooled: Any, dense: Rows) -> Any:
-        return dense["rows"](pooled)
+        stretches = [rows["rows"][..., index, :width] for index, width in enumerate(self.widths)]
+        return ops.concatenate(stretches, axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,12 +417,17 @@ class Reduced(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class Factorised(Plan):
-    """``e(i) = A[i] · P``, P r×d (Lan et al., ICLR 2020). `size`: r."""
+    """``e(i) = Σ_k A[i, k] · P[k]``, A n×r, P r×d (Lan et al., ICLR 2020). `size`: r.
+
+    `bits` is the width of the numbers in A; P has floats. With few bits r may be larger than d: with one bit a vector
+    is a sum of signed rows.
+    """
 
     counts: ClassVar[str] = "columns"
+    has_default: ClassVar[bool] = False
 
     def limits(self) -> tuple[int, int]:
-        return 1, self.output_dim
+        return 1, self.output_dim * (8 if self.bits < 8 else 1)
 
     def tables(self) -> dict[str, Table]:
         return {"rows": self._own_rows(self.size, scale="table" if self.bits < 8 else "row")}
@@ -534,7 +561,7 @@ class Robe(Plan):
 
 METHODS: dict[str, type[Plan]] = {
     "memcom": MEmCom,
-    "subspace": Subspace,
+    "codebooks": Codebooks,
     "naive": NaiveHashing,
     "truncate": TruncateRare,
     "double": DoubleHashing,

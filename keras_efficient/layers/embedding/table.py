@@ -27,6 +27,8 @@ class Table:
         initial: what it is filled with before training: ``"embeddings"``, the layer's initializer;
             ``"around_one"``, that plus one; ``"ones"``; ``"zeros"``; a number, normal values of that deviation.
         scale_rows: so many rows, the first ones, set the scale of the table. 0: all of them.
+        choices: where it is not 0, the numbers are places, from 0 to choices − 1, in another table: bytes without a
+            scale, which are not trained. They begin as hashes of the row's number.
     """
 
     rows: int
@@ -35,6 +37,7 @@ class Table:
     scale: str = "row"
     initial: str | float = "embeddings"
     scale_rows: int = 0
+    choices: int = 0
 
     @property
     def packed_columns(self) -> int:
@@ -44,8 +47,13 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Bytes of the stored array and of its scales."""
-        scales = 0 if self.bits == 32 else 4 * (self.rows if self.scale == "row" else 1)
+        scales = 4 * (self.rows if self.scale == "row" else 1) if self.has_scale else 0
         return self.rows * self.packed_columns * max(self.bits, 8) // 8 + scales
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether its integers stand for values."""
+        return self.bits < 32 and not self.choices
 
     @property
     def stored_dtype(self) -> str:
