@@ -65,7 +65,7 @@ def psnr(quick: bool) -> Iterator[Row]:
     """Quality of every float model in the zoo, and of those that should be there."""
     from keras_efficient import zoo
 
-    in_zoo = [name for name in zoo.list_models() if not name.endswith("int8")]
+    in_zoo = [name for name in zoo.list_models() if zoo.card(name).system == "sesr" and not name.endswith("int8")]
     for name in [name for name in ASKED_FOR if name not in in_zoo]:
         yield Row(f"PSNR {name}", None, "dB", bar="the paper's − 0.15", why="not trained")
     order: dict[str, dict[str, float]] = {}
@@ -115,7 +115,7 @@ def int8(quick: bool) -> Iterator[Row]:
 
     scores: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in zoo.list_models("*int8"):
+        for name in zoo.list_models("sesr-*int8"):
             reference = FLOAT_OF.get(name, name.removesuffix(".int8"))
             path = Path(folder) / f"{name}.tflite"
             export.save(zoo.load(name), path, precision="int8", calibration=calibration())

@@ -1,6 +1,6 @@
 """Puts the results of the benchmarks into README.md, between `<!-- table:NAME -->` and `<!-- /table -->`.
 
-`table:zoo` is made of the cards of the zoo, every other of `benchmarks/results/NAME.json`.
+`table:zoo_SYSTEM` is made of the cards of that system's models, every other of `benchmarks/results/NAME.json`.
 
 python -m benchmarks.tables            writes
 python -m benchmarks.tables --check    ends with 1 where README.md and the results differ
@@ -18,6 +18,11 @@ from typing import Any
 __all__ = ["filled", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent
+# Columns of quality, by system: heading, name of the metric, data set (or how its name begins).
+ZOO_COLUMNS = {
+    "sesr": (("Set5", "PSNR", "Set5"), ("Set14", "PSNR", "Set14"), ("BSD100", "PSNR", "BSD100")),
+    "memcom": (("nDCG@20", "nDCG@20", "Gowalla"), ("Recall@20", "Recall@20", "Gowalla")),
+}
 _MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -25,8 +30,8 @@ def filled(text: str, results: Path) -> str:
     """The text with every marked table made anew from the cards or `results`/NAME.json; without a file it is empty."""
 
     def replace(match: re.Match[str]) -> str:
-        if match[2] == "zoo":
-            return f"{match[1]}{zoo_table()}{match[3]}"
+        if match[2].startswith("zoo_"):
+            return f"{match[1]}{zoo_table(match[2].removeprefix('zoo_'))}{match[3]}"
         path = results / f"{match[2]}.json"
         lines = table(json.loads(path.read_text("utf-8"))["rows"]) if path.exists() else "Not measured yet.\n"
         return f"{match[1]}{lines}{match[3]}"
@@ -52,20 +57,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def zoo_table() -> str:
-    """The models of the zoo with the quality in their cards."""
+def zoo_table(system: str) -> str:
+    """The models of one system with the quality in their cards."""
     from keras_efficient import zoo
 
-    lines = ["| name | what | weights | Set5 | Set14 | BSD100 |", "|---|---|---|---|---|---|"]
-    for name in zoo.list_models():
-        card = zoo.card(name)
-        found: dict[str, float] = {}
-        for metric in card.metrics:
-            if metric.name == "PSNR":
-                found.setdefault(metric.dataset.split()[0], metric.value)  # the first convention of Set14
-        scores = [f"{found[dataset]:.2f}" for dataset in ("Set5", "Set14", "BSD100")]
-        lines.append("| " + " | ".join([f"`{name}`", card.summary, f"{card.parameters:,}", *scores]) + " |")
+    columns = ZOO_COLUMNS[system]
+    head = ["name", "what", "weights", *(heading for heading, _, _ in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for card in (card for card in map(zoo.card, zoo.list_models()) if card.system == system):
+        scores = [_score(card.metrics, name, dataset) for _, name, dataset in columns]
+        lines.append("| " + " | ".join([f"`{card.name}`", card.summary, f"{card.parameters:,}", *scores]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _score(metrics: tuple[Any, ...], name: str, dataset: str) -> str:
+    """The first of that name and data set: of Set14 there are two conventions."""
+    found = next(m for m in metrics if m.name == name and m.dataset.split()[0] == dataset)
+    return f"{found.value:.2f}" if found.unit == "dB" else f"{found.value:.4f}"
 
 
 def _number(value: float | None, unit: str = "") -> str:

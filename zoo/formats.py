@@ -8,6 +8,8 @@ from keras_efficient.zoo.schema import Card, Tensor
 
 __all__ = ["to_arm", "to_hub"]
 
+_HUB_TASKS = {"recommendation": "other"}  # hubs refuse a task that they do not know
+
 
 def to_hub(card: Card) -> str:
     """A README for a model hub: YAML front matter with the results (`model-index`), then text in Markdown.
@@ -17,7 +19,7 @@ def to_hub(card: Card) -> str:
     front = {
         "license": card.licence.lower(),
         "library_name": "keras",
-        "pipeline_tag": card.task,
+        "pipeline_tag": _HUB_TASKS.get(card.task, card.task),
         "tags": ["keras", "keras-efficient", card.system],
         "model-index": [{"name": card.name, "results": [_result(card, metric) for metric in card.metrics]}],
     }

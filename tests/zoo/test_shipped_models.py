@@ -37,3 +37,16 @@ def test_every_file_belongs_to_a_card():
     found = {path.name for path in (FOLDER / "weights").iterdir() if not path.name.startswith(".")}
     assert found <= named
     assert sum((FOLDER / "weights" / name).stat().st_size for name in found) <= LARGEST_WHEEL_SHARE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.list_models("memcom-gowalla-*"))
+def test_quality_of_the_recommender(name, data_dir):
+    """Also says whether the ids are those that the card tells of."""
+    from keras_efficient.zoo.recipes import memcom
+
+    train, test = memcom.read(data_dir / "recsys" / "gowalla")
+    found = memcom.measure(zoo.load(name), train, test)
+    values = {metric.name: metric.value for metric in zoo.card(name).metrics}
+    assert found.ndcg == pytest.approx(values["nDCG@20"], abs=2e-4)
+    assert found.recall == pytest.approx(values["Recall@20"], abs=2e-4)
