@@ -2,13 +2,14 @@
 
     python -m benchmarks.memcom [--quick] [--only ranking ratios ranknet keras_io lookup training_step fitting]
 
-Quality is measured on the frozen tables, that is, on what would be stored. `ranking`, `ratios`, and parts of the others
-train many models; what is trained is kept in `results/memcom_runs.jsonl` and not trained again, so that a run may be
-stopped at any time. Rates are chosen on validation data, by the same short search for every method.
+Quality is measured on the frozen tables, that is, on what would be stored. `ranking`, `ratios` and `fitting` train many
+models; what is trained is kept in `results/memcom_runs.jsonl` and not trained again, so that a run may be stopped at
+any time. Rates, and whether to train at all after a fit, are chosen on validation data, alike for every method.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -30,81 +31,116 @@ from benchmarks.harness import Row
 SEEDS = (0, 1, 2)
 
 
-def _scores(dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64) -> list[dict[str, Any]]:
-    """The results of all seeds, with the rate that validation prefers."""
-    rate = training.best_rate(dataset, options, compression, dim)
-    runs = [training.make(dataset, options, compression, dim=dim, rate=rate, seed=seed) for seed in SEEDS]
-    return [training.result(run) for run in runs]
+def _wholes(dataset: str, dim: int) -> list[dict[str, Any]]:
+    """The results of the whole table, for all seeds."""
+    return [training.result(training.whole(dataset, dim, seed=seed, split="test")) for seed in SEEDS]
 
 
-def _mean(scores: list[dict[str, Any]], name: str = "ndcg") -> tuple[float, float]:
+def _scores(run: training.Run) -> list[dict[str, Any]]:
+    """The test results of what was chosen on validation, for all seeds."""
+    return [training.result(dataclasses.replace(run, seed=seed, split="test")) for seed in SEEDS]
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
     """Mean and standard error over seeds."""
-    values = [score[name] for score in scores]
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def _losses(full: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float]:
+def _lost(full: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float]:
     """Per cent of nDCG lost: mean and standard error over pairs of one seed."""
-    lost = [100 * (1 - b["ndcg"] / a["ndcg"]) for a, b in zip(full, other, strict=True)]
-    return float(np.mean(lost)), float(np.std(lost, ddof=1) / math.sqrt(len(lost)))
+    return _mean([100 * (1 - b["ndcg"] / a["ndcg"]) for a, b in zip(full, other, strict=True)])
 
 
-def ranking(quick: bool) -> Iterator[Row]:
-    """Gowalla, 16 times fewer bytes of the input embedding: every form of ours, every baseline."""
-    if quick:
-        return
-    full = _scores("gowalla", training.FULL, None)
-    mean, error = _mean(full)
-    yield Row("nDCG@20 on Gowalla, whole table, float32", round(mean, 5), "", details=_details(full, error=error))
-    found = {
-        name: _scores("gowalla", options, 16.0) for name, options in {**training.FORMS, **training.BASELINES}.items()
-    }
-    best = {
-        kind: max(names, key=lambda name: _mean(found[name])[0])
-        for kind, names in {"ours": training.FORMS, "theirs": training.BASELINES}.items()
-    }
-    for name, scores in found.items():
-        lost, error = _losses(full, scores)
-        yield Row(
-            f"nDCG@20 lost on Gowalla at 16×: {name}",
-            round(lost, 2),
-            "%",
-            details=_details(scores, error=error, ndcg=_mean(scores)[0]),
-        )
-    lost, error = _losses(full, found[best["ours"]])
-    yield Row(
-        f"nDCG@20 lost on Gowalla at 16×, our best form ({best['ours']})",
-        round(lost, 2),
-        "%",
-        bar="≤ 4",
-        reached=lost <= 4,
-        details={"standard_error": round(error, 2)},
-    )
-    ours, peer = (_mean(found[best[kind]]) for kind in ("ours", "theirs"))
-    yield Row(
-        f"nDCG@20 on Gowalla at 16×, our best form against the best baseline ({best['theirs']})",
-        round(ours[0], 5),
-        "",
-        peer=round(peer[0], 5),
-        ratio=round(ours[0] / peer[0], 4),
-        bar="ahead",
-        reached=ours[0] > peer[0],
-        why="" if ours[0] > peer[0] else f"{best['theirs']} won",
-        details={"standard_errors": [round(ours[1], 5), round(peer[1], 5)]},
-    )
+def _row(what: str, run: training.Run, full: list[dict[str, Any]], **more: Any) -> Row:
+    """What a method loses."""
+    scores = _scores(run)
+    lost, error = _lost(full, scores)
+    return Row(f"nDCG@20 lost on {what}", round(lost, 2), "%", details=_details(run, scores, error=error), **more)
 
 
-def _details(scores: list[dict[str, Any]], **more: float) -> dict[str, Any]:
-    keep = ("ndcg", "recall", "ratio", "nbytes", "size", "seconds")
+def _details(run: training.Run, scores: list[dict[str, Any]], **more: float) -> dict[str, Any]:
+    keep = ("ndcg", "ndcg_error", "recall", "seconds")
+    start = "fitted to the trained whole table" if run.fitted else "random weights"
     return {
         **{name: round(value, 5) for name, value in more.items()},
-        "rate": scores[0]["run"]["rate"],
-        "epochs": scores[0]["run"]["epochs"],
+        **{name: scores[0][name] for name in ("ratio", "nbytes", "size", "users")},
+        "start": start,
+        "epochs": run.epochs,
+        "rate": run.rate,
+        "decay": run.decay,
+        "validation": round(training.result(run)["ndcg"], 5),
         "seeds": [{name: round(score[name], 5) for name in keep} for score in scores],
     }
 
 
-DATASETS = ("gowalla", "amazon-beauty", "ml-1m-implicit")
+def ranking(quick: bool) -> Iterator[Row]:
+    """Gowalla, 16 times fewer bytes of the input embedding: every form of ours, every baseline; then fewer bytes."""
+    if quick:
+        return
+    full = _wholes("gowalla", 64)
+    mean, error = _mean([score["ndcg"] for score in full])
+    run = training.whole("gowalla", 64)
+    details = _details(run, full, error=error)
+    yield Row("nDCG@20 on Gowalla, whole table, float32, d = 64", round(mean, 5), "", details=details)
+    longer = training.result(dataclasses.replace(run, epochs=2 * run.epochs))["ndcg"]
+    yield Row(
+        f"nDCG@20 on Gowalla's validation part, whole table: {2 * run.epochs} epochs against {run.epochs}",
+        round(longer, 5),
+        "",
+        peer=round(training.result(run)["ndcg"], 5),
+        ratio=round(longer / training.result(run)["ndcg"], 4),
+    )
+    methods = {**training.FORMS, **training.BASELINES}
+    runs = {name: training.tuned("gowalla", options, 16.0) for name, options in methods.items()}
+    for name, run in runs.items():
+        yield _row(f"Gowalla at 16×: {name}", run, full)
+    for name in training.FROM_NOTHING:
+        run = training.tuned("gowalla", methods[name], 16.0, scratch=True)
+        yield _row(f"Gowalla at 16×, trained from nothing: {name}", run, full)
+    yield from _winner(16, full, runs)
+    for (ratio, dim), names in training.SMALLER.items():
+        full = _wholes("gowalla", dim)
+        runs = {name: training.tuned("gowalla", options, ratio, dim) for name, options in names.items()}
+        for name, run in runs.items():
+            yield _row(f"Gowalla at {ratio}×, d = {dim}: {name}", run, full)
+        yield from _winner(ratio, full, runs, bars=False)
+
+
+def _winner(
+    ratio: int, full: list[dict[str, Any]], runs: dict[str, training.Run], *, bars: bool = True
+) -> Iterator[Row]:
+    """Our best form and the best baseline, both chosen on validation; a difference within its noise is a tie."""
+    best = {
+        ours: max((n for n in runs if (n in training.FORMS) == ours), key=lambda n: training.result(runs[n])["ndcg"])
+        for ours in (True, False)
+    }
+    ours, theirs = (_scores(runs[best[key]]) for key in (True, False))
+    lost, error = _lost(full, ours)
+    bar = {"bar": "≤ 4", "reached": lost <= 4} if bars else {}
+    what = f"nDCG@20 lost on Gowalla at {ratio}×, our best form ({best[True]})"
+    yield Row(what, round(lost, 2), "%", details={"standard_error": round(error, 2)}, **bar)
+    means = [_mean([score["ndcg"] for score in scores]) for scores in (ours, theirs)]
+    gain, error = _mean([100 * (a["ndcg"] / b["ndcg"] - 1) for a, b in zip(ours, theirs, strict=True)])
+    ahead = gain > 2 * error
+    verdict = "" if ahead else f"{best[False]} won" if gain < -2 * error else "a tie"
+    yield Row(
+        f"nDCG@20 on Gowalla at {ratio}×, our best form against the best baseline ({best[False]})",
+        round(means[0][0], 5),
+        "",
+        peer=round(means[1][0], 5),
+        ratio=round(means[0][0] / means[1][0], 4),
+        details={
+            "gain_percent": round(gain, 2),
+            "standard_error": round(error, 2),
+            "ours_ratio": round(ours[0]["ratio"], 4),
+            "peer_ratio": round(theirs[0]["ratio"], 4),
+        },
+        **({"bar": "ahead", "reached": ahead} if bars else {}),
+        why=verdict and f"{verdict}: {gain:+.2f} ± {error:.2f} %",
+    )
+
+
+DATASETS = ("ml-1m-implicit", "gowalla", "amazon-beauty")
 RATIOS = {4: 64, 12: 64, 16: 64, 40: 128}  # the paper's, with the width of the vectors
 
 
@@ -112,23 +148,18 @@ def ratios(quick: bool) -> Iterator[Row]:
     """The paper's four ratios on three sets, in our form and in the paper's."""
     if quick:
         return
-    losses: dict[str, list[float]] = {"ours": [], "paper": []}
+    losses: dict[str, list[float]] = {"our form": [], "MEmCom as published": []}
     for dataset, (ratio, dim) in itertools.product(DATASETS, RATIOS.items()):
-        full = _scores(dataset, training.FULL, None, dim)
-        for kind, options in (("ours", training.ours_at(dataset, ratio, dim)), ("paper", training.PAPER)):
-            scores = _scores(dataset, options, float(ratio), dim)
-            lost, error = _losses(full, scores)
-            losses[kind].append(lost)
-            name = "our form" if kind == "ours" else "MEmCom as published"
-            yield Row(
-                f"nDCG@20 lost on {dataset} at {ratio}×, d = {dim}: {name}",
-                round(lost, 2),
-                "%",
-                details=_details(scores, error=error, full=_mean(full)[0]),
-            )
-    for kind, name in (("ours", "our form"), ("paper", "MEmCom as published")):
-        mean = float(np.mean(losses[kind]))
-        bar = {"bar": "≤ 4", "reached": mean <= 4} if kind == "ours" else {}
+        full = _wholes(dataset, dim)
+        for name in losses:
+            options = training.ours_at(dataset, ratio, dim) if name == "our form" else training.PAPER
+            run = training.tuned(dataset, options, ratio, dim)
+            losses[name].append(_lost(full, _scores(run))[0])
+            label = ", ".join(f"{key} {value}" for key, value in options.items())
+            yield _row(f"{dataset} at {ratio}×, d = {dim}: {name} ({label})", run, full)
+    for name, values in losses.items():
+        mean = float(np.mean(values))
+        bar = {"bar": "≤ 4", "reached": mean <= 4} if name == "our form" else {}
         yield Row(f"mean nDCG@20 lost over 4×, 12×, 16×, 40× and three sets: {name}", round(mean, 2), "%", **bar)
 
 
@@ -162,48 +193,50 @@ def training_step(quick: bool) -> Iterator[Row]:
         if done.returncode:
             sys.exit(done.stderr[-2000:])
         found = json.loads(done.stdout.splitlines()[-1])
-        ours, peer = found["ms"]["ours"], found["ms"]["peer"]
-        yield Row(
-            f"training step, Adam, 1,000,000 × 64, 256 × 64 ids, model.fit, {backend}: MEmCom 16× against Embedding",
-            round(ours, 1),
-            "ms",
-            peer=round(peer, 1),
-            ratio=round(ours / peer, 3),
-            bar="≤ 1×",
-            reached=ours <= peer,
-        )
-        if backend == "tensorflow":
-            ours, peer = (found["bytes"][name] / 1e6 for name in ("ours", "peer"))
+        for form in ("scaled", "subspace", "codebooks"):
+            barred = form == "scaled"  # the form that is trained from nothing
+            ours, peer = found["ms"][form], found["ms"]["peer"]
             yield Row(
-                "weights and optimizer at 1,000,000 × 64: MEmCom 16× against Embedding",
+                f"training step, Adam, 1,000,000 × 64, 256 × 64 ids, model.fit, {backend}: "
+                f"MEmCom 16×, {form}, against Embedding",
                 round(ours, 1),
-                "MB",
+                "ms",
                 peer=round(peer, 1),
-                ratio=round(ours / peer, 4),
-                bar="≤ 1/8",
-                reached=ours <= peer / 8,
+                ratio=round(ours / peer, 3),
+                **({"bar": "≤ 1×", "reached": ours <= peer} if barred else {}),
             )
+            if backend == "tensorflow":
+                ours, peer = (found["bytes"][name] / 1e6 for name in (form, "peer"))
+                yield Row(
+                    f"weights and optimizer at 1,000,000 × 64: MEmCom 16×, {form}, against Embedding",
+                    round(ours, 1),
+                    "MB",
+                    peer=round(peer, 1),
+                    ratio=round(ours / peer, 4),
+                    **({"bar": "≤ 1/8", "reached": ours <= peer / 8} if barred else {}),
+                )
 
 
 def fitting(quick: bool) -> Iterator[Row]:
-    """`from_embedding` on a trained table: as it is, after one epoch, and against training from scratch."""
+    """`from_embedding` on a trained table: as it is, after one epoch, and against training from nothing."""
     if quick:
         return
-    for name, options in {"our form": training.OURS, "MEmCom as published": training.PAPER}.items():
-        found = [training.fitted(training.make("gowalla", options, 16.0, seed=seed)) for seed in SEEDS]
-        full = [result["full"] for result in found]
-        scratch = _scores("gowalla", options, 16.0)
-        for stage in ("fitted", "one_epoch"):
-            lost = [100 * (1 - result[stage] / whole) for result, whole in zip(found, full, strict=True)]
-            behind = float(np.mean(lost)) - _losses(_scores("gowalla", training.FULL, None), scratch)[0]
-            bar = {"bar": "≤ 2 points behind from scratch", "reached": behind <= 2} if stage == "one_epoch" else {}
-            label = "no training" if stage == "fitted" else "one epoch"
+    full = _wholes("gowalla", 64)
+    for name in training.FROM_NOTHING:
+        options = {**training.FORMS, **training.BASELINES}[name]
+        scratch, _ = _lost(full, _scores(training.tuned("gowalla", options, 16.0, scratch=True)))
+        for epochs in (0, 1):
+            run = training.fitted("gowalla", options, 16.0, epochs)
+            lost, error = _lost(full, _scores(run))
+            ours = epochs == 1 and options == training.SUBSPACE
+            bar = {"bar": "≤ 2 points behind", "reached": lost - scratch <= 2} if ours else {}
             yield Row(
-                f"nDCG@20 lost on Gowalla at 16× by from_embedding, {label}: {name}",
-                round(float(np.mean(lost)), 2),
+                f"nDCG@20 lost on Gowalla at 16× by from_embedding and {epochs} epochs: {name}",
+                round(lost, 2),
                 "%",
-                details={"behind_from_scratch": round(behind, 2), "seeds": [round(x, 2) for x in lost]},
-                **(bar if name == "our form" else {}),
+                peer=round(scratch, 2),
+                details={"peer": "trained from nothing", "standard_error": round(error, 2)},
+                **bar,
             )
 
 

@@ -27,6 +27,7 @@ OPTIONS = {
     "MEmCom 25×, float32": {"compression": 25.1},
     "MEmCom 100×, int8": {"compression": 101, "bits": 8, "scalar_bits": 8},
     "MEmCom subspace 16×, 2 bits": {"compression": 16, "form": "subspace", "bits": 2},
+    "MEmCom codebooks 32×, int8": {"compression": 32, "form": "codebooks", "bits": 8},
 }
 BARRED = ("MEmCom 25×, float32", "MEmCom 100×, int8")  # the files that must be so much smaller
 TINY = "tiny"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,23 +20,24 @@ from keras import ops
 from benchmarks import harness
 from benchmarks.harness import Row
 from keras_efficient import layers, models
-
-COMPRESSED = {"form": "subspace", "bits": 1}
+from keras_efficient.compress import compress_embeddings
 
 
 @cache
 def _ratings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, items, ratings; both numbered from 0 by falling count of all ratings, as in the recipe."""
+    """Users, items, ratings."""
     from keras_efficient import recsys
 
     found = recsys.read_movielens(harness.data_folder() / "recsys" / "ml-100k" / "ratings.tsv.gz")
-    return _sorted(found.users), _sorted(found.items), found.ratings
+    return found.users, found.items, found.ratings
 
 
-def _sorted(ids: np.ndarray) -> np.ndarray:
-    _, index, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    rank = np.empty(len(counts), np.int32)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+def _sorted(ids: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Ids numbered anew from 0 by falling count in the training part."""
+    values, index = np.unique(ids, return_inverse=True)
+    counts = np.bincount(index[train], minlength=len(values))
+    rank = np.empty(len(values), np.int32)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(values))
     return rank[index]
 
 
@@ -44,17 +48,46 @@ def _mean_error(values: Sequence[float]) -> tuple[float, float]:
 
 # RankNet
 
+RANKNET_RATES = (0.0003, 0.001, 0.003)
+RANKNET_EPOCHS, RANKNET_TUNED_EPOCHS = 20, 4
+RANKNET_FORMS = (
+    {"form": "scaled", "bits": 8, "scalar_bits": 8},
+    {"form": "subspace", "bits": 2},
+    {"form": "subspace", "bits": 1},
+)
+TABLES = ("user_embedding", "item_embedding")
+
+
+@dataclass(frozen=True)
+class RankNet:
+    """One training on pairs of items that one user rated differently.
+
+    Attributes:
+        form: arguments of our layer, as JSON; empty for the whole tables.
+        rate: of Adam, the highest.
+        fitted: epochs after `from_embedding` on the whole tables that were trained at this rate; `None`: from nothing.
+    """
+
+    form: str
+    rate: float
+    fitted: int | None = None
+
 
 def ranknet(seeds: Sequence[int], dim: int = 128, ratio: float = 32.0) -> Iterator[Row]:
-    """Pairs of items that one user rated differently; nDCG@10 of each user's held-out ratings, gains 2^rating − 1."""
-    kinds = {"whole tables": None, "ours": {**COMPRESSED, "compression": ratio}}
-    rates = {
-        name: max(RANKNET_RATES, key=lambda rate: _ranknet(o, dim, rate, 100, True)[0]) for name, o in kinds.items()
-    }
-    found = {name: [_ranknet(options, dim, rates[name], s, False) for s in seeds] for name, options in kinds.items()}
-    lost = [100 * (1 - b[0] / a[0]) for a, b in zip(found["whole tables"], found["ours"], strict=True)]
-    mean, error = _mean_error(lost)
-    sizes = {name: results[0][1] for name, results in found.items()}
+    """nDCG@10 of each user's held-out ratings, gains 2^rating − 1; all choices by a validation part of seed 100."""
+
+    def validated(run: RankNet) -> float:
+        return _ranknet(run, dim, ratio, 100, validation=True)[0]
+
+    whole = max((RankNet("", rate) for rate in RANKNET_RATES), key=validated)
+    forms = [json.dumps(form, sort_keys=True) for form in RANKNET_FORMS]
+    choices = [RankNet(form, rate) for form in forms for rate in RANKNET_RATES]
+    choices += [RankNet(form, whole.rate, epochs) for form in forms for epochs in (0, RANKNET_TUNED_EPOCHS)]
+    scores = {run: validated(run) for run in choices}
+    ours = max(scores, key=lambda run: scores[run])
+    found = {run: [_ranknet(run, dim, ratio, seed, validation=False) for seed in seeds] for run in (whole, ours)}
+    mean, error = _mean_error([100 * (1 - b[0] / a[0]) for a, b in zip(found[whole], found[ours], strict=True)])
+    sizes = {run: results[0][1] for run, results in found.items()}
     yield Row(
         f"RankNet on ML-100k, d = {dim}, all tables {ratio:g}× smaller: nDCG@10 lost",
         round(mean, 2),
@@ -63,16 +96,44 @@ def ranknet(seeds: Sequence[int], dim: int = 128, ratio: float = 32.0) -> Iterat
         reached=mean <= 1,
         details={
             "standard_error": round(error, 2),
-            "ndcg": {name: [round(r[0], 4) for r in results] for name, results in found.items()},
-            "nbytes": sizes,
-            "ratio": round(sizes["whole tables"] / sizes["ours"], 2),
-            "rates": rates,
+            "ours": dataclasses.asdict(ours),
+            "rate of the whole tables": whole.rate,
+            "ndcg": {name: [round(r[0], 4) for r in found[run]] for name, run in (("whole", whole), ("ours", ours))},
+            "ratio": round(sizes[whole] / sizes[ours], 2),
+            "validation": {
+                "whole": round(validated(whole), 4),
+                **{f"{run.form}, rate {run.rate}, fitted {run.fitted}": round(v, 4) for run, v in scores.items()},
+            },
         },
     )
 
 
-RANKNET_RATES = (0.0003, 0.001, 0.003)
-RANKNET_EPOCHS = 20
+@cache
+def _ranknet(run: RankNet, dim: int, ratio: float, seed: int, *, validation: bool) -> tuple[float, int]:
+    """nDCG@10 and bytes of the tables."""
+    users, items, ratings = _ratings()
+    train, test = _split(seed, validation)
+    users, items = _sorted(users, train), _sorted(items, train)
+    data = (users, items, ratings)
+    keras.utils.set_random_seed(seed)
+    sizes = (int(users.max()) + 1, int(items.max()) + 1)
+    options = {**json.loads(run.form), "compression": ratio} if run.form and run.fitted is None else None
+    model = models.PointwiseRanker(*sizes, dim=dim, dropout=0.3, embedding=options)
+    _train(model, data, train, RANKNET_EPOCHS, run.rate, seed)
+    if run.fitted is not None:
+        form = {name: value for name, value in json.loads(run.form).items() if name != "scalar_bits"}
+        counts = {
+            name: np.bincount(ids[train], minlength=size)
+            for name, ids, size in zip(TABLES, (users, items), sizes, strict=True)
+        }
+        model = compress_embeddings(model, compression=ratio, counts=counts, only=TABLES, **form)
+        _train(model, data, train, run.fitted, run.rate / 3, seed)
+    tables = [model.get_layer(name) for name in TABLES]
+    for table in tables:
+        table.freeze()
+    pairs = {"user": users[test], "items": items[test][:, None]}
+    scores = np.asarray(model.predict(pairs, batch_size=4096, verbose=0))[:, 0]
+    return _ndcg(users[test], scores, ratings[test], 10), sum(table.nbytes for table in tables)
 
 
 @cache
@@ -86,38 +147,33 @@ def _split(seed: int, validation: bool) -> tuple[np.ndarray, np.ndarray]:
     return order[:inner], order[inner:cut]
 
 
-def _ranknet(options: dict[str, Any] | None, dim: int, rate: float, seed: int, validation: bool) -> tuple[float, int]:
-    """nDCG@10 and bytes of the tables."""
+def _train(model: keras.Model, data: Any, train: np.ndarray, epochs: int, rate: float, seed: int) -> None:
+    """In every epoch each rating meets another one of its user, drawn anew; equal ones are left out."""
     from keras_efficient import recsys
 
-    users, items, ratings = _ratings()
-    train, test = _split(seed, validation)
-    keras.utils.set_random_seed(seed)
-    model = models.PointwiseRanker(users.max() + 1, items.max() + 1, dim=dim, dropout=0.3, embedding=options)
-    steps = RANKNET_EPOCHS * len(train) // 1024
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps, alpha=0.02)
-    model.compile(keras.optimizers.Adam(schedule), recsys.ranknet())
+    users, items, ratings = data
     random = np.random.default_rng(seed)
     order = train[np.lexsort((random.random(len(train)), users[train]))]
     starts = np.searchsorted(users[order], np.arange(users.max() + 2))
-    for _ in range(RANKNET_EPOCHS):
+    for epoch in range(epochs):
         owner = users[order]
         other = order[starts[owner] + (random.random(len(order)) * (starts[owner + 1] - starts[owner])).astype(int)]
         unequal = np.flatnonzero(ratings[order] != ratings[other])
         unequal = unequal[: len(unequal) // 1024 * 1024]  # whole batches only: another size is another compilation
+        if epoch == 0:
+            schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * len(unequal) // 1024, alpha=0.02)
+            # Over pairs, not over the elements of lists of two.
+            model.compile(keras.optimizers.Adam(schedule), _mean_over_pairs(recsys.ranknet(reduction="sum")))
         better = ratings[order] > ratings[other]
         pairs = np.stack(
             [np.where(better, items[order], items[other]), np.where(better, items[other], items[order])], 1
         )
         labels = np.tile(np.float32([1, 0]), (len(unequal), 1))
-        inputs = {"user": owner[unequal], "items": pairs[unequal]}
-        model.fit(inputs, labels, batch_size=1024, epochs=1, verbose=0)
-    tables = [model.get_layer(name) for name in ("user_embedding", "item_embedding")]
-    for table in tables:
-        table.freeze()
-    pairs = {"user": users[test], "items": items[test][:, None]}
-    scores = np.asarray(model.predict(pairs, batch_size=4096, verbose=0))[:, 0]
-    return _ndcg(users[test], scores, ratings[test], 10), sum(table.nbytes for table in tables)
+        model.fit({"user": owner[unequal], "items": pairs[unequal]}, labels, batch_size=1024, epochs=1, verbose=0)
+
+
+def _mean_over_pairs(total: Any) -> Any:
+    return lambda labels, scores: total(labels, scores) / ops.cast(ops.shape(labels)[0], "float32")
 
 
 def _ndcg(users: np.ndarray, scores: np.ndarray, ratings: np.ndarray, k: int) -> float:
@@ -232,6 +288,7 @@ KERAS_IO = {
 def _recipe(make: Any, seed: int) -> tuple[float, int]:
     """Mean absolute error and bytes of the tables."""
     users, items, ratings = _ratings()
+    users, items = (_sorted(ids, np.arange(len(ids))) for ids in (users, items))  # by all ratings, as in the recipe
     keras.utils.set_random_seed(seed)
     chosen = np.random.default_rng(seed).random(len(users)) <= 0.85
     user, item = keras.Input((), dtype="int32", name="user"), keras.Input((), dtype="int32", name="item")

@@ -38,7 +38,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     random = np.random.default_rng(0)
     models = {
-        "ours": model(layers.MEmComEmbedding(ENTITIES, WIDTH, compression=16)),
+        "scaled": model(layers.MEmComEmbedding(ENTITIES, WIDTH, compression=16)),
+        "subspace": model(layers.MEmComEmbedding(ENTITIES, WIDTH, compression=16, form="subspace", bits=2)),
+        "codebooks": model(layers.MEmComEmbedding(ENTITIES, WIDTH, compression=16, form="codebooks", bits=8)),
         "peer": model(keras.layers.Embedding(ENTITIES, WIDTH)),
     }
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -51,7 +53,7 @@ def main() -> None:
             if turn:  # the first one compiles
                 times[name].append((time.perf_counter() - started) / STEPS)
     kept = {
-        name: sum(int(np.prod(v.shape)) * 4 for v in (*network.variables, *network.optimizer.variables))
+        name: sum(keras.ops.convert_to_numpy(v).nbytes for v in (*network.variables, *network.optimizer.variables))
         for name, network in models.items()
     }
     print(json.dumps({"ms": {name: 1e3 * statistics.median(found) for name, found in times.items()}, "bytes": kept}))

@@ -15,9 +15,9 @@ def load(path):
 
 
 def test_memcom(repo_root, tmp_path, capsys):
-    scores = load(repo_root / "examples" / "memcom.py").main(tmp_path, users=400, items=600, epochs=12)
-    assert (tmp_path / "query.tflite").stat().st_size < 60_000  # the whole table alone would take 154,000
-    assert all(score > 0.05 for score in scores.values())  # at random: 20 of 600 items, about 0.03
+    scores = load(repo_root / "examples" / "memcom.py").main(tmp_path, users=400, items=2000, epochs=12)
+    assert (tmp_path / "query.tflite").stat().st_size < 60_000  # the whole table alone would take 512,000
+    assert all(score > 0.04 for score in scores.values())  # at random: 20 of 2000 items, about 0.01
     assert "query.tflite" in capsys.readouterr().out
 
 

@@ -283,6 +283,8 @@ def test_ragged_ids():
     np.testing.assert_allclose(found[0], vectors[[0, 3, 7]].mean(0), rtol=1e-5)
     assert not found[1].any()
     np.testing.assert_allclose(found[2], vectors[5], rtol=1e-6)
+    weighted = array(layer([tf.ragged.constant([[3, 7], [5]]), tf.ragged.constant([[1.0, 3.0], [2.0]])]))
+    np.testing.assert_allclose(weighted[0], (vectors[3] + 3 * vectors[7]) / 4, rtol=1e-5)
     with pytest.raises(ValueError, match="combiner"):
         built(input_dim=50, output_dim=8, hash_size=9)(tf.ragged.constant([[0, 3], [1]]))
 

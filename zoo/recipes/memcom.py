@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDING", "NAME", "compressed", "measure", "publish", "read", "train_whole"]
 
 NAME = "memcom-gowalla-16x"
-EMBEDDING: dict[str, Any] = {"form": "subspace", "bits": 2, "compression": 16}
+EMBEDDING: dict[str, Any] = {"form": "codebooks", "bits": 8, "compression": 16}
 NETWORK: dict[str, Any] = {"dim": 64, "hidden": [64], "activation": "tanh", "dropout": 0.5, "combiner": "sqrtn"}
 TRAINING: dict[str, Any] = {
     "epochs": 60,

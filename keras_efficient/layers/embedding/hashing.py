@@ -23,7 +23,12 @@ def mix(ids: Any, buckets: int, seeds: int | np.ndarray = 0) -> Any:
 
     Two rounds of ``x ← (a·(x mod p) + b·⌊x / p⌋ + c) mod P`` with constants that belong to the seed, then ``mod
     buckets``. An array of seeds must broadcast with `ids`; it gives as many functions at once.
+
+    Raises:
+        ValueError: more buckets than P, of which some would stay empty.
     """
+    if buckets > _PRIME:
+        raise ValueError(f"A hash has at most {_PRIME} buckets. Received: {buckets}.")
     for round_number in range(2):
         a, b, c = _constants(np.asarray(seeds), round_number)
         low, high = ops.mod(ids, _SPLIT), ops.floor_divide(ids, _SPLIT)

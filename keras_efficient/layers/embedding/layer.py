@@ -144,6 +144,8 @@ class CompressedEmbedding(keras.layers.Layer):
         shape = (None,) if input_shape is None else _ids_shape(input_shape)
         self._ids_shape = (None, *shape[1:])
         self._weighted = input_shape is not None and len(input_shape) > 0 and isinstance(input_shape[0], (list, tuple))
+        if self._weighted and self.combiner is None:
+            raise ValueError(f"Weights need a `combiner`. Received: ids and weights, combiner=None ({self.name}).")
         self._create({})
         self.built = True
 
@@ -185,7 +187,7 @@ class CompressedEmbedding(keras.layers.Layer):
             self.add_loss(self.embeddings_regularizer(self.plan.project(values, dense)) / count)
         if self.combiner is not None:  # long sums leave float16's range
             values = ops.cast(values, "float32")
-        pooled = ops.cast(_pooled(values, self.combiner, weights, mask), self.compute_dtype)
+        pooled = ops.cast(_pooled(values, self.combiner, weights, mask, self.plan.axes), self.compute_dtype)
         return ops.cast(self.plan.project(pooled, dense), self.compute_dtype)
 
     def _values(self, ids):
@@ -223,6 +225,7 @@ class CompressedEmbedding(keras.layers.Layer):
                     f'Received: {type(ids).__name__}, combiner=None. Pass ids.to_tensor(), or combiner="mean".'
                 )
             dense = ids.to_tensor(0)
+            weights = weights.to_tensor(0.0) if hasattr(weights, "to_tensor") else weights
             mask = ops.arange(ops.shape(dense)[1])[None, :] < ops.cast(ids.row_lengths(), "int32")[:, None]
             ids = dense
         if weights is not None and self.combiner is None:
@@ -256,6 +259,11 @@ class CompressedEmbedding(keras.layers.Layer):
     def embeddings(self, ids=None):
         """The vectors of these ids (default: of all) as a NumPy array, as inference would give them."""
         ids = np.arange(self.input_dim) if ids is None else np.asarray(ids)
+        if not ids.size:
+            return np.zeros((*ids.shape, self.output_dim), np.float32)
+        if self.out_of_range == "error":
+            _check_range(_integers(ids), self.input_dim)
+        ids = ops.convert_to_numpy(_in_range(_integers(ids), self.input_dim, self.out_of_range))
         parts = np.array_split(ids, len(ids) // 65536 + 1)
         vectors = (self.plan.project(*self._values(_integers(part))) for part in parts)
         return np.concatenate([ops.convert_to_numpy(part) for part in vectors]).astype("float32")
@@ -445,7 +453,7 @@ class _Deployment:
             inputs.append(weights)
         if layer.mask_zero and layer.combiner is not None:
             mask = ops.cast(ops.not_equal(given, 0), "float32")
-        outputs = plan.project(_pooled(values, layer.combiner, weights, mask), dense)
+        outputs = plan.project(_pooled(values, layer.combiner, weights, mask, plan.axes), dense)
         if layer.mask_zero and layer.combiner is None:
             outputs = _masked(outputs, given)
         return _numbered(keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name))
@@ -492,26 +500,33 @@ def _masked(vectors: Any, ids: Any) -> Any:
     return keras.layers.Multiply(name="masked")([vectors, ones(ops.minimum(ids, 1))])
 
 
-def _pooled(vectors: Any, combiner: str | None, weights: Any, mask: Any) -> Any:
-    """``Σ w·e / Σ |w|`` (mean), ``Σ w·e / √Σ w²`` (sqrtn), ``Σ w·e`` (sum) along the last axis of the ids."""
+def _pooled(values: Any, combiner: str | None, weights: Any, mask: Any, axes: int) -> Any:
+    """``Σ w·e / Σ |w|`` (mean), ``Σ w·e / √Σ w²`` (sqrtn), ``Σ w·e`` (sum) along the last axis of the ids.
+
+    It is the axis before the last `axes` of the values.
+    """
     if combiner is None:
-        return vectors
+        return values
+    along = -1 - axes
     if mask is not None:
         weights = mask if weights is None else weights * mask
     if weights is None:
-        if combiner == "mean" and vectors.shape[-2] != 0:
-            return ops.mean(vectors, axis=-2)
+        if combiner == "mean" and values.shape[along] != 0:
+            return ops.mean(values, axis=along)
         if combiner in ("sum", "mean"):
-            return ops.sum(vectors, axis=-2)  # the mean of nothing is zero
-        weights = ops.ones_like(vectors[..., 0])
-    total = ops.sum(vectors * ops.expand_dims(weights, -1), axis=-2)
+            return ops.sum(values, axis=along)  # the mean of nothing is zero
+        weights = ops.ones_like(values[(..., *(0,) * axes)])
+
+    def beside(numbers: Any) -> Any:
+        for _ in range(axes):
+            numbers = ops.expand_dims(numbers, -1)
+        return numbers
+
+    total = ops.sum(values * beside(weights), axis=along)
     if combiner == "sum":
         return total
-    if combiner == "mean":
-        norm = ops.sum(ops.abs(weights), axis=-1, keepdims=True)
-    else:
-        norm = ops.sqrt(ops.sum(ops.square(weights), axis=-1, keepdims=True))
-    return total / ops.where(ops.equal(norm, 0), 1.0, norm)
+    norm = ops.sum(ops.abs(weights), axis=-1) if combiner == "mean" else ops.sqrt(ops.sum(ops.square(weights), axis=-1))
+    return total / beside(ops.where(ops.equal(norm, 0), 1.0, norm))
 
 
 def _make_plan(method, options, input_dim, output_dim, compression, size, bits) -> Plan:

@@ -52,6 +52,8 @@ class Plan:
     counts: ClassVar[str] = "rows"
     # Whether the largest size makes sense where none is asked for.
     has_default: ClassVar[bool] = True
+    # Axes of what `combine` gives, behind those of the ids.
+    axes: ClassVar[int] = 1
     # Whether more entities leave the vectors of the old ones as they are.
     grows: ClassVar[bool] = True
 
@@ -109,7 +111,7 @@ class Plan:
         return {}
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        """What is pooled, ``(…, columns)``: the vectors, or what `project` makes vectors of.
+        """What is pooled, ``(…, columns)`` or with more `axes`: the vectors, or what `project` makes vectors of.
 
         Args:
             rows: by table, those that `codes` chose.
@@ -234,6 +236,7 @@ class Codebooks(Plan):
 
     counts: ClassVar[str] = "codebooks"
     has_default: ClassVar[bool] = False
+    axes: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.bits < 8:
@@ -268,7 +271,10 @@ class Codebooks(Plan):
         return {"rows": ops.cast(rows["choices"], "int32") + first}
 
     def combine(self, rows: Rows, dense: Rows, ids: Any) -> Any:
-        stretches = [rows["rows"][..., index, :width] for index, width in enumerate(self.widths)]
+        return rows["rows"]
+
+    def project(self, pooled: Any, dense: Rows) -> Any:
+        stretches = [pooled[..., index, :width] for index, width in enumerate(self.widths)]
         return ops.concatenate(stretches, axis=-1)
 
 
