@@ -46,11 +46,13 @@ FORMS = {
     "MEmCom as published": PAPER,
     "MEmCom, int8 rows, int8 scalar": {"form": "scaled", "bits": 8, "scalar_bits": 8},
     "MEmCom codebooks": CODEBOOKS,
+    "MEmCom codebooks, 12 bytes": {"form": "codebooks", "bits": 8, "hash_size": 12},
     "MEmCom subspace, 2 bits": SUBSPACE,
     "MEmCom subspace, 1 bit": {"form": "subspace", "bits": 1},
 }
 BASELINES = {
     "whole table, 2 bits": {"method": "reduced", "bits": 2, "size": 64},
+    "whole table, 1 bit": {"method": "reduced", "bits": 1, "size": 64},
     "reduced dimension, 2 bits": {"method": "reduced", "bits": 2},
     "reduced dimension, int4": {"method": "reduced", "bits": 4},
     "factorised, int4": {"method": "factorised", "bits": 4},
@@ -195,7 +197,7 @@ def _model(run: Run, num_items: int):
 
     keras.utils.set_random_seed(run.seed)
     options = dict(json.loads(run.options))
-    if run.compression is not None and "size" not in options:
+    if run.compression is not None and not {"size", "hash_size"} & set(options):
         options["compression"] = run.compression
     options["embeddings_initializer"] = keras.initializers.RandomNormal(stddev=0.1, seed=run.seed)
     return models.SequenceClassifier(
