@@ -57,10 +57,11 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
+    from keras_efficient.export.lowerings.vocabulary_lookup import VOCABULARY_LOOKUP
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
     needed.append(WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE)
-    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE]
+    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE, VOCABULARY_LOOKUP]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
         needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
