@@ -1,8 +1,9 @@
 """MEmCom against the whole table, the other ways to make it small, and the bars of this project.
 
-    python -m benchmarks.memcom [--quick] [--only ranking smaller ratios ranknet keras_io lookup training_step fitting]
+    python -m benchmarks.memcom [--quick] [--only SECTION …]       SECTION: ranking, slow_baselines, smaller, ratios,
+                                                   ranknet, keras_io, lookup, training_step, fitting
 
-Quality is measured on the frozen tables, that is, on what would be stored. The first three sections and `fitting` train
+Quality is measured on the frozen tables, that is, on what would be stored. The first four sections and `fitting` train
 many models; what is trained is kept in `results/memcom_runs.jsonl` and not trained again, so that a run may be stopped
 at any time. Rates, and whether to train at all after a fit, are chosen on validation data, alike for every method.
 """
@@ -74,7 +75,7 @@ def _details(run: training.Run, scores: list[dict[str, Any]], **more: float) -> 
 
 
 def ranking(quick: bool) -> Iterator[Row]:
-    """Gowalla, 16 times fewer bytes of the input embedding: every form of ours, every baseline."""
+    """Gowalla, 16 times fewer bytes of the input embedding: every form of ours, the baselines."""
     if quick:
         return
     full = _wholes("gowalla", 64)
@@ -87,6 +88,14 @@ def ranking(quick: bool) -> Iterator[Row]:
     for name, run in runs.items():
         yield _row(f"Gowalla at 16×: {name}", run, full)
     yield from _winner(16, full, runs)
+
+
+def slow_baselines(quick: bool) -> Iterator[Row]:
+    """The same of methods that compute much for a vector."""
+    if quick:
+        return
+    for name, options in training.SLOW_BASELINES.items():
+        yield _row(f"Gowalla at 16×: {name}", training.tuned("gowalla", options, 16.0), _wholes("gowalla", 64))
 
 
 def _winner(
@@ -247,6 +256,7 @@ def fitting(quick: bool) -> Iterator[Row]:
 
 SECTIONS = {
     "ranking": ranking,
+    "slow_baselines": slow_baselines,
     "smaller": smaller,
     "ratios": ratios,
     "ranknet": ranknet,

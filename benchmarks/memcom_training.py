@@ -65,6 +65,9 @@ BASELINES = {
     "double hashing, int8": {"method": "double", "bits": 8},
     "frequency-based double hashing, int8": {"method": "double", "bits": 8, "own_rows": 3000},
     "ROBE, int8": {"method": "robe", "bits": 8},
+}
+# An epoch of these takes many times as long.
+SLOW_BASELINES = {
     "tensor train": {"method": "tensor_train"},
     "deep hash": {"method": "deep_hash", "hashes": 128},
 }

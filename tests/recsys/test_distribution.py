@@ -64,8 +64,9 @@ def test_the_result_is_one_devices(found, entities, way):
 
 
 def test_tables_are_spread_by_rows_where_these_can_be_divided(found):
-    for run in found["400"]["4"]:
-        assert any(path.endswith("embedding/scalars") for path in run["sharded"])
+    # The scaled form's scalars, and the subspace's, which are the rows of a factorisation.
+    for run, name in zip(found["400"]["4"], ("scalars", "rows"), strict=True):
+        assert any(path.endswith(f"embedding/{name}") for path in run["sharded"])
     # 403 rows on four devices: the columns of the subspace's scalars, and the whole of what has one column.
     assert not any(path.endswith("embedding/scalars") for path in found["403"]["4"][0]["sharded"])
     assert not any(run["sharded"] for run in found["400"]["one"])
