@@ -121,7 +121,7 @@ def _finite(sample: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     for name, array in sample.items():
-        wrong = int(np.count_nonzero(~np.isfinite(array)))
+        wrong = 0 if array.dtype == object else int(np.count_nonzero(~np.isfinite(array)))
         if wrong:
             raise CalibrationError(
                 f"{what}: {wrong} of {array.size} values of input {name!r} are infinite or no numbers (float32).",
@@ -213,8 +213,10 @@ def _split(item: Any, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarr
 
 
 def _with_batch(array: np.ndarray, spec: InputSpec) -> np.ndarray:
-    if array.dtype.kind not in "fiub":
-        raise CalibrationError(f"Input {spec.name!r}: values of type {array.dtype} are no numbers.")
+    text = spec.dtype == "string"
+    if array.dtype.kind not in ("OSU" if text else "fiub"):
+        what = "text" if text else "numbers"
+        raise CalibrationError(f"Input {spec.name!r}: values of type {array.dtype} are no {what}.")
     if array.ndim == len(spec.shape) - 1:
         array = array[None]
     if array.ndim != len(spec.shape):
@@ -223,7 +225,7 @@ def _with_batch(array: np.ndarray, spec: InputSpec) -> np.ndarray:
         spatial = len(spec.shape) == 4 and axis in (1, 2)
         if axis and want is not None and have != want and not spatial:
             raise CalibrationError(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
-    return array.astype(spec.dtype, copy=False)
+    return array.astype(object if text else spec.dtype, copy=False)
 
 
 def _fit(sample: dict[str, np.ndarray], specs: Sequence[InputSpec]) -> dict[str, np.ndarray]:

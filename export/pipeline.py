@@ -169,6 +169,7 @@ def _request(
     if precision not in chosen.precisions:
         raise UnknownName(f"precision of target {chosen.name!r}", precision, chosen.precisions)
     inputs = signature.resolve_shapes(signature.input_specs(model), input_shape)
+    _check_text(inputs, chosen, precision)
     if chosen.static:
         inputs = tuple(replace(spec, shape=(spec.shape[0] or 1, *spec.shape[1:])) for spec in inputs)
         for spec in inputs:
@@ -199,6 +200,21 @@ def _request(
     if chosen.validate is not None:
         chosen.validate(request)
     return request
+
+
+def _check_text(inputs: tuple[signature.InputSpec, ...], target: Target, precision: str) -> None:
+    """Refuses text where nothing can look it up."""
+    import keras
+
+    name = next((spec.name for spec in inputs if spec.dtype == "string"), None)
+    if name is not None and precision not in target.text:
+        hint = "Export the part behind the StringLookup, which takes integers, or a .tflite of floats."
+        raise UnsupportedLayer(
+            name, f"this input takes text, which {precision} files for {target.name!r} cannot.", hint=hint
+        )
+    if name is not None and keras.backend.backend() != "tensorflow":
+        hint = "Start Python with KERAS_BACKEND=tensorflow."
+        raise UnsupportedLayer(name, "this input takes text, which Keras can on TensorFlow only.", hint=hint)
 
 
 def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ExportedModel:
         metadata: what `export.save` wrote into the file, an empty dict for files of others.
         input_names, output_names: in the order in which inputs are taken and outputs given.
         input_shapes: full shapes by input name; `None` is an axis whose size is free.
-        input_dtypes: NumPy dtypes that a call takes, by input name.
+        input_dtypes: NumPy dtypes that a call takes, by input name; ``object`` for text.
         threads: that the runtime may use.
     """
 
@@ -217,7 +217,7 @@ def _is_quantized(detail: Mapping[str, Any]) -> bool:
 def _dtype_name(detail: Mapping[str, Any]) -> str:
     import numpy as np
 
-    return np.dtype(detail["dtype"]).name
+    return "object" if detail["dtype"] is np.bytes_ else np.dtype(detail["dtype"]).name
 
 
 def _quantize(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
@@ -225,7 +225,7 @@ def _quantize(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     import numpy as np
 
     if not _is_quantized(detail):
-        return array.astype(detail["dtype"], copy=False)
+        return array.astype(_dtype_name(detail), copy=False)
     scale, zero = detail["quantization"]
     limits = np.iinfo(detail["dtype"])
     return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])

@@ -18,6 +18,7 @@ __all__ = [
     "flat_call",
     "input_specs",
     "input_structure",
+    "lookup_of",
     "output_names",
     "output_structure",
     "pack",
@@ -29,7 +30,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a model: its name, full shape with the batch axis (`None`: free) and NumPy dtype."""
+    """One input of a model: its name, full shape with the batch axis (`None`: free), NumPy dtype or ``"string"``."""
 
     name: str
     shape: Shape
@@ -40,7 +41,8 @@ def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
     """The model's inputs in the order in which its structure flattens.
 
     Raises:
-        UnsupportedLayer: the model is no Functional or built Sequential model, or an input takes text.
+        UnsupportedLayer: the model is no Functional or built Sequential model, or takes text for other layers than
+            `StringLookup`.
     """
     tensors = getattr(model, "inputs", None)
     if not tensors:
@@ -50,18 +52,32 @@ def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
             hint="Export a Functional or a built Sequential model (call it, or begin it with keras.Input).",
         )
     for tensor in tensors:
-        if tensor.dtype == "string":
+        if tensor.dtype == "string" and lookup_of(model, tensor) is None:
             raise UnsupportedLayer(
                 tensor.name,
-                "this input takes text, which exported files cannot.",
-                hint="Export the part behind the layers that work on text (StringLookup, TextVectorization, …).",
+                "this input takes text, which exported files can for a StringLookup only.",
+                hint="Export the part behind the layers that work on text (Hashing, TextVectorization, …).",
             )
     names = _unique(tensor.name for tensor in tensors)
     shapes = (tuple(tensor.shape) for tensor in tensors)
     return tuple(
-        InputSpec(name, shape, "float32" if tensor.dtype in ("float16", "bfloat16", "float64") else tensor.dtype)
+        InputSpec(name, shape, _DTYPES.get(tensor.dtype, tensor.dtype))
         for name, shape, tensor in zip(names, shapes, tensors, strict=True)
     )
+
+
+_DTYPES = dict.fromkeys(("float16", "bfloat16", "float64"), "float32")
+
+
+def lookup_of(model: keras.Model, tensor: keras.KerasTensor) -> Any:
+    """The `IntegerLookup` or `StringLookup` that takes an input of the model as it is; `None` where there is none."""
+    import keras
+
+    for layer in model._flatten_layers():
+        lookup = isinstance(layer, (keras.layers.IntegerLookup, keras.layers.StringLookup))
+        if lookup and any(tensor is taken for node in layer._inbound_nodes for taken in node.input_tensors):
+            return layer
+    return None
 
 
 def output_names(model: keras.Model) -> tuple[str, ...]:

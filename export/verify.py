@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
-from keras_efficient.export.signature import InputSpec, input_structure, output_names
+from keras_efficient.export.signature import InputSpec, input_specs, input_structure, lookup_of, output_names
 
 if TYPE_CHECKING:
     import keras
@@ -108,7 +108,7 @@ def verify_limit(specs: Sequence[InputSpec]) -> int:
 
 
 def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int) -> list[dict[str, np.ndarray]]:
-    """Seeded random inputs: floats in [0, 1), integers as `_integer_range` has them."""
+    """Seeded random inputs: floats in [0, 1), keys of a vocabulary, other integers as `_integer_range` has them."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -118,6 +118,8 @@ def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int
         shape = tuple(
             (SYNTHETIC_IMAGE if image else SYNTHETIC_LENGTH) if size is None else size for size in spec.shape[1:]
         )
+        if (known := _vocabulary(model, spec)) is not None:
+            return generator.choice(known, (1, *shape)).astype(object if spec.dtype == "string" else spec.dtype)
         if np.dtype(spec.dtype).kind == "f":
             return generator.random((1, *shape), dtype=np.float32)
         if spec.dtype == "bool":
@@ -139,6 +141,19 @@ def _integer_range(model: keras.Model, spec: InputSpec) -> tuple[int, int]:
     if vocabulary is not None:
         return 0, min(vocabulary, most + 1)
     return (0, 10) if most > 2**16 else (max(least, -128), min(most, 255) + 1)
+
+
+def _vocabulary(model: keras.Model, spec: InputSpec) -> np.ndarray | None:
+    """The keys of the lookup layer that takes this input, and as many that it may not know; else `None`."""
+    import numpy as np
+
+    tensors = {one.name: tensor for one, tensor in zip(input_specs(model), model.inputs, strict=True)}
+    layer = lookup_of(model, tensors[spec.name]) if spec.name in tensors else None
+    if layer is None:
+        return None
+    keys = np.asarray(layer.get_vocabulary(include_special_tokens=False) or [layer.oov_token])
+    others = np.arange(len(keys)).astype(keys.dtype)
+    return np.concatenate([keys, others]) if layer.num_oov_indices else keys
 
 
 def _smallest_vocabulary(model: keras.Model) -> int | None:

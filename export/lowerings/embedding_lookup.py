@@ -187,7 +187,8 @@ def _widen_late(model: Any, subgraph: Any) -> bool:
         op.raw.inputs, op.raw.outputs = [maker.inputs[0], op.inputs[1]], list(operators[-1].inputs)
     changed = len(operators) > len(graph.ops)
     read = {int(index) for raw in operators for index in raw.inputs} | set(graph.outputs)
-    subgraph.operators = [raw for raw in operators if not changed or any(int(index) in read for index in raw.outputs)]
+    if changed:  # an operator without outputs, such as the one that fills a hash table, is no idle one
+        subgraph.operators = [raw for raw in operators if not len(raw.outputs) or read & {*map(int, raw.outputs)}]
     return changed
 
 

@@ -1,6 +1,6 @@
-"""`IntegerLookup` as a binary search in a sorted constant: hash tables are no operators of LiteRT's or ONNX' own.
+"""`IntegerLookup` as a binary search in a sorted constant: no file has a hash table whose keys are integers.
 
-A vocabulary of n keys takes ⌈log₂(n + 1)⌉ steps of a gather, a comparison and a sum, on integers of 32 bits.
+A vocabulary of n keys takes ⌈log₂ n⌉ steps of a gather, a comparison and a sum, on integers of 32 bits.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LIMITS = np.iinfo(np.int32)
 
 @keras.saving.register_keras_serializable(package="keras_efficient.export")
 class _SearchedLookup(keras.layers.Layer):
-    """``place(id)`` where the id is a key, else `unknown`.
+    """``place(id)`` where the id is a key, else ``first_unknown + id mod num_unknown``; without any, it raises.
 
-    Weights: the keys, rising, filled up to a power of two with the largest; and what each stands for.
+    Weights: the keys, rising, and the place of each.
     """
 
-    def __init__(self, size: int, unknown: int, **kwargs: Any):
+    def __init__(self, size: int, num_unknown: int, first_unknown: int, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": "int32", "trainable": False, "autocast": False})
-        self.size, self.unknown = size, unknown
+        self.size, self.num_unknown, self.first_unknown = size, num_unknown, first_unknown
 
     def build(self, input_shape: Any = None) -> None:
         options = {"shape": (self.size,), "dtype": "int32", "initializer": "zeros", "trainable": False}
@@ -37,30 +37,42 @@ class _SearchedLookup(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         import tensorflow as tf
 
-        ids = inputs if inputs.dtype in (tf.int32, tf.int64) else tf.cast(inputs, tf.int32)
-        keys = tf.cast(tf.convert_to_tensor(self.keys), ids.dtype)  # ids of 64 bits must not be cut to a key
-        places = tf.convert_to_tensor(self.places)
-        found = tf.zeros_like(ids, tf.int32)  # the last key that is not above the id, if the first is not
-        step = self.size // 2
-        while step:
-            above = tf.gather(keys, found + step)
-            found = found + step * tf.cast(above <= ids, tf.int32)
-            step //= 2
-        known = tf.cast(tf.equal(tf.gather(keys, found), ids), tf.int32)
-        return known * tf.gather(places, found) + (1 - known) * self.unknown
+        keys, places = tf.convert_to_tensor(self.keys), tf.convert_to_tensor(self.places)
+        ids = tf.cast(inputs, tf.int32)
+        found, size = 0, self.size  # the last key that is not above the id, if there is one, is among `size` from here
+        while size > 1:
+            half = size // 2
+            found += half * tf.cast(tf.gather(keys, found + half) <= ids, tf.int32)
+            size -= half
+        known = tf.equal(tf.gather(keys, found), ids)
+        if inputs.dtype.is_floating or inputs.dtype.max > _LIMITS.max:
+            inputs = tf.cast(inputs, tf.int64)
+            known = tf.logical_and(known, tf.equal(inputs, tf.cast(ids, tf.int64)))  # not an id cut to a key
+        unknown = 1 - tf.cast(known, tf.int32)
+        if self.num_unknown == 0:  # beyond the end, where the runtimes raise as Keras does
+            return tf.gather(places, found + unknown * self.size)
+        return (1 - unknown) * tf.gather(places, found) + unknown * (self.first_unknown + self._bucket(inputs))
+
+    def _bucket(self, ids: Any) -> Any:
+        """``id mod num_unknown``, never negative."""
+        import tensorflow as tf
+
+        count = self.num_unknown
+        return tf.cast((ids % count + count) % count, tf.int32) if count > 1 else 0  # tf2onnx's % keeps the sign
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, "int32")
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "size": self.size, "unknown": self.unknown}
+        own = {"size": self.size, "num_unknown": self.num_unknown, "first_unknown": self.first_unknown}
+        return {**super().get_config(), **own}
 
 
 def vocabulary_lookup(model: keras.Model) -> keras.Model:
-    """Every `IntegerLookup` of a fixed vocabulary as a search.
+    """Every `IntegerLookup` as a search.
 
     Raises:
-        UnsupportedLayer: several indices for unknown ids, or none; outputs other than indices; keys of more
+        UnsupportedLayer: outputs other than indices; unknown ids hashed by FarmHash; an empty vocabulary; keys of more
             than 32 bits.
     """
     return rebuild_if(model, _applies, _twin)
@@ -72,24 +84,23 @@ def _applies(operation: Any) -> bool:
 
 def _twin(layer: keras.layers.IntegerLookup) -> _SearchedLookup:
     config = layer.get_config()
-    if config["output_mode"] != "int" or config["num_oov_indices"] != 1 or config.get("invert"):
+    num_unknown = config["num_oov_indices"]
+    hashed = num_unknown > 1 and config.get("oov_method", "floormod") != "floormod"
+    if config["output_mode"] != "int" or config.get("invert") or hashed:
         raise UnsupportedLayer(
             layer.name,
-            "only a lookup of indices with one index for unknown ids can be put into a file",
-            hint='IntegerLookup(output_mode="int", num_oov_indices=1).',
+            "a file can look up indices of integers, unknown ones by their remainder, and nothing else",
+            hint='IntegerLookup(output_mode="int", oov_method="floormod") is such a lookup.',
         )
-    masked = layer.mask_token is not None
-    unknown = int(masked)
-    vocabulary = np.asarray(layer.get_vocabulary(include_special_tokens=False), np.int64)
-    keys = np.concatenate([[layer.mask_token], vocabulary]) if masked else vocabulary
-    places = np.concatenate([[0], np.arange(len(vocabulary)) + unknown + 1]) if masked else np.arange(len(keys)) + 1
+    keys = np.asarray(layer.get_vocabulary(include_special_tokens=False), np.int64)
+    first_unknown = int(layer.mask_token is not None)
+    places = np.arange(len(keys)) + first_unknown + num_unknown
+    if layer.mask_token is not None:
+        keys, places = np.append(keys, layer.mask_token), np.append(places, 0)
     if not len(keys) or keys.min() < _LIMITS.min or keys.max() > _LIMITS.max:
         raise UnsupportedLayer(layer.name, "its vocabulary is empty, or has keys of more than 32 bits")
     order = np.argsort(keys)
-    size = 2 ** int(np.ceil(np.log2(len(keys)))) if len(keys) > 1 else 1
-    # At the end the largest key once more, so that every number of steps finds it.
-    order = np.concatenate([order, np.repeat(order[-1:], size - len(order))])
-    twin = _SearchedLookup(size, unknown, name=layer.name)
+    twin = _SearchedLookup(len(keys), num_unknown, first_unknown, name=layer.name)
     twin.build()
     twin.set_weights([keys[order].astype("int32"), places[order].astype("int32")])
     return twin

@@ -138,6 +138,7 @@ class Target:
         validate: ``(request)`` refuses options that do not go together, before any work.
         options: the extra arguments of `export.save` that this target takes; values that JSON can hold.
         calibrated: those precisions that need calibration data.
+        text: those precisions whose files can look up text.
         static: whether every axis must be fixed before conversion.
         default: whether its suffix alone picks this target.
         summary: one line for lists of targets.
@@ -156,6 +157,7 @@ class Target:
     validate: Callable[[Request], None] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     calibrated: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
     static: bool = False
     default: bool = False
     summary: str = ""

@@ -54,6 +54,7 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.plain_add import PLAIN_ADD
     from keras_efficient.export.lowerings.plain_gather import PLAIN_GATHER
     from keras_efficient.export.lowerings.prelu import OTHER_PRELU_AS_RELU, PRELU_AS_RELU
+    from keras_efficient.export.lowerings.text_lookup import TEXT_LOOKUP
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
     from keras_efficient.export.lowerings.unrolled_recurrence import UNROLLED_RECURRENCE
@@ -61,7 +62,7 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
     needed.append(WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE)
-    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE, VOCABULARY_LOOKUP]
+    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE, VOCABULARY_LOOKUP, TEXT_LOOKUP]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
         needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
@@ -429,6 +430,7 @@ TARGETS = (
         suffix=".tflite",
         precisions=PRECISIONS,
         calibrated=CALIBRATED,
+        text=tuple(precision for precision in PRECISIONS if precision not in CALIBRATED),
         lower=lower,
         convert=convert,
         check=check,

@@ -138,7 +138,9 @@ def _inputs(run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]
                 f"{run.path.name}: has the fixed size {own}.",
                 hint="Models are compared at one size: give this one as --input-shape, or export the file anew.",
             )
-        inputs[spec.name] = random.random(sizes).astype(spec.dtype)
+        numbers = random.random(sizes)
+        text = spec.dtype == "object"  # words that no vocabulary has
+        inputs[spec.name] = (numbers.astype(str) if text else numbers).astype(spec.dtype)
     return inputs
 
 
