@@ -39,7 +39,7 @@ def _wholes(dataset: str, dim: int) -> list[dict[str, Any]]:
 
 def _scores(run: training.Run) -> list[dict[str, Any]]:
     """The test results of what was chosen on validation, for all seeds."""
-    return [training.result(dataclasses.replace(run, seed=seed, split="test")) for seed in SEEDS]
+    return [training.result(training.tested(run, seed)) for seed in SEEDS]
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def _details(run: training.Run, scores: list[dict[str, Any]], **more: float) -> 
     start = "fitted to the trained whole table" if run.fitted else "random weights"
     return {
         **{name: round(value, 5) for name, value in more.items()},
-        **{name: scores[0][name] for name in ("ratio", "nbytes", "size", "users")},
+        **{name: scores[0][name] for name in ("ratio", "nbytes", "size", "users", "scale")},
         "start": start,
         "epochs": run.epochs,
         "rate": run.rate,
