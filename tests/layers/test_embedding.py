@@ -351,6 +351,16 @@ def test_more_codebooks_lose_less_and_counts_are_weights():
     assert all(a < 0.8 * b for a, b in zip(weighted[:2], errors[:2], strict=True))
 
 
+def test_codebooks_of_many_entities_come_from_a_sample(monkeypatch):
+    matrix, counts = RNG.normal(size=(6000, 12)).astype("float32"), 1.0 / np.arange(1, 6001)
+    errors = []
+    for sample in (10_000, 3000):
+        monkeypatch.setattr("keras_efficient.layers.embedding.fit.SAMPLE", sample)
+        layer = layers.MEmComEmbedding.from_embedding(matrix, counts=counts, hash_size=4, form="codebooks")
+        errors.append(weighted_error(matrix, layer.embeddings(), counts))
+    assert errors[0] < errors[1] < 1.5 * errors[0]
+
+
 def test_from_a_stock_layer():
     stock = keras.layers.Embedding(40, 6, mask_zero=True, name="words")
     with pytest.raises(ValueError, match="not built"):

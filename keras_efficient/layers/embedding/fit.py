@@ -18,8 +18,8 @@ __all__ = ["fit", "weighted_error"]
 
 Values = dict[str, np.ndarray]
 SWEEPS = 12  # of alternating steps: the error falls by less than one per cent in the last of them
-K_MEANS_STEPS = 15  # as few change it by a thousandth
-SAMPLE = 65536  # entities that k-means looks at
+K_MEANS_STEPS = 30  # of normal values 15 have an error larger by 0.8 per cent, 60 one smaller by 0.3
+SAMPLE = 65536  # entities that k-means looks at: of 300,000, all of them lower the error by 1.3 per cent
 
 
 def weighted_error(matrix: np.ndarray, vectors: np.ndarray, counts: np.ndarray) -> float:
