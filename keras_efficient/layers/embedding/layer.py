@@ -326,8 +326,8 @@ class CompressedEmbedding(keras.layers.Layer):
         """Makes room for more entities. The vectors of the old ones do not change by a bit; `size` stays.
 
         New scalars begin as the mean of the old ones, other new rows as the layer's initializer has them, new choices
-        among codebooks as hashes; other integers of a frozen layer are the last one's. A model that holds the layer must be compiled again before it is fitted or
-        predicts.
+        among codebooks as hashes; other integers of a frozen layer are the last one's. A model that holds the layer
+        must be compiled again before it is fitted or predicts.
 
         Raises:
             ValueError: fewer entities than before, or a method whose old vectors would change.
