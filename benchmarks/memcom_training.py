@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,9 @@ WEIGHTS = harness.RESULTS.parent.parent / "runs" / "memcom"
 
 # Of the whole table; memcom.json says what twice as many gain on Gowalla.
 EPOCHS = {"gowalla": 60, "amazon-beauty": 30, "ml-1m-implicit": 100}
-RATES = (0.01, 0.005, 0.02)
-DECAYS = (0.1, 0.03, 0.3)
+RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RATE, DECAY = 0.01, 0.1  # where the search begins
 # Of a smaller table that begins as the nearest to a trained whole one, with the network around that one.
 TUNED_EPOCHS = {"gowalla": 5, "amazon-beauty": 3, "ml-1m-implicit": 10}
 TUNED_RATES = (0.001, 0.004)
@@ -130,10 +132,19 @@ def whole(dataset: str, dim: int, *, seed: int = TUNING_SEED, split: str = "vali
         plain = {"dim": 64, "epochs": EPOCHS[dataset], "fitted": False, "seed": TUNING_SEED, "split": "valid"}
         return Run(dataset, _text(FULL), None, rate=rate, decay=decay, **{**plain, **changed})
 
-    decay = max(DECAYS, key=lambda decay: result(run(RATES[0], decay))["ndcg"])
-    rate = max(RATES, key=lambda rate: result(run(rate, decay))["ndcg"])
+    decay = _climb(DECAYS, DECAY, lambda decay: result(run(RATE, decay))["ndcg"])
+    rate = _climb(RATES, RATE, lambda rate: result(run(rate, decay))["ndcg"])
     scale = None if split == "valid" else result(run(rate, decay, dim=dim))["scale"]
     return run(rate, decay, dim=dim, seed=seed, split=split, scale=scale)
+
+
+def _climb(ladder: Sequence[float], start: float, score: Callable[[float], float]) -> float:
+    """The rung from which neither neighbour is better, so that the best is never at the edge of what was tried."""
+    index = ladder.index(start)
+    for step in (-1, 1):
+        while 0 <= index + step < len(ladder) and score(ladder[index + step]) > score(ladder[index]):
+            index += step
+    return ladder[index]
 
 
 def tested(run: Run, seed: int) -> Run:

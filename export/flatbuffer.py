@@ -149,12 +149,20 @@ def unpack(data: bytes | bytearray, path: object = "A .tflite in memory") -> Any
     Raises:
         FileProblem: the bytes are damaged.
     """
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     try:
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
     except Exception as err:  # struct.error, IndexError, …: any of them means damaged offsets
         raise FileProblem(path, f"damaged: {type(err).__name__}.", hint="Export the model again.") from err
+    for buffer in model.buffers or ():
+        if buffer.offset > 1:  # large buffers lie behind the flatbuffer; 0 and 1 mean that this one does not
+            if buffer.offset + buffer.size > len(data):
+                raise FileProblem(path, "damaged: weights are missing at its end.", hint="Export the model again.")
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 @cache

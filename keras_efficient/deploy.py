@@ -13,7 +13,7 @@ Everything downstream (compression, lowering, conversion) sees deployed models o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,7 +25,8 @@ from keras_efficient.errors import UnsupportedLayer
 
 __all__ = ["Deployable", "deploy", "foreign_layers", "rebuild"]
 
-Replace = Callable[[keras.Operation, str], keras.Operation | None]
+Replacement = keras.Operation | Mapping[tuple[int, ...], keras.Operation]
+Replace = Callable[[keras.Operation, str], Replacement | None]
 Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
 
 
@@ -33,8 +34,11 @@ Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
 class Deployable(Protocol):
     """A layer, or a model, that knows stock layers with the same inference."""
 
-    def deploy(self) -> keras.Layer:
+    def deploy(self) -> Replacement:
         """Returns a built stock layer, or a functional or Sequential model of them, with its weights set.
+
+        A functional model is made for one rank. A layer that is called with others too returns a mapping: from the
+        ranks of the tensors of a call, ``(2,)`` or ``(2, 2)``, to the model for such calls; what they share stays so.
 
         It may be called on built layers only. What it returns is copied, so sharing variables with it does no harm.
         """
@@ -71,7 +75,7 @@ def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = Non
         replace: ``replace(operation, path)`` is asked once for every layer and ``keras.ops`` operation (and for the
             model itself, with an empty path); `path` joins the names of the models and wrappers around it by ``/``. It
             returns `None` to keep the operation, or the layer, model or operation to put in its place: called with the
-            same arguments, weights set.
+            same arguments, weights set; or several by the ranks of a call's tensors, as `Deployable` says.
         follow: ``follow(path, tensor)`` is asked for every input and for every operation with a single output. What it
             returns takes the tensor's place inside the model; the model's outputs (and those of the models in it) stay
             what their operation gives, so that they keep their names. A Sequential model becomes a functional one.
@@ -115,7 +119,7 @@ class _Rebuilding:
         self._replace = replace
         self._follow = follow
         # Keyed by identity, so that a shared layer stays shared; the original is held to keep its id taken.
-        self._twins: dict[int, tuple[keras.Operation, keras.Operation]] = {}
+        self._twins: dict[int, tuple[keras.Operation, Replacement]] = {}
         self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
 
     def run(self, model: keras.Model) -> keras.Model:
@@ -125,13 +129,34 @@ class _Rebuilding:
             self._copy_state(source, copy, path)
         return twin
 
-    def _twin(self, operation: keras.Operation, path: str) -> keras.Operation:
+    def _call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
+        """What is called in the operation's place: its twin, or that for the ranks of the call."""
+        twin = self._twin(operation, path)
+        if not isinstance(twin, Mapping):
+            return twin
+        return lambda *args, **kwargs: twin[tuple(len(x.shape) for x in keras.tree.flatten(args))](*args, **kwargs)
+
+    def _twin(self, operation: keras.Operation, path: str) -> Any:
         if id(operation) not in self._twins:
             self._twins[id(operation)] = (operation, self._make(operation, _join(path, operation.name)))
         return self._twins[id(operation)][1]
 
-    def _make(self, operation: keras.Operation, path: str) -> keras.Operation:
+    def _only_twin(self, operation: keras.Operation, path: str) -> keras.Operation:
+        twin = self._twin(operation, path)
+        if isinstance(twin, Mapping):
+            raise UnsupportedLayer(
+                _join(path, operation.name),
+                "it is called with inputs of several ranks, and sits inside a wrapper",
+                hint="Give the wrapper a layer of its own.",
+            )
+        return twin
+
+    def _make(self, operation: keras.Operation, path: str) -> Replacement:
         source = self._source(operation, path)
+        if isinstance(source, Mapping):
+            names = (operation.name, *(f"{operation.name}_{index}" for index in range(1, len(source))))
+            models = zip(source.items(), names, strict=True)
+            return {ranks: self._model(model, path, name, is_replacement=True) for (ranks, model), name in models}
         if isinstance(source, keras.Model):
             return self._model(source, path, operation.name, is_replacement=source is not operation)
         if not isinstance(source, keras.Layer):
@@ -142,7 +167,7 @@ class _Rebuilding:
         self._states.append((source, twin, path))
         return twin
 
-    def _source(self, operation: keras.Operation, path: str) -> keras.Operation:
+    def _source(self, operation: keras.Operation, path: str) -> Any:
         replacement = self._replace(operation, path)
         return operation if replacement is None else replacement
 
@@ -168,7 +193,7 @@ class _Rebuilding:
     def _functional(self, model: Functional, path: str, name: str, rename: dict[int, str]) -> keras.Model:
         inputs = keras.tree.map_structure(lambda tensor: _copy_input(tensor, rename), model.input)
         if self._follow is None:
-            outputs = model._run_through_graph(inputs, operation_fn=lambda operation: self._twin(operation, path))
+            outputs = model._run_through_graph(inputs, operation_fn=lambda operation: self._call(operation, path))
             return keras.Model(inputs, outputs, name=name)
         originals: dict[int, tuple[keras.KerasTensor, keras.KerasTensor]] = {}
 
@@ -179,7 +204,7 @@ class _Rebuilding:
 
         def call(operation):
             def run(*args, **kwargs):
-                outputs = self._twin(operation, path)(*args, **kwargs)
+                outputs = self._call(operation, path)(*args, **kwargs)
                 single = isinstance(outputs, keras.KerasTensor) and not isinstance(operation, keras.Model)
                 return followed(outputs, operation.name) if single else outputs
 
@@ -200,6 +225,8 @@ class _Rebuilding:
         if self._follow is not None:
             return self._functional(model._functional, path, name, rename)
         layers = [self._twin(layer, path) for layer in model.layers]
+        if any(isinstance(layer, Mapping) for layer in layers):
+            return self._functional(model._functional, path, name, rename)
         return keras.Sequential([_copy_input(model.inputs[0], rename), *layers], name=name)
 
     def _wrapper(self, layer: keras.Layer, path: str, name: str) -> keras.Layer | None:
@@ -208,19 +235,19 @@ class _Rebuilding:
         if isinstance(layer, keras.layers.Bidirectional) and config:
             return self._bidirectional(layer, path, config)
         if isinstance(layer, keras.layers.Wrapper) and config:
-            return type(layer)(**config | {"layer": self._twin(layer.layer, path)})
+            return type(layer)(**config | {"layer": self._only_twin(layer.layer, path)})
         if type(layer) is keras.layers.RNN:
-            return keras.layers.RNN(**config | {"cell": self._twin(layer.cell, path)})
+            return keras.layers.RNN(**config | {"cell": self._only_twin(layer.cell, path)})
         if type(layer) is keras.layers.StackedRNNCells:
-            return keras.layers.StackedRNNCells(**config | {"cells": [self._twin(cell, path) for cell in layer.cells]})
+            return keras.layers.StackedRNNCells(**config | {"cells": [self._only_twin(x, path) for x in layer.cells]})
         if type(layer) is keras.layers.Pipeline:
-            return keras.layers.Pipeline(**config | {"layers": [self._twin(inner, path) for inner in layer.layers]})
+            return keras.layers.Pipeline(**config | {"layers": [self._only_twin(x, path) for x in layer.layers]})
         return None
 
     def _bidirectional(self, layer: keras.layers.Bidirectional, path: str, config: dict) -> keras.Layer:
         forward, forward_path = layer.forward_layer, _join(path, layer.forward_layer.name)
         source = self._source(forward, forward_path)
-        backward = self._twin(layer.backward_layer, path)
+        backward = self._only_twin(layer.backward_layer, path)
         template = _copy_unbuilt(source, forward_path, forward.name)
         twin = type(layer)(**config | {"layer": template, "backward_layer": backward})
         # The constructor makes its own forward layer from the template's configuration.
@@ -247,13 +274,15 @@ class _Rebuilding:
                 self._copy_state(layer, layer_twin, _join(path, layer.name))
 
 
-def _deployed(operation: keras.Operation, path: str) -> keras.Operation | None:
+def _deployed(operation: keras.Operation, path: str) -> Replacement | None:
     """The deployed form of one operation; `None` where it has none of its own."""
     where, layer = path or operation.name, operation
     while isinstance(layer, Deployable) and not _is_stock(layer):
         if not getattr(layer, "built", True):
             raise UnsupportedLayer(where, "it is not built", hint="Call the model once, or build() it.")
         result = layer.deploy()
+        if isinstance(result, Mapping):
+            return result
         if result is layer or not isinstance(result, keras.Layer):
             raise UnsupportedLayer(where, f"its deploy() returned {result!r}, which is no other layer")
         layer = result

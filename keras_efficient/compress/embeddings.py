@@ -170,8 +170,7 @@ def compress_embeddings(
         path = waiting.pop(id(operation), None)
         if path is None:
             return None
-        layer = _compressed(path, operation, counts.get(path), compression=compression, **options)
-        return _for_its_ids(path, operation, layer)
+        return _compressed(path, operation, counts.get(path), compression=compression, **options)
 
     result = rebuild(model, replace)
     for path in waiting.values():
@@ -313,23 +312,6 @@ def _fitted(path: str, matrix: np.ndarray, **options: Any) -> MEmComEmbedding:
         return MEmComEmbedding.from_embedding(matrix, **options)
     except ValueError as error:  # values that are not finite, counts of another length
         raise WrongArgument(f"Embedding table {path!r}: {error}") from error
-
-
-def _for_its_ids(path: str, layer: Table, compressed: MEmComEmbedding) -> keras.Layer:
-    """The new layer, behind a cast where the model gives it floats: `Embedding` takes those, as a Sequential model
-    without an Input, or an Input without a dtype, hands them over."""
-    calls = [keras.tree.flatten(node.input_tensors) for node in layer._inbound_nodes]
-    if isinstance(layer, CompressedEmbedding) or all("int" in x.dtype for tensors in calls for x in tensors):
-        return compressed
-    ranks = {len(tensors[0].shape) for tensors in calls}
-    if len(ranks) > 1:
-        hint = 'Declare the model\'s inputs as integers: keras.Input(…, dtype="int32").'
-        raise UnsupportedLayer(path, "it takes ids of several ranks as floats", hint=hint)
-    # Of free sizes: a Sequential model takes others than those that it was built with.
-    ids = keras.Input(batch_shape=(None,) * ranks.pop(), dtype=calls[0][0].dtype, name="ids")
-    model = keras.Model(ids, compressed(keras.ops.cast(ids, "int32")), name=layer.name)
-    model.trainable = layer.trainable
-    return model
 
 
 def _tables(model: keras.Model) -> list[tuple[str, Table]]:

@@ -512,16 +512,56 @@ def test_a_fitted_layer_deploys_for_the_shape_that_it_is_called_with(combiner):
     np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
 
 
-def test_a_shared_layer_deploys_for_all_lengths_and_refuses_several_ranks():
+@pytest.mark.parametrize("method", ["memcom", "codebooks", "factorised"])
+def test_a_shared_layer_deploys_for_all_lengths_and_ranks(method):
+    """An item and a history of items, as recommenders have them: the tables stay shared."""
+    layer = layers.CompressedEmbedding(400, 6, method=method, size=3, bits=8)
+    a, b, c = (keras.Input(shape, dtype="int32") for shape in ((), (5,), (2, 3)))
+    model = keras.Model([a, b, c], [layer(a), layer(b), layer(c)])
+    assert deploy(model).count_params() == deploy(keras.Model(b, layer(b))).count_params()
+    ids = [RNG.integers(0, 400, (3, *x.shape[1:])) for x in (a, b, c)]
+    for left, right in zip(deploy(model)(ids), model(ids), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5, atol=1e-6)
+    alone = keras.Sequential([keras.Input((5,), dtype="int32"), layer])  # has the ranks of all its calls
+    np.testing.assert_allclose(array(deploy(alone)(ids[1])), array(alone(ids[1])), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_layer_deploys_for_calls_with_and_without_weights():
+    layer = layers.MEmComEmbedding(40, 6, hash_size=5, combiner="mean")
+    a, w = keras.Input((4,), dtype="int32"), keras.Input((4,))
+    model = keras.Model([a, w], [layer(a), layer([a, w])])
+    values = [RNG.integers(0, 40, (3, 4)), RNG.random((3, 4)).astype("float32")]
+    for left, right in zip(deploy(model)(values), model(values), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
+
+
+def test_a_shared_layer_deploys_for_all_lengths():
     layer = layers.MEmComEmbedding(40, 6, hash_size=5, combiner="mean")
     a, b = keras.Input((5,), dtype="int32"), keras.Input((7,), dtype="int32")
     model = keras.Model([a, b], [layer(a), layer(b)])
     ids = [RNG.integers(0, 40, (3, 5)), RNG.integers(0, 40, (3, 7))]
     for left, right in zip(deploy(model)(ids), model(ids), strict=True):
         np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
-    c = keras.Input((2, 3), dtype="int32")
-    with pytest.raises(ValueError, match="several ranks"):
-        deploy(keras.Model([a, c], [layer(a), layer(c)]))
+
+
+@pytest.mark.parametrize("begin", [[], [keras.Input((6,))], [keras.Input((6,), dtype="int32")]])
+def test_a_sequential_model_begins_with_it_as_with_an_embedding(begin, tmp_path):
+    """Without an Input, or with one without a dtype, Keras makes floats of the ids before the layer sees them."""
+    model = keras.Sequential([*begin, layers.MEmComEmbedding(500, 8, hash_size=5, combiner="mean", mask_zero=True)])
+    ids = RNG.integers(0, 500, (4, 6))
+    model.compile("sgd", "mse")
+    model.fit(ids, np.zeros((4, 8), "float32"), verbose=0)
+    expected = array(model(ids))
+    np.testing.assert_allclose(array(deploy(model)(ids)), expected, rtol=1e-5)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(array(keras.models.load_model(tmp_path / "model.keras")(ids)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "entities"), [("mixed_bfloat16", 257), ("mixed_float16", 2049), ("float32", 2**25)])
+def test_a_model_that_makes_floats_of_ids_must_tell_them_apart(policy, entities):
+    model = keras.Sequential([layers.MEmComEmbedding(entities, 8, hash_size=5, dtype=policy)])
+    with pytest.raises(TypeError, match=r"keras.Input\(shape, dtype="):
+        model(np.array([[1, 2]]))
 
 
 @pytest.mark.parametrize("method", ["memcom", "codebooks", "tensor_train", "hash_embedding"])

@@ -75,7 +75,7 @@ class CompressedEmbedding(keras.layers.Layer):
     Output shape: `(…, output_dim)`; with a combiner without the ids' last axis.
 
     Raises:
-        TypeError: ids that are floats; an unknown option.
+        TypeError: ids that are floats (unless a model's `Input` without a dtype makes them so); an unknown option.
         ValueError: an id out of range; a compression that leaves nothing (the message says how far the method goes).
     """
 
@@ -109,6 +109,7 @@ class CompressedEmbedding(keras.layers.Layer):
         self.out_of_range = out_of_range
         self.frozen = frozen
         self._ids_shape, self._weighted = (None,), False
+        self._declared = "int32"  # what the model's input gives; Sequential without an Input makes floats of integers
         self.autocast = False  # ids are no numbers to be cast
 
     @property
@@ -230,7 +231,7 @@ class CompressedEmbedding(keras.layers.Layer):
             ids = dense
         if weights is not None and self.combiner is None:
             raise ValueError("Weights need a `combiner`. Received: ids and weights, combiner=None.")
-        ids = _integers(ids)
+        ids = _integers(ids, self._declared)
         if self.out_of_range == "error":
             _check_range(ids, self.input_dim)
         if self.mask_zero:
@@ -253,7 +254,9 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def compute_output_spec(self, inputs, training=False):
         ids = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
-        _integers(ids)
+        if isinstance(ids, keras.KerasTensor) and keras.backend.is_float_dtype(ids.dtype):
+            self._declared = _declared_floats(ids.dtype, self.input_dim, self.name)
+        _integers(ids, self._declared)
         return keras.KerasTensor(self.compute_output_shape(ids.shape), dtype=self.compute_dtype)
 
     def embeddings(self, ids=None):
@@ -368,27 +371,25 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def deploy(self):
         """A functional model of stock layers: an `Embedding` for every table (of bytes where the table has bits), and
-        the arithmetic between them."""
+        the arithmetic between them. Where the layer is called with ids of several ranks, or with weights and without, a
+        mapping from the ranks of a call's tensors to such models, which share their tables."""
         self._check_built("deploy")
-        return _Deployment(self).model()
+        deployment = _Deployment(self)
+        models = {ranks: deployment.model(*signature) for ranks, signature in self._signatures().items()}
+        return models if len(models) > 1 else models.popitem()[1]
 
-    def _called_with(self):
-        """The ids' shape in this layer's calls, free where they differ, and whether they came with weights.
-
-        Raises:
-            ValueError: calls of several ranks, or some with weights and some without: one model cannot serve both.
-        """
-        calls = [node.input_tensors for node in self._inbound_nodes]
+    def _signatures(self):
+        """By ranks of the tensors: the ids' shape in such calls, free where they differ, and whether weights came."""
+        calls = {}
+        for node in self._inbound_nodes:
+            calls.setdefault(tuple(len(x.shape) for x in node.input_tensors), []).append(node.input_tensors[0].shape)
         if not calls:
-            return self._ids_shape, self._weighted
-        ranks, weighted = {len(call[0].shape) for call in calls}, {len(call) > 1 for call in calls}
-        if len(ranks) > 1 or len(weighted) > 1:
-            raise ValueError(
-                f"Layer {self.name!r} is called with ids of several ranks, or with weights and without: use a layer of "
-                "its own for each."
-            )
-        sizes = [set(axis) for axis in zip(*(call[0].shape[1:] for call in calls), strict=True)]
-        return (None, *(axis.pop() if len(axis) == 1 else None for axis in sizes)), weighted.pop()
+            return {(): (self._ids_shape, self._weighted)}
+        found = {}
+        for ranks, shapes in calls.items():
+            sizes = [set(axis) for axis in zip(*(shape[1:] for shape in shapes), strict=True)]
+            found[ranks] = (None, *(axis.pop() if len(axis) == 1 else None for axis in sizes)), len(ranks) > 1
+        return found
 
     def get_config(self):
         plan = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
@@ -436,12 +437,13 @@ class _Deployment:
         self.layer = layer
         self.plan = layer.plan
         self.values = layer._stored()
+        self._shared: dict[str, keras.Layer] = {}  # by all models that are built
 
-    def model(self) -> keras.Model:
+    def model(self, shape: tuple[int | None, ...], weighted: bool) -> keras.Model:
         layer, plan = self.layer, self.plan
-        shape, weighted = layer._called_with()
-        given = keras.Input(batch_shape=shape, dtype="int32", name="ids")
+        given = keras.Input(batch_shape=shape, dtype=layer._declared, name="ids")
         inputs = [given]
+        given = given if layer._declared == "int32" else ops.cast(given, "int32")
         ids = _in_range(given, plan.input_dim, layer.out_of_range)
         rows = self._all_rows(plan.codes(ids))
         rows |= self._all_rows(plan.chosen(rows))
@@ -456,7 +458,7 @@ class _Deployment:
         outputs = plan.project(_pooled(values, layer.combiner, weights, mask, plan.axes), dense)
         if layer.mask_zero and layer.combiner is None:
             outputs = _masked(outputs, given)
-        return _numbered(keras.Model(inputs if len(inputs) > 1 else given, outputs, name=layer.name))
+        return _numbered(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name))
 
     def _all_rows(self, codes: dict[str, Any]) -> dict[str, Any]:
         return {name: self._rows(name, self.layer._tables[name], places) for name, places in codes.items()}
@@ -473,14 +475,20 @@ class _Deployment:
         return _numbered(keras.Model(inputs, dequantize(table, stored, scale), name=name))(codes)
 
     def _embedding(self, name: str, values: np.ndarray, dtype: str) -> keras.Layer:
+        if name in self._shared:
+            return self._shared[name]
         layer = keras.layers.Embedding(*values.shape, embeddings_initializer="zeros", dtype=dtype, name=name)
+        self._shared[name] = layer
         layer.build()
         layer.set_weights([values])
         layer.trainable = dtype == "float32"  # integers have no gradient
         return layer
 
     def _dense(self, name: str, shape: tuple[int, int]) -> keras.Layer:
+        if name in self._shared:
+            return self._shared[name]
         layer = keras.layers.Dense(shape[1], use_bias=False, dtype="float32", name=name)
+        self._shared[name] = layer
         layer.build((None, shape[0]))
         layer.set_weights([self.values[name]])
         return layer
@@ -612,18 +620,37 @@ def _ids_shape(input_shape: Any) -> tuple[int | None, ...]:
     return tuple(first) if isinstance(first, (list, tuple)) else tuple(input_shape)
 
 
-def _integers(ids: Any) -> Any:
-    """Ids as a tensor of integers.
+def _integers(ids: Any, declared: str = "int32") -> Any:
+    """Ids as a tensor of integers; or of the floats that a model's input was declared to give.
 
     Raises:
-        TypeError: they are floats, booleans or text.
+        TypeError: they are other floats, booleans or text.
     """
     if not hasattr(ids, "dtype"):
         ids = np.asarray(ids)
     dtype = keras.backend.standardize_dtype(ids.dtype)
-    if not dtype.startswith(("int", "uint")):
-        raise TypeError(f"Ids must be integers. Received: a tensor of {dtype}.")
+    if not dtype.startswith(("int", "uint")) and dtype != declared:
+        raise TypeError(
+            f"Ids must be integers. Received: a tensor of {dtype}. Cast them, or declare a model's input as "
+            'keras.Input(shape, dtype="int32").'
+        )
     return ids if isinstance(ids, keras.KerasTensor) else ops.convert_to_tensor(ids)
+
+
+def _declared_floats(dtype: str, input_dim: int, name: str) -> str:
+    """The dtype of a model's input without one of its own (`Sequential` without an `Input` has none): its ids come as
+    floats, whatever the caller gives.
+
+    Raises:
+        TypeError: that dtype cannot tell all the ids apart.
+    """
+    digits = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}[dtype]
+    if input_dim > 2**digits:
+        raise TypeError(
+            f"The model's input gives ids as {dtype}, which tells 2^{digits} of them apart; layer {name!r} has "
+            f'{input_dim}. Begin the model with keras.Input(shape, dtype="int32").'
+        )
+    return dtype
 
 
 def _check_range(ids: Any, input_dim: int) -> None:
