@@ -8,6 +8,7 @@ converter sees them.
 from __future__ import annotations
 
 import itertools
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,8 +21,9 @@ from keras_efficient.export.signature import InputSpec
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["IMAGE_SUFFIXES", "Calibration", "calibration_from", "image_files", "to_samples"]
+__all__ = ["IMAGE_SUFFIXES", "Calibration", "calibration_from", "image_files", "read_arrays", "to_samples"]
 
+ARRAY_SUFFIXES = (".npy", ".npz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 MAX_SAMPLES = 500  # more of them no longer move a minimum or a maximum
@@ -66,9 +68,9 @@ def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     """Makes a `Calibration` of whatever the caller of `export.save` gave.
 
     Args:
-        data: an array with a batch axis (several inputs: a list or a dict of arrays), a folder of images (one image
-            input: values in [0, 1], RGB for three channels, luma for one), a `tf.data.Dataset`, or an iterable of
-            samples or batches.
+        data: an array with a batch axis (several inputs: a list or a dict of arrays), a `.npy` file of an array or a
+            `.npz` file of arrays by name of the input, a folder of images (one image input: values in [0, 1], RGB for
+            three channels, luma for one), a `tf.data.Dataset`, or an iterable of samples or batches.
         specs: the model's inputs with the shapes that the file will have.
 
     Raises:
@@ -90,7 +92,9 @@ def _calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
     if isinstance(data, Calibration):
         return data
     if isinstance(data, (str, Path)):
-        return _from_folder(Path(data), specs)
+        if Path(data).suffix.lower() not in ARRAY_SUFFIXES:
+            return _from_folder(Path(data), specs)
+        data = read_arrays(Path(data))
     limit = _sample_limit(specs)
     samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
@@ -110,7 +114,9 @@ def to_samples(data: Any, specs: Sequence[InputSpec], limit: int) -> list[dict[s
     if isinstance(data, Calibration):
         return data.spread(limit)
     if isinstance(data, (str, Path)):
-        return _from_folder(Path(data), specs).spread(limit)
+        if Path(data).suffix.lower() not in ARRAY_SUFFIXES:
+            return _from_folder(Path(data), specs).spread(limit)
+        data = read_arrays(Path(data))
     samples = list(itertools.islice(_samples(data, specs), limit))
     if not samples:
         raise CalibrationError("`samples` is empty.", hint="Leave it out, or give at least one real input.")
@@ -225,6 +231,8 @@ def _with_batch(array: np.ndarray, spec: InputSpec) -> np.ndarray:
         spatial = len(spec.shape) == 4 and axis in (1, 2)
         if axis and want is not None and have != want and not spatial:
             raise CalibrationError(f"Input {spec.name!r} takes shape {spec.shape}, received {array.shape}.")
+    if array.dtype.kind == "f" and "int" in spec.dtype and (array % 1 != 0).any():
+        raise CalibrationError(f"Input {spec.name!r} takes integers, received values with fractions.")
     return array.astype(object if text else spec.dtype, copy=False)
 
 
@@ -265,6 +273,26 @@ def _same_shapes(samples: Sequence[Mapping[str, np.ndarray]]) -> None:
                 )
 
 
+def read_arrays(path: Path) -> Any:
+    """The array of a `.npy` file, or those of a `.npz` file by name; objects are not read.
+
+    Raises:
+        FileProblem: there is no such file, or none of numbers.
+    """
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return dict(found)
+    except FileNotFoundError as err:
+        raise FileProblem(path, "no such file.") from err
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
+        raise FileProblem(path, "is no file of numbers.", hint="numpy.save and numpy.savez write such.") from err
+
+
 def image_files(folder: Path) -> list[Path]:
     """The image files of a folder (not of its sub-folders), sorted by name.
 
@@ -288,7 +316,7 @@ def _from_folder(folder: Path, specs: Sequence[InputSpec]) -> Calibration:
         shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in specs)
         raise CalibrationError(
             f"A folder of images fits a model with one image input of 1 or 3 channels; this one takes {shapes}.",
-            hint="Give arrays or a generator instead.",
+            hint="Give arrays, a .npy or .npz file, or a generator instead.",
         )
     spec = specs[0]
     files = image_files(folder)[: _sample_limit(specs)]

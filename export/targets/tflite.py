@@ -263,6 +263,8 @@ def _reason(err: Exception) -> str:
         place = re.search(r'"([^"@:]+)@', text)
         where = f"{flatbuffer.layer_path(place.group(1))}: " if place else ""
         return f"{where}TFLite has no operator for TensorFlow's {operator.group(1)}."
+    if "gather.cc" in text and "indices" in text:
+        return "an id of the calibration data is outside of its table."
     lines = [line.strip().removeprefix("<unknown>:0:").strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("error: loc(", "note: "))]
     for words in ("not yet supported", "Lowering tensor list", "error:", "failed"):
@@ -398,7 +400,8 @@ def _notes(graph: Any, operators: list[flatbuffer.Operator], request: Request) -
             t.dtype for op in operators for t in op.inputs if t is not None and t.constant and len(t.shape) > 1
         }
         if any(op.name == "GATHER" and _is_float_table(op.inputs[0]) for op in operators):
-            notes.append(f"Tables of embeddings are float32: {request.precision} leaves them so, or gains too little.")
+            text = f"Tables of embeddings are float32: {request.precision} leaves them so, or gains too little."
+            notes.append(text if request.precision == "dynamic" else f"{text} dynamic stores them in 8 bits.")
         elif not constants & {"int8", "int4", "int2", "uint8", "int16"}:
             notes.append("No weight was quantised: all of them are too small to gain by it. The file is float32.")
     return tuple(notes)

@@ -59,13 +59,21 @@ def advise(
     bits: Annotated[
         int | None, typer.Option("--bits", help="1 to 32, with --apply.  [default: 2 for subspace, else 8]")
     ] = None,
+    counts: Annotated[
+        list[str] | None,
+        typer.Option("--counts", metavar="LAYER=FILE.npy", help="How often each id occurs, with --apply; repeatable."),
+    ] = None,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="With --apply: write the small integers; they are not trained further.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what could be compressed in a trained model, and do so."""
     if not embedding:
         raise typer.BadParameter("says nothing by itself: give --embedding, the only kind of advice so far.")
-    given = {"compression": compression, "form": form and form.value, "bits": bits}
+    given = {"compression": compression, "form": form and form.value, "bits": bits, "counts": counts}
+    given["freeze"] = freeze or None
     options = {name: value for name, value in given.items() if value is not None}
     if apply is None and (options or force):
         raise typer.BadParameter(f"--{next(iter(options), 'force')} belongs to --apply OUT.keras.")
@@ -96,6 +104,19 @@ def _advise(name: str) -> None:
         out.text(f"\n{_explanation(tables)}")
 
 
+def _counts(given: list[str]) -> dict[str, Any]:
+    """``["items=counts.npy"]`` to ``{"items": array}``."""
+    from keras_efficient.export.calibration import read_arrays
+
+    found = {}
+    for text in given:
+        layer, separator, file = text.partition("=")
+        if not separator or not file.endswith(".npy"):
+            raise WrongArgument(f"--counts {text}: is not LAYER=FILE.npy.", hint="advise --embedding lists the layers.")
+        found[layer] = read_arrays(Path(file))
+    return found
+
+
 def _apply(name: str, path: Path, options: dict[str, Any], force: bool) -> None:
     """Only lists the tables: who applies a setting has made a choice, and the fits for estimates take time."""
     from keras_efficient.atomic import check_apart, check_target, replacing
@@ -104,16 +125,18 @@ def _apply(name: str, path: Path, options: dict[str, Any], force: bool) -> None:
         raise WrongArgument(f"--apply {path}: a model is written.", hint="Give a name that ends in .keras.")
     check_apart([Path(name)], [path])
     check_target(path, overwrite=force)
+    counts = _counts(options.pop("counts", []))
+    frozen = options.pop("freeze", False)
     model = _open(name)
     from keras_efficient.compress import embeddings  # as above
 
     tables = embeddings.advise_embeddings(model, ratios=())
     _check_any(name, tables)
     with out.stages("compressing"), out.hushed():
-        compressed = embeddings.compress_embeddings(model, **options)
+        compressed = embeddings.compress_embeddings(model, counts=counts, frozen=frozen, **options)
     with out.stages("saving"), out.hushed(), replacing(path, overwrite=force) as temporary:
         compressed.save(temporary)
-    _show_applied(name, path, model, compressed, tables)
+    _show_applied(name, path, model, compressed, tables, frozen)
 
 
 def _open(name: str) -> keras.Model:
@@ -131,7 +154,7 @@ def _check_any(name: str, tables: list[EmbeddingAdvice]) -> None:
 
 
 def _show_applied(
-    name: str, path: Path, model: keras.Model, compressed: keras.Model, tables: list[EmbeddingAdvice]
+    name: str, path: Path, model: keras.Model, compressed: keras.Model, tables: list[EmbeddingAdvice], frozen: bool
 ) -> None:
     from keras_efficient.compress import embeddings
 
@@ -146,16 +169,18 @@ def _show_applied(
         "replaced": [table.path for table in tables if table.path not in left],
         "left": [table.path for table in tables if table.path in left],
     }
-    shown = {
+    shown: dict[str, Any] = {
         "written": f"{path}, {applied['file_nbytes']:,} bytes",
         "replaced": applied["replaced"],
         "left as they are": applied["left"],
         "bytes of weights": f"{before:,} before, {after:,} after: {before / after:.3g} times less",
         "next": [
-            "Fine-tune for one epoch: nothing was trained yet.",
-            "The file holds floats, to be trained; layers' freeze(), or an export, make the bytes so few.",
+            "Measure it: nothing was trained since. A few epochs help the scaled form, and few-bit forms seldom.",
+            "Open it in Python after `import keras_efficient.layers`.",
         ],
     }
+    if not frozen:
+        shown["next"].append("The file holds floats, to be trained; --freeze or an export makes the bytes so few.")
     out.record({"model": name, "nbytes": before, "tables": _plain(tables), "applied": applied}, shown=shown)
 
 

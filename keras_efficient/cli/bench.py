@@ -38,7 +38,7 @@ def bench(
         list[str], typer.Argument(metavar="MODEL|FILE...", help="Zoo models, .keras, .tflite or .onnx files.")
     ],
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="HxW", help="Where a size is free, such as 360x640.")
+        str | None, typer.Option("--input-shape", metavar="SIZE", help="Where a size is free: 360x640, or 64 ids.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="That the runtime may use.", min=1)] = 1,
     runs: Annotated[int, typer.Option("--runs", help="Timed runs of each model.", min=1)] = 20,
@@ -67,7 +67,7 @@ class _Entry:
         self.model, self.path = model, path
         self.seconds: list[float] = []
         self.run = open_exported(path, threads)
-        self.inputs = _inputs(self.run, shape)
+        self.inputs = _inputs(model, self.run, shape)
         shapes = {name: array.shape for name, array in self.inputs.items()}
         self.facts = registry.find(None, path).inspect(path, shapes)
         with out.hushed():  # LiteRT speaks when it prepares a model for a size
@@ -114,7 +114,7 @@ def _as_file(model: str, number: int, shape: tuple[int, ...] | None, folder: Pat
     return path
 
 
-def _inputs(run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def _inputs(model: str, run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]:
     """Random inputs in [0, 1], seeded; a free batch is 1, other free axes come from `shape`."""
     import numpy as np
 
@@ -128,14 +128,15 @@ def _inputs(run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]
     for spec in specs:
         sizes = [size for size in (spec.shape[0] or 1, *spec.shape[1:]) if size is not None]
         if len(sizes) < len(spec.shape):
+            size = "360x640" if len(spec.shape) == 4 else "x".join(["64"] * (len(spec.shape) - 1))
             raise WrongArgument(
-                f"{run.path.name}: input {spec.name!r} has the shape {spec.shape}.",
-                hint="Say at which size it is to be measured: --input-shape 360x640.",
+                f"{model}: input {spec.name!r} has the shape {spec.shape}.",
+                hint=f"Say at which size it is to be measured: --input-shape {size}.",
             )
         if shape is not None and len(shape) == 2 and len(sizes) == 4 and tuple(sizes[1:3]) != shape:
             own = "×".join(map(str, sizes[1:3]))
             raise WrongArgument(
-                f"{run.path.name}: has the fixed size {own}.",
+                f"{model}: has the fixed size {own}.",
                 hint="Models are compared at one size: give this one as --input-shape, or export the file anew.",
             )
         numbers = random.random(sizes)

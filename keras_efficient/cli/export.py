@@ -25,10 +25,11 @@ def export(
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="By default the target's first.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Folder of real pictures, needed for int8.")
+        Path | None,
+        typer.Option("--calibration", help="Needed for int8: a folder of real pictures, or .npy, or .npz by input."),
     ] = None,
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="HxW", help="Fixes the size, such as 1080x1920.")
+        str | None, typer.Option("--input-shape", metavar="SIZE", help="Fixes the size: 1080x1920, or 64 ids.")
     ] = None,
     tile: Annotated[
         str | None, typer.Option("--tile", metavar="HxW|auto|none", help="NPU: work on tiles; auto takes the fastest.")
@@ -76,7 +77,7 @@ def _export(name: str, output: Path, target: str | None, precision: str | None, 
     _refuse_early(chosen, precision, output, request)
     model = open_keras(name)
     metadata = metadata_of(name, model)
-    if request["calibration"] is not None and "halo" in metadata:
+    if request["calibration"] is not None and "halo" in metadata and request["calibration"].is_dir():
         from keras_efficient.superres import calibration
 
         request["calibration"] = calibration(request["calibration"], channels=model.input_shape[-1])
@@ -99,7 +100,9 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
     if precision not in target.precisions:
         raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)
     if precision in target.calibrated and request["calibration"] is None:
-        raise CalibrationError(f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER.")
+        raise CalibrationError(
+            f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER, or FILE.npy."
+        )
     check_target(output, overwrite=request["overwrite"])
 
 

@@ -11,7 +11,7 @@ __all__ = ["shape", "tile"]
 
 
 def shape(text: str | None) -> tuple[int, ...] | None:
-    """``"1080x1920"`` to ``(1080, 1920)``; more axes are taken too.
+    """``"1080x1920"`` to ``(1080, 1920)``; one axis (a history's length) or more are taken too.
 
     Raises:
         typer.BadParameter: anything else.
@@ -19,8 +19,8 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     sizes = re.split("[x×,]", text.strip().lower())
-    if len(sizes) < 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise typer.BadParameter(f"{text!r} is no size; write it as HEIGHTxWIDTH, such as 1080x1920.")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise typer.BadParameter(f"{text!r} is no size; write a picture's as 1080x1920, a history's as 64.")
     return tuple(int(size) for size in sizes)
 
 

@@ -129,13 +129,15 @@ def compress_embeddings(
     bits: int | None = None,
     counts: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
+    frozen: bool = False,
 ) -> keras.Model:
     """Copies a model with its embedding tables compressed by `MEmComEmbedding.from_embedding`.
 
     Every table of 64 KiB or more is replaced, unless the form cannot compress it so far: narrow tables (the biases of
     a recommender) stay as they are. All else is copied unchanged, in float32; names, masks and what is shared stay. An
-    `embeddings_constraint` is dropped. The new layers can be trained, which an epoch or two are advised for, where the
-    old ones could; `freeze()` or deploying then makes their bytes as few as promised.
+    `embeddings_constraint` is dropped. The new layers can be trained where the old ones could. Whether that gains is
+    for validation data to say: a few epochs help the scaled form, and tables of one or two bits are often best as they
+    were fitted. `frozen`, `freeze()` or deploying makes their bytes as few as promised.
 
     Args:
         model: a built functional or Sequential model. It is not changed.
@@ -145,6 +147,7 @@ def compress_embeddings(
             form take as many, but at least 8.
         counts: by layer path, how often each entity occurs. Tables that are not named weigh all entities alike.
         only: paths of the layers to replace, whatever their size; `advise_embeddings` shows them.
+        frozen: the tables hold the integers of storage: a small model and file, no more training.
 
     Returns:
         An uncompiled model.
@@ -170,7 +173,7 @@ def compress_embeddings(
         path = waiting.pop(id(operation), None)
         if path is None:
             return None
-        return _compressed(path, operation, counts.get(path), compression=compression, **options)
+        return _compressed(path, operation, counts.get(path), compression=compression, frozen=frozen, **options)
 
     result = rebuild(model, replace)
     for path in waiting.values():
@@ -287,7 +290,9 @@ def _chosen(
             chosen.append((path, layer))
     if not chosen or (only is not None and reasons):
         form, bits = options["form"], options["bits"]
-        hint = "Ask for less compression, or fewer bits." if any("at most" in reason for reason in reasons) else None
+        hint = "Name a table in `only` to compress it all the same." if reasons else None
+        if any("at most" in reason for reason in reasons):
+            hint = "Ask for less compression, or fewer bits."
         what = "; ".join(reasons) or "`only` is empty"
         raise WrongArgument(f"Nothing to compress {compression:g}× ({form}, {bits} bits): {what}.", hint=hint)
     return chosen

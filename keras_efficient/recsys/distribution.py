@@ -40,7 +40,8 @@ class TableParallel(keras.distribution.ModelParallel):
     def __init__(self, table_devices, *, devices=None, tables=r"(^|/)([^/]*embedding[^/]*/[^/]+$|logits/)"):
         devices = list(devices or keras.distribution.list_devices())
         if table_devices < 1 or len(devices) % table_devices:
-            raise WrongArgument(f"{len(devices)} devices cannot be divided into groups of {table_devices}.")
+            hint = None if keras.backend.backend() == "jax" else "Keras spreads tables over devices on JAX only."
+            raise WrongArgument(f"{len(devices)} devices cannot be divided into groups of {table_devices}.", hint=hint)
         shape = (len(devices) // table_devices, table_devices)
         mesh = keras.distribution.DeviceMesh(shape, ["batch", "tables"], devices)
         super().__init__(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch")

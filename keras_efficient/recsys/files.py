@@ -353,7 +353,8 @@ def _table(path: str | Path, names: list[str]) -> tuple[Any, int]:
     except FileProblem:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise FileProblem(path, f"cannot be read as a table: {error}.") from error
+        hint = "Save it as UTF-8." if "UTF8" in str(error) else None
+        raise FileProblem(path, f"cannot be read as a table: {error}.", hint=hint) from error
 
 
 def _csv(path: str | Path, data: Any, names: list[str]) -> Any:

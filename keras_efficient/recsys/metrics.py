@@ -149,6 +149,9 @@ def _ranked(ranked: np.ndarray, k: int) -> np.ndarray:
 
 def _owned(lists: Lists, users: int) -> tuple[np.ndarray, np.ndarray]:
     """The user of each item of (items, offsets), and the items, both int64."""
+    if not isinstance(lists, (tuple, list)) or len(lists) != 2:
+        hint = "Of one user: (items, [0, len(items)])."
+        raise WrongArgument("Lists of items are given as (items, offsets).", hint=hint)
     items, offsets = (np.asarray(array) for array in lists)
     if items.ndim != 1 or offsets.shape != (users + 1,):
         raise WrongArgument(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import numbers
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +102,7 @@ def train(
     Args:
         classifier: `models.SequenceClassifier(num_items + 1, num_items, …)`; its weights are changed.
         interactions: what to train on; with times it learns to name the next item, else the whole set.
-        epochs: passes over the users.
+        epochs: passes over the users. A few hundred steps are needed at least: of few users take smaller batches.
         learning_rate: the highest.
         weight_decay: part of every weight but the biases that a step takes away, times the rate (AdamW). Tables of many
             rare entities want it: 0.1 gained 3 per cent of nDCG on Gowalla.
@@ -115,9 +117,11 @@ def train(
         The loss of each epoch that was trained now under ``"loss"``, and what `validate` gave.
 
     Raises:
-        WrongArgument: no user has anything to learn from, or the loss is not finite.
-        FileProblem: the folder holds the state of another run.
+        WrongArgument: a number out of range, a classifier that is not of these items, no user that has anything to
+            learn from, or a loss that is not finite.
+        FileProblem: the folder holds the state of another run; the message says what differs.
     """
+    _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
     data = HistoryBatches(interactions, batch_size=batch_size, seed=seed, **batches)
     if not len(data):
         raise WrongArgument("No user has enough items to train on.")
@@ -126,6 +130,7 @@ def train(
         0.0, steps, alpha=0.02, warmup_target=learning_rate, warmup_steps=max(1, min(100, steps // 4))
     )
     model = SampledSoftmax(classifier)
+    _check_fits(model, interactions, data.length)
     model(data[0][0])  # a state that is restored needs variables to go to
     optimizer = keras.optimizers.Adam(rate, weight_decay=weight_decay or None)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
@@ -155,13 +160,55 @@ def _claim(folder: Path, settings: dict[str, Any], interactions: Interactions, c
     }
     text = json.dumps(run, sort_keys=True, default=str)
     path = folder / "run.json"
+    if folder.exists() and not folder.is_dir():
+        raise FileProblem(folder, "is a file.", hint="folder= takes a folder for the state.")
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(folder.iterdir()):
             raise FileProblem(folder, "holds other files.", hint="Give an empty or a new folder.")
         path.write_text(text, "utf-8")
-    elif path.read_text("utf-8") != text:
-        raise FileProblem(folder, "holds the state of another run.", hint="Give another folder, or remove it.")
+    elif (found := path.read_text("utf-8")) != text:
+        reason = f"holds the state of another run{_difference(found, json.loads(text))}."
+        raise FileProblem(folder, reason, hint="Give another folder, or remove it.")
+
+
+def _difference(found: str, run: dict[str, Any]) -> str:
+    """The first setting in which the run that a folder holds is another one."""
+    try:
+        before = dict(json.loads(found))
+    except ValueError:
+        return ""
+    name = next((name for name in sorted({*before, *run}) if before.get(name) != run.get(name)), None)
+    if name is None or name in ("interactions", "weights"):
+        return f": its {name} are others" if name else ""
+    return f": its {name} is {before.get(name)}, not {run.get(name)}"
+
+
+def _check_numbers(*, epochs: Any, batch_size: Any, learning_rate: Any, weight_decay: Any) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
+    for name, value, least in (("learning_rate", learning_rate, 1e-12), ("weight_decay", weight_decay, 0)):
+        if not isinstance(value, numbers.Real) or not least <= value < math.inf:
+            raise WrongArgument(f"`{name}` must be a finite number, not {value!r}.")
+
+
+def _check_fits(model: SampledSoftmax, interactions: Interactions, length: int) -> None:
+    """On JAX ids without a row and classes without logits would be taken silently."""
+    items = interactions.num_items
+    classes = model.last.kernel.shape[0]
+    if classes < items:
+        raise WrongArgument(f"The classifier has {classes} classes, the interactions {items} items.")
+    own_length = model.classifier.inputs[0].shape[1]
+    if own_length is not None and own_length != length:
+        raise WrongArgument(f"The classifier takes {own_length} ids.", hint=f"Give length={own_length}.")
+    for layer in model.classifier.layers:
+        rows = getattr(layer, "input_dim", None)
+        if isinstance(rows, int) and rows < items + 1:
+            raise WrongArgument(
+                f"Layer {layer.name!r} has {rows} ids, the interactions {items} items and the padding.",
+                hint="Id 0 is padding: SequenceClassifier(num_items + 1, num_items, …).",
+            )
 
 
 class _Epochs(keras.callbacks.Callback):

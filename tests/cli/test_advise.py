@@ -93,7 +93,29 @@ def test_apply_tells_people_what_to_do_next(ranker_file, tmp_path, capsys):
     words = " ".join(capsys.readouterr().out.split())
     assert "replaced items left as they are days" in words
     assert "145,012 before" in words
-    assert "Fine-tune for one epoch" in words
+    assert "nothing was trained since" in words
+    assert "--freeze" in words
+
+
+def test_apply_with_counts_writes_the_small_integers(ranker_file, tmp_path):
+    import keras
+
+    import keras_efficient.layers  # noqa: F401 - registers what the file holds
+
+    np.save(tmp_path / "counts.npy", 1 / np.arange(1, 3001))
+    options = ("--freeze", "--counts", "items=counts.npy", "--json")
+    done = program("advise", ranker_file, "--embedding", "--apply", "small.keras", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    layer = keras.saving.load_model(tmp_path / "small.keras").get_layer("items")
+    assert layer.frozen
+    assert not layer.trainable_weights
+    assert json.loads(done.stdout)["applied"]["file_nbytes"] < 145_012 / 2
+    flat = program("advise", ranker_file, "--embedding", "--apply", "flat.keras", "--freeze", cwd=tmp_path)
+    assert flat.returncode == 0, flat.stderr
+    flat = keras.saving.load_model(tmp_path / "flat.keras").get_layer("items")
+    whole = keras.saving.load_model(ranker_file).get_layer("items").embeddings
+    error = [np.square(x.embeddings()[:30] - whole[:30]).sum() for x in (layer, flat)]
+    assert error[0] < error[1], "frequent ids lose less"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +126,9 @@ def test_apply_tells_people_what_to_do_next(ranker_file, tmp_path, capsys):
         (["missing.keras", "--embedding"], 1, "missing.keras: no such file"),
         (["m.keras", "--embedding", "--bits", "2"], 2, "--bits belongs to --apply"),
         (["m.keras", "--embedding", "--force"], 2, "--force belongs to --apply"),
+        (["m.keras", "--embedding", "--freeze"], 2, "--freeze belongs to --apply"),
+        (["m.keras", "--embedding", "--apply", "a.keras", "--counts", "c.npy"], 2, "is not LAYER=FILE.npy"),
+        (["m.keras", "--embedding", "--apply", "a.keras", "--counts", "x=c.npy"], 1, "c.npy: no such file"),
         (["m.keras", "--embedding", "--apply", "a.keras", "--bits", "3"], 2, "not 3"),
         (["m.keras", "--embedding", "--apply", "a.keras", "--form", "flat"], 2, "flat"),
         (["m.keras", "--embedding", "--apply", "a.tflite"], 2, "ends in .keras"),

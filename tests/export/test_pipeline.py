@@ -173,6 +173,27 @@ def test_calibration_forms_are_equal(images):
         assert len(list(calibration)) == 12, f"{name}: a second pass gives the same"
 
 
+def test_calibration_from_files_of_arrays(tmp_path, images):
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "images.npz", y=images)
+    for name in ("images.npy", "images.npz"):
+        calibration = calibration_from(tmp_path / name, IMAGE)
+        assert len(calibration) == 12
+        np.testing.assert_array_equal(calibration.sample(3)["y"], images[3:4])
+    np.save(tmp_path / "objects.npy", np.array([{}]))
+    (tmp_path / "short.npz").write_bytes((tmp_path / "images.npz").read_bytes()[:200])
+    told = {"none.npy": "no such file", "objects.npy": "no file of numbers", "short.npz": "no file of numbers"}
+    for name, words in told.items():
+        with pytest.raises(FileProblem, match=words):
+            calibration_from(tmp_path / name, IMAGE)
+
+
+def test_calibration_with_fractions_for_integers():
+    with pytest.raises(CalibrationError, match="takes integers"):
+        calibration_from(np.array([[0.5, 1.0]]), (InputSpec("ids", (1, 2), "int32"),))
+    assert len(calibration_from(np.array([[2.0, 1.0]]), (InputSpec("ids", (1, 2), "int32"),))) == 1
+
+
 def test_calibration_folder(tmp_path, images):
     from PIL import Image
 

@@ -48,6 +48,33 @@ def test_precision(precision, saved, small_model, images):
     assert np.max(np.abs(found - expected)) <= report.max_error * 1.001 + 1e-6
 
 
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_large_weights_lie_behind_the_flatbuffer(precision, tmp_path):
+    """The quantiser puts them there from about a megabyte on."""
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, keras.layers.Dense(20_000)(inputs))
+    report = export.save(model, tmp_path / "large.tflite", precision=precision)
+    assert report.sqnr_db > LEAST_SQNR[precision]
+    assert report.bytes < 64 * 20_000 * (1 if precision == "int8-weights" else 0.5) + 300_000  # bias, scales
+    assert flatbuffer.read_metadata((tmp_path / "large.tflite").read_bytes())["precision"] == precision
+
+
+def test_weights_that_are_missing_behind_the_flatbuffer(tmp_path):
+    from ai_edge_litert import schema_py_generated as schema
+
+    inputs = keras.Input((4,))
+    export.save(keras.Model(inputs, keras.layers.Dense(3)(inputs)), tmp_path / "m.tflite")
+    model = flatbuffer.unpack((tmp_path / "m.tflite").read_bytes())
+    weights = next(buffer for buffer in model.buffers if buffer.data is not None and len(buffer.data) == 48)
+    weights.data, weights.offset, weights.size = None, 10**9, 48
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(schema.ModelT.Pack(model, builder), flatbuffer.IDENTIFIER)
+    with pytest.raises(FileProblem, match="weights are missing"):
+        flatbuffer.unpack(bytes(builder.Output()))
+
+
 def test_smaller_numbers_make_smaller_files(saved):
     bytes_of = {precision: saved(precision)[1].bytes for precision in PRECISIONS}
     assert bytes_of["float32"] > bytes_of["float16"] > bytes_of["int8-weights"] > bytes_of["int4-weights"]

@@ -108,12 +108,39 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     assert 1 <= len(history["loss"]) <= 3
     for left, right in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
-    with pytest.raises(FileProblem, match="another run"):
+    with pytest.raises(FileProblem, match="another run: its interactions are others"):
         recsys.train(classifier(), interactions(seed=1), epochs=4, folder=tmp_path / "run", **SMALL)
+    with pytest.raises(FileProblem, match="another run: its epochs is 4, not 5"):
+        recsys.train(classifier(), data, epochs=5, folder=tmp_path / "run", **SMALL)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(FileProblem, match="other files"):
         recsys.train(classifier(), data, epochs=1, folder=tmp_path / "full", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"epochs": 0}, "`epochs` must be a whole number from 1"),
+        ({"batch_size": 0}, "`batch_size` must be"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number"),
+        ({"weight_decay": -1}, "`weight_decay` must be"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with(wrong, words):
+    with pytest.raises(WrongArgument, match=words):
+        recsys.train(classifier(), interactions(), **{"epochs": 1, **wrong})
+
+
+def test_classifiers_of_other_items():
+    with pytest.raises(WrongArgument, match="59 classes, the interactions 60 items"):
+        recsys.train(classifier(59), interactions(), epochs=1)
+    few = models.SequenceClassifier(60, 60, dim=8, hidden=(8,))
+    with pytest.raises(WrongArgument, match=r"60 ids, the interactions 60 items and the padding.\n.*num_items \+ 1"):
+        recsys.train(few, interactions(), epochs=1)
+    short = models.SequenceClassifier(61, 60, dim=8, hidden=(8,), length=5)
+    with pytest.raises(WrongArgument, match=r"takes 5 ids.\nGive length=5"):
+        recsys.train(short, interactions(), epochs=1)
 
 
 def test_what_cannot_be_trained():

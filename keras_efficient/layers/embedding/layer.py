@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import numbers
 from typing import Any
 
@@ -551,7 +552,11 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     chosen = {name: options.pop(name) for name in list(options) if name in own or name == "grown_from"}
     known = {"name", "dtype", "trainable", "activity_regularizer", "autocast"}
     if unknown := sorted(set(options) - known):
-        raise TypeError(f"Method {method!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(own)) or 'none'}.")
+        common = {"compression", "size", "bits", "combiner", "out_of_range", "frozen", "mask_zero", *known}
+        nearest = difflib.get_close_matches(unknown[0], common | own, n=1)
+        guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        own_options = ", ".join(sorted(own)) or "none"
+        raise TypeError(f"Method {method!r} has no option {unknown[0]!r}.{guess} It has of its own: {own_options}.")
     plan = kind(input_dim=int(input_dim), output_dim=int(output_dim), bits=bits, **chosen)
     if size is not None:
         if not isinstance(size, numbers.Integral) or size < 1:
@@ -561,8 +566,8 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
         if not plan.has_default:
             raise ValueError(f"Method {method!r} needs `compression` or `size`.")
         return dataclasses.replace(plan, size=plan.limits()[1])
-    if not isinstance(compression, numbers.Real) or not float(compression) > 0:
-        raise ValueError(f"`compression` must be a positive number. Received: compression={compression!r}.")
+    if not isinstance(compression, numbers.Real) or isinstance(compression, bool) or not float(compression) >= 1:
+        raise ValueError(f"`compression` must be a number from 1 on. Received: compression={compression!r}.")
     return plan.fitted(float(compression))
 
 

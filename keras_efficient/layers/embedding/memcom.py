@@ -9,6 +9,7 @@ from keras_efficient.layers.embedding.layer import CompressedEmbedding
 __all__ = ["MEmComEmbedding"]
 
 FORMS = {"scaled": "memcom", "subspace": "factorised", "codebooks": "codebooks"}
+BITS = {"scaled": 32, "subspace": 2, "codebooks": 8}  # by default: what each form is good at
 SCALED_ONLY = {"bias": False, "scalars": 1, "scalar_bits": 32, "own_rows": 0, "hash": "modulo"}
 
 
@@ -42,7 +43,8 @@ class MEmComEmbedding(CompressedEmbedding):
         input_dim, output_dim, embeddings_initializer, embeddings_regularizer, mask_zero: as in `Embedding`. Ids
             should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
             `hash="mix"`.
-        compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least.
+        compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least. By
+            default 16.
         hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace), or hashes G (codebooks).
         form: `"scaled"`, `"subspace"` or `"codebooks"`.
         bias: Boolean. Adds W. Scaled form only.
@@ -50,7 +52,8 @@ class MEmComEmbedding(CompressedEmbedding):
         scalar_bits: 32, 16 or 8: width of V and W. Scaled form only.
         own_rows: Integer. So many of the most frequent entities have rows of their own. Scaled form only.
         hash: `"modulo"` or `"mix"`: i mod m, or a hash without a pattern. Scaled form only.
-        bits: 32, 16, 8, 4, 2 or 1: width of V in the subspace form, of U in the others (codebooks have at least 8).
+        bits: 32, 16, 8, 4, 2 or 1: width of V in the subspace form, of U in the others (codebooks have at least 8). By
+            default 32 in the scaled form, 2 in the subspace form, 8 for codebooks.
         combiner, out_of_range, frozen: as in `CompressedEmbedding`.
 
     Input shape: integers `(…)`. Output shape: `(…, output_dim)`; with a combiner without the ids' last axis.
@@ -80,7 +83,7 @@ class MEmComEmbedding(CompressedEmbedding):
         scalar_bits=32,
         own_rows=0,
         hash="modulo",
-        bits=32,
+        bits=None,
         combiner=None,
         out_of_range="error",
         frozen=False,
@@ -93,6 +96,11 @@ class MEmComEmbedding(CompressedEmbedding):
             if wrong := [name for name, value in options.items() if value != SCALED_ONLY[name]]:
                 raise ValueError(f"`{wrong[0]}` belongs to the scaled form. Received: form={form!r}, {wrong[0]}.")
             options = {}
+        if compression is not None and hash_size is not None:
+            raise ValueError(
+                f"Give `compression` or `hash_size`, not both. Received: compression={compression}, "
+                f"hash_size={hash_size}."
+            )
         if compression is None and hash_size is None:
             compression = 16
         super().__init__(
@@ -104,7 +112,7 @@ class MEmComEmbedding(CompressedEmbedding):
             method=FORMS[form],
             compression=compression,
             size=hash_size,
-            bits=bits,
+            bits=BITS[form] if bits is None else bits,
             combiner=combiner,
             out_of_range=out_of_range,
             frozen=frozen,
