@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
 
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 # No package may come from elsewhere than the virtual environment.
 unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
@@ -42,10 +44,10 @@ $(READY): $(LOCKED) setup.cfg
 demo: $(READY)
 	$(BIN)/python examples/sesr.py
 
-# One backend a process, since Keras reads KERAS_BACKEND once.
+# One backend a run, since Keras reads KERAS_BACKEND once; a few workers, since each holds a TensorFlow.
 test: $(READY)
-	KERAS_BACKEND=tensorflow $(BIN)/pytest
-	KERAS_BACKEND=jax $(BIN)/pytest -m "(contract or jax) and not slow"
+	KERAS_BACKEND=tensorflow $(BIN)/pytest $(WORKERS)
+	KERAS_BACKEND=jax $(BIN)/pytest $(WORKERS) -m "(contract or jax) and not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
