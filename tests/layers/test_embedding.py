@@ -555,6 +555,9 @@ def test_a_sequential_model_begins_with_it_as_with_an_embedding(begin, tmp_path)
     np.testing.assert_allclose(array(deploy(model)(ids)), expected, rtol=1e-5)
     model.save(tmp_path / "model.keras")
     np.testing.assert_allclose(array(keras.models.load_model(tmp_path / "model.keras")(ids)), expected, rtol=1e-6)
+    if not begin or begin[0].dtype == "float32":
+        with pytest.raises(TypeError, match=r"integers. Received: 1\.5"):
+            model(np.full((4, 6), 1.5, "float32"))
 
 
 @pytest.mark.parametrize(("policy", "entities"), [("mixed_bfloat16", 257), ("mixed_float16", 2049), ("float32", 2**25)])

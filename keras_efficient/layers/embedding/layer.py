@@ -664,6 +664,8 @@ def _check_range(ids: Any, input_dim: int) -> None:
         values = ops.convert_to_numpy(ids)
     except Exception:  # inside a compiled function they are symbols; each backend has an error of its own for that
         return
+    if values.dtype.kind == "f" and (fractions := values[values % 1 != 0]).size:
+        raise TypeError(f"Ids must be integers. Received: {fractions.flat[0]}.")
     if values.size and (values.min() < 0 or values.max() >= input_dim):
         wrong = values.min() if values.min() < 0 else values.max()
         raise ValueError(
