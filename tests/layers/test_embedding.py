@@ -439,7 +439,7 @@ def test_ids_must_be_integers(ids):
 
 def test_symbolic_ids_must_be_integers():
     with pytest.raises(TypeError, match="integers"):
-        layers.MEmComEmbedding(10, 4, hash_size=3)(keras.Input((3,)))
+        layers.MEmComEmbedding(10, 4, hash_size=3)(keras.Input((3,), dtype="bool"))
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 2**31 - 1])
