@@ -43,16 +43,24 @@ def top_k(scores: np.ndarray, k: int, exclude: Lists | None = None) -> np.ndarra
     found = np.full((rows, k), -1, np.int32)
     if not items:
         return found
-    last = items - min(k, items)
-    lowest = np.partition(scores, last, axis=1)[:, last, None]
-    # All that score as high as the k-th, which may be more than k; they come out by row, then by id.
-    row, item = np.nonzero((scores >= lowest) & (scores > -np.inf))
+    # All that score as high as the k-th, and a few more; they come out by row, then by id.
+    row, item = np.nonzero((scores >= _at_most_the_kth(scores, k)) & (scores > -np.inf))
     order = np.lexsort((-scores[row, item], row))
     row, item = row[order], item[order]
     place = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
     inside = place < k
     found[row[inside], place[inside]] = item[inside]
     return found
+
+
+def _at_most_the_kth(scores: np.ndarray, k: int) -> np.ndarray:
+    """A number for each row that k of its scores or more reach: the k-th highest of the maxima of stretches."""
+    rows, items = scores.shape
+    stretches = max(min(k, items), items // 64)
+    length = items // stretches
+    highest = scores[:, : length * stretches].reshape(rows, length, stretches).max(axis=1)
+    last = stretches - min(k, items)
+    return np.partition(highest, last, axis=1)[:, last, None]
 
 
 def ndcg(ranked: np.ndarray, relevant: Lists, k: int) -> np.ndarray:

@@ -171,6 +171,13 @@ def test_top_k_is_a_sort(scores, k, data):
         assert found[row].tolist() == expected + [-1] * (k - len(expected))
 
 
+@pytest.mark.parametrize("items", [127, 5003])
+def test_top_k_of_many_items(items):
+    scores = np.random.default_rng(0).integers(0, 300, (5, items)).astype("float32")
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(top_k(scores, 20), expected)
+
+
 def test_top_k_of_other_types():
     assert top_k(np.array([[1, 3, 2**53, 2]]), 2).tolist() == [[2, 1]]
     assert top_k(np.array([[1, 3, 2]], np.uint8), 2).tolist() == [[1, 2]]
