@@ -43,9 +43,8 @@ def top_k(scores: np.ndarray, k: int, exclude: Lists | None = None) -> np.ndarra
     found = np.full((rows, k), -1, np.int32)
     if not items:
         return found
-    # All that score as high as the k-th, and a few more; they come out by row, then by id.
-    row, item = np.nonzero((scores >= _at_most_the_kth(scores, k)) & (scores > -np.inf))
-    order = np.lexsort((-scores[row, item], row))
+    row, item = _candidates(scores, k)
+    order = np.lexsort((item, -scores[row, item], row))
     row, item = row[order], item[order]
     place = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
     inside = place < k
@@ -53,14 +52,25 @@ def top_k(scores: np.ndarray, k: int, exclude: Lists | None = None) -> np.ndarra
     return found
 
 
-def _at_most_the_kth(scores: np.ndarray, k: int) -> np.ndarray:
-    """A number for each row that k of its scores or more reach: the k-th highest of the maxima of stretches."""
+def _candidates(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and items of all scores that may be among the k highest of their row: −inf is not.
+
+    The items are dealt out to stretches, and only those whose highest score is among the k highest are looked into.
+    """
     rows, items = scores.shape
     stretches = max(min(k, items), items // 64)
     length = items // stretches
     highest = scores[:, : length * stretches].reshape(rows, length, stretches).max(axis=1)
+    rest = items - length * stretches
+    np.maximum(highest[:, :rest], scores[:, length * stretches :], out=highest[:, :rest])
     last = stretches - min(k, items)
-    return np.partition(highest, last, axis=1)[:, last, None]
+    least = np.partition(highest, last, axis=1)[:, last, None]  # k scores or more reach it
+    row, stretch = np.nonzero((highest >= least) & (highest > -np.inf))
+    item = stretch[:, None] + stretches * np.arange(length + 1)
+    there = item < items
+    values = scores[row[:, None], np.where(there, item, 0)]
+    chosen, place = np.nonzero(there & (values >= least[row]) & (values > -np.inf))
+    return row[chosen], item[chosen, place]
 
 
 def ndcg(ranked: np.ndarray, relevant: Lists, k: int) -> np.ndarray:
