@@ -41,7 +41,6 @@ TUNING_SEED = 100
 # Validation chooses between these and the top of a parabola through the best of them: from one to the next test results
 # move by 1.5 per cent, more than what the best methods are apart.
 SCALES = (1.25, 1.0, 0.8, 0.64, 0.512)
-SCALING_USERS = 8000  # of the validation part, for this choice
 
 FULL = {"method": "reduced"}
 PAPER = {"form": "scaled"}
@@ -256,17 +255,15 @@ def _train(run: Run) -> dict[str, Any]:
     if _text(FULL) == run.options:
         _save(model, _path(run))
     layer.freeze()  # what is measured is what would be stored
-    scale, tried = run.scale, {}
-    if scale is None:
-        for scale in SCALES:
-            tried[scale] = _evaluate(scale, model, train, held_out, SCALING_USERS).ndcg
-        peak = _peak(tried)
-        tried[peak] = _evaluate(peak, model, train, held_out, SCALING_USERS).ndcg
-        scale = max(tried, key=lambda scale: tried[scale])
-    found = _evaluate(scale, model, train, held_out)
+    scales = SCALES if run.scale is None else [run.scale]
+    rankings = {scale: _evaluate(scale, model, train, held_out) for scale in scales}
+    if run.scale is None:
+        peak = _peak({scale: ranking.ndcg for scale, ranking in rankings.items()})
+        rankings[peak] = _evaluate(peak, model, train, held_out)
+    scale, found = max(rankings.items(), key=lambda item: item[1].ndcg)
     return {
         "scale": scale,
-        "scales": {f"{key:g}": round(value, 6) for key, value in tried.items()},
+        "scales": {f"{key:g}": round(ranking.ndcg, 6) for key, ranking in rankings.items()},
         "ndcg": found.ndcg,
         "ndcg_error": found.ndcg_error,
         "recall": found.recall,
@@ -288,13 +285,13 @@ def _fit(run: Run, model, train) -> list[float]:
     return recsys.train(model, train, batch_size=512, negatives=4096, **settings)["loss"]
 
 
-def _evaluate(scale: float, model, train, held_out, users: int | None = None):
+def _evaluate(scale: float, model, train, held_out):
     """The quality with the vectors of histories multiplied by `scale`, which the kernel behind them takes over."""
     from keras_efficient import recsys
 
     kernel = model.get_layer("hidden_0").kernel
     kernel.assign(kernel * scale)
-    found = recsys.evaluate(model.predict_on_batch, train, held_out, k=20, users=users)
+    found = recsys.evaluate(model.predict_on_batch, train, held_out, k=20)
     kernel.assign(kernel / scale)
     return found
 
