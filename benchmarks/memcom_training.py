@@ -34,7 +34,7 @@ DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RATE, DECAY = 0.01, 0.1  # where the search begins
 # Of a smaller table that begins as the nearest to a trained whole one, with the network around that one.
 TUNED_EPOCHS = {"gowalla": 5, "amazon-beauty": 3, "ml-1m-implicit": 10}
-TUNED_RATES = (0.001, 0.004)
+TUNED_RATES = (0.0003, 0.001, 0.004)
 TUNING_SEED = 100
 # What the vector of a history is multiplied by once the model is trained. Histories are whole in evaluation and halves
 # in training; shorter vectors are better then, and rounding makes them shorter: without this it would seem to gain.
@@ -172,9 +172,9 @@ def tuned(dataset: str, options: dict[str, Any], compression: float, dim: int = 
 
 
 def fitted(dataset: str, options: dict[str, Any], compression: float, epochs: int, dim: int = 64) -> Run:
-    """The run of a table that is fitted to the whole one and trained for so many epochs at the lowest rate."""
+    """The run of a table that is fitted to the whole one and trained for so many epochs at the middle rate."""
     run = dataclasses.replace(whole(dataset, dim), options=_text(options), compression=float(compression))
-    return dataclasses.replace(run, fitted=True, epochs=epochs, rate=TUNED_RATES[0] if epochs else 0.0)
+    return dataclasses.replace(run, fitted=True, epochs=epochs, rate=TUNED_RATES[1] if epochs else 0.0)
 
 
 def ours_at(dataset: str, ratio: int, dim: int) -> dict[str, Any]:
