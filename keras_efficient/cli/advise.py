@@ -175,7 +175,7 @@ def _show_applied(
         "left as they are": applied["left"],
         "bytes of weights": f"{before:,} before, {after:,} after: {before / after:.3g} times less",
         "next": [
-            "Measure it: nothing was trained since. A few epochs at a low rate help the scaled form, and others a little.",
+            "Measure it: nothing was trained since. A few epochs at a low rate help the scaled form much.",
             "Open it in Python after `import keras_efficient.layers`.",
         ],
     }
