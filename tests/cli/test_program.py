@@ -78,7 +78,7 @@ def test_env_as_json(tmp_path):
         (["export", "m.keras", "-o", "a.tflite", "--precision", "int8"], 2, "--calibration"),
         (["export", "m.keras", "-o", "a.xyz"], 2, ".xyz"),
         (["export", "m.keras", "-o", "nowhere/a.tflite"], 1, "folder"),
-        (["export", "m.keras", "-o", "a.tflite", "--input-shape", "12"], 2, "1080x1920"),
+        (["export", "m.keras", "-o", "a.tflite", "--input-shape", "12y"], 2, "1080x1920"),
         (["export", "m.keras"], 2, "-o OUT"),
         (["export", "empty.keras", "-o", "a.tflite"], 1, "empty (0 bytes)"),
         (["export", "text.txt", "-o", "a.tflite"], 1, "no .keras file"),

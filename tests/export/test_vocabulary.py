@@ -239,7 +239,7 @@ def test_words_in_other_precisions(tmp_path, precision):
     table = keras.layers.Embedding(61, 8)
     model = keras.Model(raw, table(keras.layers.StringLookup(vocabulary=WORDS)(raw)))
     words(model, tmp_path / "m.tflite", None, precision=precision)
-    assert _inputs(export.load(tmp_path / "m.tflite"), (4,))["raw"].shape == (1, 4)
+    assert _inputs("m.tflite", export.load(tmp_path / "m.tflite"), (4,))["raw"].shape == (1, 4)
 
 
 def test_words_are_not_for_integer_files(tmp_path):
