@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ from keras_efficient.errors import UnsupportedLayer
 
 __all__ = ["Deployable", "deploy", "foreign_layers", "rebuild"]
 
-Replacement = keras.Operation | Mapping[tuple[int, ...], keras.Operation]
+Replacement: TypeAlias = keras.Operation | Mapping[tuple[int, ...], keras.Operation]
 Replace = Callable[[keras.Operation, str], Replacement | None]
 Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
 

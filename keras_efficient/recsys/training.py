@@ -189,7 +189,7 @@ def _check_numbers(*, epochs: Any, batch_size: Any, learning_rate: Any, weight_d
         if not isinstance(value, numbers.Integral) or value < 1:
             raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
     for name, value, least in (("learning_rate", learning_rate, 1e-12), ("weight_decay", weight_decay, 0)):
-        if not isinstance(value, numbers.Real) or not least <= value < math.inf:
+        if not isinstance(value, numbers.Real) or not least <= float(value) < math.inf:
             raise WrongArgument(f"`{name}` must be a finite number, not {value!r}.")
 
 
