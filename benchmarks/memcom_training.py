@@ -34,12 +34,13 @@ DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RATE, DECAY = 0.01, 0.1  # where the search begins
 # Of a smaller table that begins as the nearest to a trained whole one, with the network around that one.
 TUNED_EPOCHS = {"gowalla": 5, "amazon-beauty": 3, "ml-1m-implicit": 10}
-TUNED_RATES = (0.0003, 0.001, 0.004)
+TUNED_RATES = (0.0001, 0.0003, 0.001, 0.004, 0.016)
+TUNED_RATE = 0.001  # where the search begins
 TUNING_SEED = 100
 # What the vector of a history is multiplied by once the model is trained. Histories are whole in evaluation and halves
 # in training; shorter vectors are better then, and rounding makes them shorter: without this it would seem to gain.
-# Validation chooses between these and the top of a parabola through the best of them: from one to the next test results
-# move by 1.5 per cent, more than what the best methods are apart.
+# Validation chooses: of these, and of further ones while the best is at an end, the top of a parabola through the best.
+# From one to the next test results move by 1.5 per cent, more than what the best methods are apart.
 SCALES = (1.25, 1.0, 0.8, 0.64, 0.512)
 
 FULL = {"method": "reduced"}
@@ -158,7 +159,7 @@ def tuned(dataset: str, options: dict[str, Any], compression: float, dim: int = 
     """The run of a smaller table that validation prefers; the same choices for every method.
 
     Either from random weights, with the whole table's epochs, at its rate or twice that; or fitted to the whole table,
-    and then left so, or trained for a few epochs.
+    and then left so, or trained for a few epochs at the rate from which no neighbour is better.
     """
     full = whole(dataset, dim)
     run = dataclasses.replace(full, options=_text(options), compression=float(compression))
@@ -166,15 +167,19 @@ def tuned(dataset: str, options: dict[str, Any], compression: float, dim: int = 
         choices = [dataclasses.replace(run, rate=rate) for rate in (full.rate, 2 * full.rate)]
     else:
         plain = fitted(dataset, options, compression, 0, dim)
-        epochs = TUNED_EPOCHS[dataset]
-        choices = [plain, *(dataclasses.replace(plain, rate=rate, epochs=epochs) for rate in TUNED_RATES)]
+
+        def trained(rate: float) -> Run:
+            return dataclasses.replace(plain, rate=rate, epochs=TUNED_EPOCHS[dataset])
+
+        rate = _climb(TUNED_RATES, TUNED_RATE, lambda rate: result(trained(rate))["ndcg"])
+        choices = [plain, trained(rate)]
     return max(choices, key=lambda run: result(run)["ndcg"])
 
 
 def fitted(dataset: str, options: dict[str, Any], compression: float, epochs: int, dim: int = 64) -> Run:
     """The run of a table that is fitted to the whole one and trained for so many epochs at the middle rate."""
     run = dataclasses.replace(whole(dataset, dim), options=_text(options), compression=float(compression))
-    return dataclasses.replace(run, fitted=True, epochs=epochs, rate=TUNED_RATES[1] if epochs else 0.0)
+    return dataclasses.replace(run, fitted=True, epochs=epochs, rate=TUNED_RATE if epochs else 0.0)
 
 
 def ours_at(dataset: str, ratio: int, dim: int) -> dict[str, Any]:
@@ -255,11 +260,7 @@ def _train(run: Run) -> dict[str, Any]:
     if _text(FULL) == run.options:
         _save(model, _path(run))
     layer.freeze()  # what is measured is what would be stored
-    scales = SCALES if run.scale is None else [run.scale]
-    rankings = {scale: _evaluate(scale, model, train, held_out) for scale in scales}
-    if run.scale is None:
-        peak = _peak({scale: ranking.ndcg for scale, ranking in rankings.items()})
-        rankings[peak] = _evaluate(peak, model, train, held_out)
+    rankings = _rankings(run, model, train, held_out)
     scale, found = max(rankings.items(), key=lambda item: item[1].ndcg)
     return {
         "scale": scale,
@@ -285,6 +286,20 @@ def _fit(run: Run, model, train) -> list[float]:
     return recsys.train(model, train, batch_size=512, negatives=4096, **settings)["loss"]
 
 
+def _rankings(run: Run, model, train, held_out) -> dict[float, Any]:
+    """The quality by scale: at that of the run, or at all between which to choose."""
+    if run.scale is not None:
+        return {run.scale: _evaluate(run.scale, model, train, held_out)}
+    found = {scale: _evaluate(scale, model, train, held_out) for scale in SCALES}
+    step = SCALES[0] / SCALES[1]
+    while (best := max(found, key=lambda scale: found[scale].ndcg)) in (min(found), max(found)):
+        further = round(best * step if best == max(found) else best / step, 4)
+        found[further] = _evaluate(further, model, train, held_out)
+    peak = _peak({scale: ranking.ndcg for scale, ranking in found.items()})
+    found[peak] = _evaluate(peak, model, train, held_out)
+    return found
+
+
 def _evaluate(scale: float, model, train, held_out):
     """The quality with the vectors of histories multiplied by `scale`, which the kernel behind them takes over."""
     from keras_efficient import recsys
@@ -297,13 +312,15 @@ def _evaluate(scale: float, model, train, held_out):
 
 
 def _peak(values: dict[float, float]) -> float:
-    """Where the parabola through the highest value and its neighbours has its top; keys are a geometric series."""
+    """Where the parabola through the highest value, not at an end, and its neighbours has its top.
+
+    The keys are a geometric series.
+    """
     keys = sorted(values)
     index = max(range(len(keys)), key=lambda index: values[keys[index]])
-    if index in (0, len(keys) - 1):
-        return keys[index]
     low, middle, high = (values[key] for key in keys[index - 1 : index + 2])
-    steps = (high - low) / (2 * middle - low - high) / 2
+    bend = 2 * middle - low - high
+    steps = (high - low) / bend / 2 if bend else 0.0
     return round(keys[index] * (keys[1] / keys[0]) ** steps, 3)
 
 
