@@ -119,6 +119,24 @@ def test_apply_with_counts_writes_the_small_integers(ranker_file, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("layer", "counts", "words"),
+    [
+        ("items", np.ones(7), "one number for each of 3000"),
+        ("items", np.full(3000, -1.0), "not negative"),
+        ("nobody", np.ones(3000), "nobody"),
+    ],
+)
+def test_counts_that_fit_no_table(ranker_file, tmp_path, layer, counts, words):
+    np.save(tmp_path / "c.npy", counts)
+    options = ("--embedding", "--apply", "small.keras", "--counts", f"{layer}=c.npy")
+    done = program("advise", ranker_file, *options, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert words in " ".join(done.stderr.replace("│", "").split())
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.npy"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["m.keras"], 2, "--embedding"),

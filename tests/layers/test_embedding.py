@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_efficient import layers
 from keras_efficient.deploy import deploy
+from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.layers.embedding.fit import weighted_error
 from keras_efficient.layers.embedding.hashing import mix
 from keras_efficient.layers.embedding.plans import METHODS
@@ -525,6 +526,32 @@ def test_a_shared_layer_deploys_for_all_lengths_and_ranks(method):
         np.testing.assert_allclose(array(left), array(right), rtol=1e-5, atol=1e-6)
     alone = keras.Sequential([keras.Input((5,), dtype="int32"), layer])  # has the ranks of all its calls
     np.testing.assert_allclose(array(deploy(alone)(ids[1])), array(alone(ids[1])), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_of_several_ranks_deploys_inside_of_models_and_not_of_wrappers():
+    layer = layers.MEmComEmbedding(40, 6, hash_size=5, name="items")
+    a, b = keras.Input((5,), dtype="int32"), keras.Input((2, 5), dtype="int32")
+    inner = keras.Model([a, b], [layer(a), layer(b)], name="inner")
+    model = keras.Model([a, b], [*inner([a, b]), layer(a)])
+    ids = [RNG.integers(0, 40, (3, *x.shape[1:])) for x in (a, b)]
+    deployed = deploy(model)
+    assert deployed.count_params() == deploy(keras.Model(a, layer(a))).count_params()
+    for left, right in zip(deployed(ids), model(ids), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
+    wrapped = keras.Model([a, b], [layer(a), keras.layers.TimeDistributed(layer, name="each")(b), layer(b)])
+    with pytest.raises(UnsupportedLayer, match=r"items.*several ranks.*\nGive the wrapper"):
+        deploy(wrapped)
+
+
+def test_a_layer_that_is_given_floats_and_integers_of_several_ranks_deploys():
+    layer = layers.MEmComEmbedding(40, 6, hash_size=5, name="items")
+    line = keras.Sequential([layer])  # without an Input: its ids are floats
+    line(np.zeros((1, 4), "int32"))
+    a, b = keras.Input((4,)), keras.Input((), dtype="int32")
+    model = keras.Model([a, b], [line(a), layer(b)])
+    ids = [RNG.integers(0, 40, (3, 4)).astype("float32"), RNG.integers(0, 40, 3)]
+    for left, right in zip(deploy(model)(ids), model(ids), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
 
 
 def test_a_shared_layer_deploys_for_calls_with_and_without_weights():
