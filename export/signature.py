@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "InputSpec",
     "describe",
     "flat_call",
+    "gives_ids",
     "input_specs",
     "input_structure",
     "lookup_of",
@@ -73,11 +74,19 @@ def lookup_of(model: keras.Model, tensor: keras.KerasTensor) -> Any:
     """The `IntegerLookup` or `StringLookup` that takes an input of the model as it is; `None` where there is none."""
     import keras
 
+    kinds = (keras.layers.IntegerLookup, keras.layers.StringLookup)
+    return next((layer for layer in _takers(model, tensor) if isinstance(layer, kinds)), None)
+
+
+def gives_ids(model: keras.Model, tensor: keras.KerasTensor) -> bool:
+    """Whether an embedding table takes an input of the model as it is."""
+    return any(isinstance(getattr(layer, "input_dim", None), int) for layer in _takers(model, tensor))
+
+
+def _takers(model: keras.Model, tensor: keras.KerasTensor) -> Iterator[keras.Layer]:
     for layer in model._flatten_layers():
-        lookup = isinstance(layer, (keras.layers.IntegerLookup, keras.layers.StringLookup))
-        if lookup and any(tensor is taken for node in layer._inbound_nodes for taken in node.input_tensors):
-            return layer
-    return None
+        if any(tensor is taken for node in layer._inbound_nodes for taken in node.input_tensors):
+            yield layer
 
 
 def output_names(model: keras.Model) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
-from keras_efficient.export.signature import InputSpec, input_specs, input_structure, lookup_of, output_names
+from keras_efficient.export.signature import InputSpec, gives_ids, input_specs, input_structure, lookup_of, output_names
 
 if TYPE_CHECKING:
     import keras
@@ -108,10 +108,14 @@ def verify_limit(specs: Sequence[InputSpec]) -> int:
 
 
 def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int) -> list[dict[str, np.ndarray]]:
-    """Seeded random inputs: floats in [0, 1), keys of a vocabulary, other integers as `_integer_range` has them."""
+    """Seeded random inputs: floats in [0, 1), keys of a vocabulary, other integers as `_integer_range` has them.
+
+    So are ids that an input without a dtype gives as floats.
+    """
     import numpy as np
 
     generator = np.random.default_rng(0)
+    tensors = {one.name: tensor for one, tensor in zip(input_specs(model), model.inputs, strict=True)}
 
     def draw(spec: InputSpec) -> np.ndarray:
         image = len(spec.shape) == 4
@@ -120,7 +124,8 @@ def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int
         )
         if (known := _vocabulary(model, spec)) is not None:
             return generator.choice(known, (1, *shape)).astype(object if spec.dtype == "string" else spec.dtype)
-        if np.dtype(spec.dtype).kind == "f":
+        ids = spec.name in tensors and gives_ids(model, tensors[spec.name])
+        if np.dtype(spec.dtype).kind == "f" and not ids:
             return generator.random((1, *shape), dtype=np.float32)
         if spec.dtype == "bool":
             return generator.random((1, *shape)) < 0.5
@@ -134,7 +139,8 @@ def _integer_range(model: keras.Model, spec: InputSpec) -> tuple[int, int]:
     else what one byte holds, and 0 to 9 for wide integers, which may count or choose something."""
     import numpy as np
 
-    least, most = np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max
+    info = np.iinfo(spec.dtype if np.dtype(spec.dtype).kind in "iu" else "int32")
+    least, most = info.min, info.max
     if len(spec.shape) == 4:
         return 0, min(255, most) + 1
     vocabulary = _smallest_vocabulary(model)

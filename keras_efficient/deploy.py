@@ -13,20 +13,20 @@ Everything downstream (compression, lowering, conversion) sees deployed models o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
+from keras.src.backend import compute_output_spec
 from keras.src.models.functional import Functional
 
 from keras_efficient.errors import UnsupportedLayer
 
 __all__ = ["Deployable", "deploy", "foreign_layers", "rebuild"]
 
-Replacement: TypeAlias = keras.Operation | Mapping[tuple[int, ...], keras.Operation]
-Replace = Callable[[keras.Operation, str], Replacement | None]
+Replace = Callable[[keras.Operation, str], keras.Operation | None]
 Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
 
 
@@ -34,11 +34,11 @@ Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
 class Deployable(Protocol):
     """A layer, or a model, that knows stock layers with the same inference."""
 
-    def deploy(self) -> Replacement:
+    def deploy(self) -> keras.Operation:
         """Returns a built stock layer, or a functional or Sequential model of them, with its weights set.
 
-        A functional model is made for one rank. A layer that is called with others too returns a mapping: from the
-        ranks of the tensors of a call, ``(2,)`` or ``(2, 2)``, to the model for such calls; what they share stays so.
+        A functional model takes tensors of one rank. A layer that takes several says with a second method,
+        ``call_deployed(model, *args, **kwargs)``, how its own calls are made of calls of that model.
 
         It may be called on built layers only. What it returns is copied, so sharing variables with it does no harm.
         """
@@ -75,7 +75,7 @@ def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = Non
         replace: ``replace(operation, path)`` is asked once for every layer and ``keras.ops`` operation (and for the
             model itself, with an empty path); `path` joins the names of the models and wrappers around it by ``/``. It
             returns `None` to keep the operation, or the layer, model or operation to put in its place: called with the
-            same arguments, weights set; or several by the ranks of a call's tensors, as `Deployable` says.
+            same arguments (or as the operation's ``call_deployed`` says), weights set.
         follow: ``follow(path, tensor)`` is asked for every input and for every operation with a single output. What it
             returns takes the tensor's place inside the model; the model's outputs (and those of the models in it) stay
             what their operation gives, so that they keep their names. A Sequential model becomes a functional one.
@@ -119,7 +119,7 @@ class _Rebuilding:
         self._replace = replace
         self._follow = follow
         # Keyed by identity, so that a shared layer stays shared; the original is held to keep its id taken.
-        self._twins: dict[int, tuple[keras.Operation, Replacement]] = {}
+        self._twins: dict[int, tuple[keras.Operation, keras.Operation]] = {}
         self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
 
     def run(self, model: keras.Model) -> keras.Model:
@@ -130,41 +130,42 @@ class _Rebuilding:
         return twin
 
     def _call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
-        """What is called in the operation's place: its twin, or that for the ranks of the call."""
+        """What is called in the operation's place."""
         twin = self._twin(operation, path)
-        if not isinstance(twin, Mapping):
-            return twin
-        return lambda *args, **kwargs: twin[tuple(len(x.shape) for x in keras.tree.flatten(args))](*args, **kwargs)
+        is_replaced = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
+        adapted = getattr(operation, "call_deployed", None) if is_replaced else None
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                if isinstance(twin, keras.layers.TimeDistributed):  # Keras would not look into it before its first use
+                    compute_output_spec(twin, *args, **kwargs)
+                return adapted(twin, *args, **kwargs) if adapted else twin(*args, **kwargs)
+            except ValueError as error:
+                raise UnsupportedLayer(
+                    _join(path, operation.name),
+                    f"its deployed form cannot be called as it is ({_first_line(error)})",
+                    hint="Is one layer called by itself, and by a wrapper with ids of other ranks? Give that its own.",
+                ) from error
+
+        return call
 
     def _twin(self, operation: keras.Operation, path: str) -> Any:
         if id(operation) not in self._twins:
             self._twins[id(operation)] = (operation, self._make(operation, _join(path, operation.name)))
         return self._twins[id(operation)][1]
 
-    def _only_twin(self, operation: keras.Operation, path: str) -> keras.Operation:
-        twin = self._twin(operation, path)
-        if isinstance(twin, Mapping):
-            raise UnsupportedLayer(
-                _join(path, operation.name),
-                "it is called with inputs of several ranks, and sits inside a wrapper",
-                hint="Give the wrapper a layer of its own.",
-            )
-        return twin
-
-    def _make(self, operation: keras.Operation, path: str) -> Replacement:
+    def _make(self, operation: keras.Operation, path: str) -> keras.Operation:
         source = self._source(operation, path)
-        if isinstance(source, Mapping):
-            names = (operation.name, *(f"{operation.name}_{index}" for index in range(1, len(source))))
-            models = zip(source.items(), names, strict=True)
-            return {ranks: self._model(model, path, name, is_replacement=True) for (ranks, model), name in models}
+        frozen = isinstance(operation, keras.Layer) and not operation.trainable
         if isinstance(source, keras.Model):
-            return self._model(source, path, operation.name, is_replacement=source is not operation)
-        if not isinstance(source, keras.Layer):
+            twin = self._model(source, path, operation.name, is_replacement=source is not operation)
+        elif not isinstance(source, keras.Layer):
             return _copy_unbuilt(source, path, operation.name)
-        twin = self._wrapper(source, path, operation.name) or _copy_unbuilt(source, path, operation.name)
-        if isinstance(operation, keras.Layer) and not operation.trainable:
+        else:
+            twin = self._wrapper(source, path, operation.name) or _copy_unbuilt(source, path, operation.name)
+            self._states.append((source, twin, path))
+        if frozen:
             twin.trainable = False
-        self._states.append((source, twin, path))
         return twin
 
     def _source(self, operation: keras.Operation, path: str) -> Any:
@@ -225,7 +226,12 @@ class _Rebuilding:
         if self._follow is not None:
             return self._functional(model._functional, path, name, rename)
         layers = [self._twin(layer, path) for layer in model.layers]
-        if any(isinstance(layer, Mapping) for layer in layers):
+        given = {
+            id(node.operation): node.input_tensors
+            for nodes in model._functional._nodes_by_depth.values()
+            for node in nodes
+        }
+        if any(not _takes(twin, given[id(layer)]) for layer, twin in zip(model.layers, layers, strict=True)):
             return self._functional(model._functional, path, name, rename)
         return keras.Sequential([_copy_input(model.inputs[0], rename), *layers], name=name)
 
@@ -235,19 +241,19 @@ class _Rebuilding:
         if isinstance(layer, keras.layers.Bidirectional) and config:
             return self._bidirectional(layer, path, config)
         if isinstance(layer, keras.layers.Wrapper) and config:
-            return type(layer)(**config | {"layer": self._only_twin(layer.layer, path)})
+            return type(layer)(**config | {"layer": self._twin(layer.layer, path)})
         if type(layer) is keras.layers.RNN:
-            return keras.layers.RNN(**config | {"cell": self._only_twin(layer.cell, path)})
+            return keras.layers.RNN(**config | {"cell": self._twin(layer.cell, path)})
         if type(layer) is keras.layers.StackedRNNCells:
-            return keras.layers.StackedRNNCells(**config | {"cells": [self._only_twin(x, path) for x in layer.cells]})
+            return keras.layers.StackedRNNCells(**config | {"cells": [self._twin(x, path) for x in layer.cells]})
         if type(layer) is keras.layers.Pipeline:
-            return keras.layers.Pipeline(**config | {"layers": [self._only_twin(x, path) for x in layer.layers]})
+            return keras.layers.Pipeline(**config | {"layers": [self._twin(x, path) for x in layer.layers]})
         return None
 
     def _bidirectional(self, layer: keras.layers.Bidirectional, path: str, config: dict) -> keras.Layer:
         forward, forward_path = layer.forward_layer, _join(path, layer.forward_layer.name)
         source = self._source(forward, forward_path)
-        backward = self._only_twin(layer.backward_layer, path)
+        backward = self._twin(layer.backward_layer, path)
         template = _copy_unbuilt(source, forward_path, forward.name)
         twin = type(layer)(**config | {"layer": template, "backward_layer": backward})
         # The constructor makes its own forward layer from the template's configuration.
@@ -274,15 +280,13 @@ class _Rebuilding:
                 self._copy_state(layer, layer_twin, _join(path, layer.name))
 
 
-def _deployed(operation: keras.Operation, path: str) -> Replacement | None:
+def _deployed(operation: keras.Operation, path: str) -> keras.Operation | None:
     """The deployed form of one operation; `None` where it has none of its own."""
     where, layer = path or operation.name, operation
     while isinstance(layer, Deployable) and not _is_stock(layer):
         if not getattr(layer, "built", True):
             raise UnsupportedLayer(where, "it is not built", hint="Call the model once, or build() it.")
         result = layer.deploy()
-        if isinstance(result, Mapping):
-            return result
         if result is layer or not isinstance(result, keras.Layer):
             raise UnsupportedLayer(where, f"its deploy() returned {result!r}, which is no other layer")
         layer = result
@@ -297,6 +301,13 @@ def _is_stock(operation: object) -> bool:
 def _has_graph(model: keras.Model) -> bool:
     """Whether the model computes what its graph of layers says; a subclass with a call() of its own need not."""
     return any(isinstance(model, kind) and type(model).call is kind.call for kind in (Functional, keras.Sequential))
+
+
+def _takes(operation: keras.Operation, tensors: Sequence[keras.KerasTensor]) -> bool:
+    """Whether a functional model takes so many tensors of such ranks; other operations take what they took before."""
+    if not isinstance(operation, Functional):
+        return True
+    return [len(x.shape) for x in operation.inputs] == [len(x.shape) for x in tensors]
 
 
 def _join(path: str, name: str) -> str:

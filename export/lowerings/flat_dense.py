@@ -1,7 +1,8 @@
 """`Dense` on more than two axes, one of them free, without arithmetic on shapes.
 
 TensorFlow's product of a tensor and a matrix computes the shapes that it needs at run time, by nine operators. With one
-free axis they are constants.
+free axis they are constants. How many are free is looked at when the graph is traced: a model inside of another is
+given sizes then that its own input leaves free.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class _FlatDense(keras.layers.Dense):
 
 
 def flat_dense(model: keras.Model) -> keras.Model:
-    """Every stock Dense whose input has one free axis and more than two in all, as a product of two matrices."""
+    """Every stock Dense of more than two axes as a product of two matrices, where one axis at most is free."""
     return rebuild_if(model, _applies, _twin)
 
 
 def _applies(operation: Any) -> bool:
     if type(operation) is not keras.layers.Dense or not operation.built:
         return False
-    shapes = [node.input_tensors[0].shape for node in operation._inbound_nodes]
-    return not operation.quantization_mode and not operation.lora_enabled and any(map(_is_cured_by_constants, shapes))
+    ranks = [len(node.input_tensors[0].shape) for node in operation._inbound_nodes]
+    return not operation.quantization_mode and not operation.lora_enabled and max(ranks, default=0) > 2
 
 
 def _is_cured_by_constants(shape: Any) -> bool:

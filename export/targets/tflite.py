@@ -327,7 +327,8 @@ def _refuse_float(operators: list[flatbuffer.Operator], known: Collection[str], 
     named = next((op for op in floats if op.name not in ("QUANTIZE", "DEQUANTIZE")), floats[0])
     raise ConversionError(
         f"{_where(named, known, operators)}: {named.name} has no {precision} kernel, it would stay float.",
-        hint="Replace the layer, or choose precision float16, dynamic or int8-weights.",
+        hint="Replace the layer, or choose precision float16, dynamic or int8-weights. "
+        'Ids of an embedding need keras.Input(shape, dtype="int32").',
     )
 
 

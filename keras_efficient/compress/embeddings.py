@@ -135,9 +135,10 @@ def compress_embeddings(
 
     Every table of 64 KiB or more is replaced, unless the form cannot compress it so far: narrow tables (the biases of
     a recommender) stay as they are. All else is copied unchanged, in float32; names, masks and what is shared stay. An
-    `embeddings_constraint` is dropped. The new layers can be trained where the old ones could. Whether that gains is
-    for validation data to say: a few epochs at a low rate help the scaled form much, and few-bit tables a little or not
-    at all. `frozen`, `freeze()` or deploying makes their bytes as few as promised.
+    `embeddings_constraint` and an `embeddings_regularizer` are dropped: they are of the whole table. The new layers can
+    be trained where the old ones could. Whether that gains is for validation data to say: a few epochs at a low rate
+    help the scaled form much, and few-bit tables a little or not at all. `frozen`, `freeze()` or deploying makes their
+    bytes as few as promised.
 
     Args:
         model: a built functional or Sequential model. It is not changed.
@@ -303,7 +304,6 @@ def _compressed(path: str, layer: Table, counts: Any, **options: Any) -> MEmComE
     options |= {
         "mask_zero": layer.mask_zero,
         "embeddings_initializer": layer.embeddings_initializer,
-        "embeddings_regularizer": layer.embeddings_regularizer,
         "name": layer.name,
         "dtype": layer.dtype_policy,
     }

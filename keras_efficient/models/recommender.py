@@ -196,7 +196,11 @@ def DLRM(
     Input shape: `{"dense": (batch, num_dense), "categories": (batch, len(vocabulary_sizes))}`.
 
     Output shape: `(batch, 1)`, logits.
+
+    Raises:
+        ValueError: a compression that not even the largest vocabulary allows; the message says how far it goes.
     """
+    _embedding(max(vocabulary_sizes), dim, embedding)  # raises what is not only impossible for small vocabularies
     dense = keras.Input((num_dense,), name="dense")
     categories = keras.Input((len(vocabulary_sizes),), dtype="int32", name="categories")
     x = dense

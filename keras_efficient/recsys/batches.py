@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+
+from keras_efficient.errors import WrongArgument
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.interactions import Interactions
@@ -31,6 +34,9 @@ class HistoryBatches(keras.utils.PyDataset):
         negatives: classes drawn for each batch, in proportion to ``count^power`` (plus one).
         power: of the counts.
         seed: of all that is drawn.
+
+    Raises:
+        WrongArgument: a number out of range.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class HistoryBatches(keras.utils.PyDataset):
         seed: int = 0,
     ):
         super().__init__()
+        _check_counts(batch_size=batch_size, length=length, targets=targets, negatives=negatives)
+        _check_parts(keep, power)
         self.items, self.offsets = interactions.histories()
         self.ordered = interactions.times is not None
         lengths = np.diff(self.offsets)
@@ -100,6 +108,19 @@ class HistoryBatches(keras.utils.PyDataset):
         owner = np.repeat(np.arange(len(users)), lengths)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return lengths, owner, place, self.offsets[users][owner] + place
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
+
+
+def _check_parts(keep: Any, power: Any) -> None:
+    if not isinstance(keep, Real) or not 0 < float(keep) <= 1:
+        raise WrongArgument(f"`keep` must be above 0 and at most 1, not {keep!r}.")
+    if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
+        raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
 
 
 def padded(

@@ -11,6 +11,7 @@ optimizer that does not know them; `trainer` steps in there. Nothing is switched
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["factorized_top_k", "trainer"]
 def trainer(
     towers: dict[str, keras.Model],
     task: Any,
-    compute_loss: Callable[[Any, dict[str, keras.Model], Any], Any],
+    compute_loss: Callable[[Any, dict[str, Callable[[Any], Any]], Any], Any],
     optimizer: Any = None,
 ) -> Any:
     """A `tfrs.Model` that trains Keras 3 towers with a Keras 3 optimizer: `compile()`, `fit`, `evaluate` as usual.
@@ -44,7 +45,8 @@ def trainer(
     Args:
         towers: built Keras 3 models by name.
         task: a task of `tfrs.tasks`, or a list or dict of several; their metrics are the model's.
-        compute_loss: what `tfrs.Model.compute_loss` is: of the task, the towers and a batch, a scalar.
+        compute_loss: what `tfrs.Model.compute_loss` is: of the task, the towers and a batch, a scalar. The towers that
+            it is given are called in training mode while they are trained.
         optimizer: a Keras 3 optimizer; by default `keras.optimizers.Adagrad(0.1)`, as in the tutorials of TFRS.
 
     Raises:
@@ -72,7 +74,9 @@ def trainer(
             self.task = task  # held, so that its metrics are found
 
         def compute_loss(self, inputs: Any, training: bool = False) -> Any:
-            return compute_loss(task, towers, inputs)
+            called: dict[str, Callable[[Any], Any]]
+            called = {name: functools.partial(tower, training=training) for name, tower in towers.items()}
+            return compute_loss(task, called, inputs)
 
         def train_step(self, inputs: Any) -> dict[str, Any]:
             with tf.GradientTape() as tape:

@@ -121,7 +121,7 @@ def train(
             learn from, or a loss that is not finite.
         FileProblem: the folder holds the state of another run; the message says what differs.
     """
-    _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
+    _check_numbers(epochs=epochs, learning_rate=learning_rate, weight_decay=weight_decay)
     data = HistoryBatches(interactions, batch_size=batch_size, seed=seed, **batches)
     if not len(data):
         raise WrongArgument("No user has enough items to train on.")
@@ -152,13 +152,14 @@ def train(
 
 def _claim(folder: Path, settings: dict[str, Any], interactions: Interactions, classifier: keras.Model) -> None:
     """Notes whose state a folder holds, and refuses one that holds another run's."""
-    pairs = np.stack([interactions.users, interactions.items]).astype(np.int64)
+    columns = [interactions.users, interactions.items, interactions.times]
+    contents = b"".join(np.asarray(column).astype(np.int64).tobytes() for column in columns if column is not None)
     run = {
-        **settings,
-        "interactions": hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest(),
+        **{name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
+        "interactions": hashlib.blake2b(contents, digest_size=16).hexdigest(),
         "weights": [list(weight.shape) for weight in classifier.weights],
     }
-    text = json.dumps(run, sort_keys=True, default=str)
+    text = json.dumps(run, sort_keys=True)
     path = folder / "run.json"
     if folder.exists() and not folder.is_dir():
         raise FileProblem(folder, "is a file.", hint="folder= takes a folder for the state.")
@@ -184,10 +185,9 @@ def _difference(found: str, run: dict[str, Any]) -> str:
     return f": its {name} is {before.get(name)}, not {run.get(name)}"
 
 
-def _check_numbers(*, epochs: Any, batch_size: Any, learning_rate: Any, weight_decay: Any) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
+def _check_numbers(*, epochs: Any, learning_rate: Any, weight_decay: Any) -> None:
+    if not isinstance(epochs, numbers.Integral) or epochs < 1:
+        raise WrongArgument(f"`epochs` must be a whole number from 1 on, not {epochs!r}.")
     for name, value, least in (("learning_rate", learning_rate, 1e-12), ("weight_decay", weight_decay, 0)):
         if not isinstance(value, numbers.Real) or not least <= float(value) < math.inf:
             raise WrongArgument(f"`{name}` must be a finite number, not {value!r}.")

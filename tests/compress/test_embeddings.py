@@ -182,6 +182,25 @@ def test_ids_that_come_as_floats_still_do():
     assert compress.compress_embeddings(model)(padded.astype("float32")).shape == (1, 2)
 
 
+def test_ids_that_come_as_floats_through_a_wrapper(tmp_path):
+    ids = keras.Input((4, 3))
+    model = keras.Model(ids, layers.TimeDistributed(table(2000))(ids))
+    small = compress.compress_embeddings(model)
+    values = np.arange(12, dtype="float32").reshape(1, 4, 3)
+    small.save(tmp_path / "small.keras")
+    for form in (small, keras.saving.load_model(tmp_path / "small.keras")):
+        np.testing.assert_allclose(form(values), model(values), atol=1.5)
+
+
+def test_penalties_of_whole_tables_are_not_taken_over():
+    ids = keras.Input((4,), dtype="int32")
+    items = table(2000, embeddings_regularizer="l2", embeddings_constraint="non_neg", name="items")
+    small = compress.compress_embeddings(keras.Model(ids, items(ids)))
+    assert small.get_layer("items").embeddings_regularizer is None
+    small(np.ones((1, 4), "int32"), training=True)
+    assert not small.losses
+
+
 def test_our_whole_tables_keep_their_combiner():
     layer = CompressedEmbedding(2000, WIDTH, method="reduced", combiner="mean", mask_zero=True, out_of_range="clip")
     ids = keras.Input((4,), dtype="int32")

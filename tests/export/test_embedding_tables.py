@@ -167,6 +167,31 @@ def test_a_layer_that_is_called_twice_and_one_inside_a_wrapper(tmp_path):
     assert_equal(path, model, [list(ids)])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_that_is_called_with_several_ranks(tmp_path, bits):
+    item, history = keras.Input((), dtype="int32", name="item"), keras.Input((6,), dtype="int32", name="history")
+    layer = MEmComEmbedding(20_000, COLUMNS, hash_size=100, bits=bits, scalar_bits=8)
+    model, path = (
+        keras.Model([item, history], ops.sum(layer(item)[:, None] * layer(history), -1)),
+        tmp_path / "m.tflite",
+    )
+    report = export.save(model, path, precision="float32")
+    assert lookups(path) == (["int4", "int4"] if bits == 4 else [])
+    assert report.bytes < 1.5 * layer.nbytes
+    generator = np.random.default_rng(4)
+    ids = [generator.integers(0, ENTITIES, shape).astype(np.int32) for shape in ((3,), (3, 6))]
+    assert_equal(path, model, [ids])
+    if bits == 8:
+        export.save(model, tmp_path / "int8.tflite", precision="int8", calibration={"item": ids[0], "history": ids[1]})
+
+
+def test_ids_that_come_as_floats_are_drawn_whole(tmp_path):
+    """Of an input that Keras gives no dtype: samples must be ids all the same."""
+    model = keras.Sequential([keras.Input((6,)), memcom(), L.Flatten(), L.Dense(3)])
+    report = export.save(model, tmp_path / "m.tflite")
+    assert report.sqnr_db > 60
+
+
 def test_a_file_with_a_loop_reads_its_table_alike(tmp_path):
     ids = keras.Input((None,), dtype="int32", name="ids")
     path = tmp_path / "m.tflite"
@@ -351,7 +376,13 @@ def test_a_dense_layer_of_one_free_axis_computes_no_shapes(tmp_path):
     assert_equal(path, model, [sample])
     free = keras.Input((None, 4))
     two_free = keras.Model(free, L.Dense(3)(free))
-    assert flat_dense(two_free) is two_free
+    export.save(two_free, path, overwrite=True)
+    np.testing.assert_allclose(export.load(path)(sample), np.asarray(two_free(sample)), rtol=1e-5, atol=1e-6)
+    inner = keras.Model(inputs, two_free(inputs))  # is given the sizes that it leaves free
+    assert set(export.save(inner, path, overwrite=True).ops) == {"FULLY_CONNECTED", "RESHAPE"}
+    flat = keras.Input((4,))
+    two_axes = keras.Model(flat, L.Dense(3)(flat))
+    assert flat_dense(two_axes) is two_axes
 
 
 @pytest.mark.parametrize("suffix", [".tflite", ".onnx"])

@@ -13,7 +13,7 @@ from keras_efficient import layers
 from keras_efficient.deploy import deploy
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.layers.embedding.fit import weighted_error
-from keras_efficient.layers.embedding.hashing import mix
+from keras_efficient.layers.embedding.hashing import MOST_BUCKETS, mix
 from keras_efficient.layers.embedding.plans import METHODS
 from keras_efficient.layers.embedding.table import Table, fake_quantize, pack, quantize, scales, unpack
 
@@ -114,7 +114,7 @@ def test_a_table_as_large_as_the_original_is_an_embedding():
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("naive", "truncate", "double")])
 def test_every_entity_has_a_vector_of_its_own(method):
     layer = built(layers.CompressedEmbedding, 500, 24, method=method, **SMALL[method])
-    for variable in layer._state.values():
+    for variable in layer.trainable_variables:  # not the choices of codebooks, which are hashes
         if variable.shape:
             variable.assign(array(variable) + RNG.normal(size=variable.shape).astype("float32"))
     vectors = layer.embeddings()
@@ -289,6 +289,27 @@ def test_ragged_ids():
     np.testing.assert_allclose(weighted[0], (vectors[3] + 3 * vectors[7]) / 4, rtol=1e-5)
     with pytest.raises(ValueError, match="combiner"):
         built(input_dim=50, output_dim=8, hash_size=9)(tf.ragged.constant([[0, 3], [1]]))
+    deep = array(layer(tf.ragged.constant([[[0, 3, 7], [5]], [[2, 4]]])))
+    np.testing.assert_allclose(deep[0, 0], vectors[[0, 3, 7]].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(deep[1, 0], vectors[[2, 4]].mean(0), rtol=1e-5)
+    assert not deep[1, 1].any()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 3, 1)])
+def test_weights_have_the_shape_of_the_ids(shape):
+    layer = built(input_dim=50, output_dim=8, hash_size=9, combiner="mean")
+    with pytest.raises(ValueError, match="Weights must have the shape of the ids"):
+        layer([np.ones((2, 3), "int32"), np.ones(shape, "float32")])
+    with pytest.raises(ValueError, match="Weights must have the shape of the ids"):
+        layer([keras.Input((3,), dtype="int32"), keras.Input((4,))])
+
+
+def test_the_batch_is_not_pooled():
+    layer = built(input_dim=50, output_dim=8, hash_size=9, combiner="mean")
+    with pytest.raises(ValueError, match="must not be the batch"):
+        layer(np.array([1, 2, 3]))
+    with pytest.raises(ValueError, match="must not be the batch"):
+        layer(keras.Input((), dtype="int32"))
 
 
 def test_masks_reach_the_next_layer_in_both_forms():
@@ -298,6 +319,15 @@ def test_masks_reach_the_next_layer_in_both_forms():
     ids = np.array([[3, 4, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
     expected = model.layers[1].embeddings([3, 4]).mean(0)
     np.testing.assert_allclose(array(model(ids))[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["clip", "wrap"])
+def test_the_mask_of_the_deployed_form_knows_the_policies(policy):
+    inputs = keras.Input((4,), dtype="int32")
+    vectors = layers.MEmComEmbedding(30, 4, hash_size=5, mask_zero=True, out_of_range=policy)(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(vectors))
+    ids = np.array([[3, -4, 0, 35], [-1, 0, 0, 5]])
     np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
 
 
@@ -317,6 +347,19 @@ def test_fits_are_better_than_shared_means(method, counted):
     assert error < 1
     if method in ("memcom", "codebooks", "quotient_remainder", "factorised"):
         assert error < weighted_error(matrix, naive.embeddings(), weights)
+
+
+@pytest.mark.parametrize("method", ["hash_embedding", "tensor_train"])
+def test_fits_by_gradients_do_not_ask_whether_the_layer_trains(method):
+    matrix = RNG.normal(size=(200, 3)) @ RNG.normal(size=(3, 24))
+    options = {"method": method, "size": 20, "steps": 100}
+    fitted = [
+        layers.CompressedEmbedding.from_embedding(matrix, **options, **other)
+        for other in ({}, {"trainable": False, "embeddings_regularizer": "l2"})
+    ]
+    errors = [weighted_error(matrix, layer.embeddings(), np.ones(200)) for layer in fitted]
+    assert errors[1] < 1.1 * errors[0]
+    assert not fitted[1].trainable_weights
 
 
 def test_the_rank_one_fit_is_the_singular_value_decomposition():
@@ -402,6 +445,13 @@ def test_growing_leaves_the_old_vectors(method, frozen, tmp_path):
         layer.grow(600)
 
 
+def test_new_integers_are_the_last_ones_with_its_scale():
+    matrix = RNG.normal(size=(40, 8)) * np.arange(1, 41)[:, None]
+    layer = layers.CompressedEmbedding.from_embedding(matrix, method="reduced", bits=8, frozen=True)
+    layer.grow(42)
+    np.testing.assert_array_equal(layer.embeddings([40, 41]), layer.embeddings([39, 39]))
+
+
 def test_a_tensor_train_cannot_grow():
     layer = built(layers.CompressedEmbedding, 500, 24, method="tensor_train", size=4)
     with pytest.raises(ValueError, match="would all change"):
@@ -480,6 +530,10 @@ def test_policies_for_ids_out_of_range():
         ({"scalar_bits": 4}, "scalar_bits"),
         ({"hash": "md5"}, "hash"),
         ({"own_rows": 10}, "own_rows"),
+        ({"own_rows": 2.5}, "own_rows"),
+        ({"bits": 8.0}, "bits"),
+        ({"scalar_bits": 8.0}, "scalar_bits"),
+        ({"hash_size": True}, "positive integer"),
         ({"combiner": "max"}, "combiner"),
         ({"out_of_range": "ignore"}, "out_of_range"),
         ({"form": "square"}, "form"),
@@ -491,6 +545,36 @@ def test_policies_for_ids_out_of_range():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         layers.MEmComEmbedding(**{"input_dim": 10, "output_dim": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("robe", {"block": 0}), ("deep_hash", {"hashes": 0}), ("double", {"own_rows": 1.5})]
+)
+def test_wrong_arguments_of_methods(method, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        layers.CompressedEmbedding(1000, 16, method=method, size=20, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "robe"}, {"method": "naive", "hash": "mix"}, {"method": "hash_embedding"}, {"method": "double"}],
+)
+def test_no_more_buckets_than_a_hash_has(options):
+    layer = layers.CompressedEmbedding(2**30, 64, compression=1, **options)  # would be 256 GB, and is not built
+    assert layer.plan.size <= MOST_BUCKETS
+
+
+def test_half_precision_has_no_scale_of_zero():
+    layer = built(input_dim=100, output_dim=8, hash_size=9, bias=True, scalar_bits=8, dtype="float16")
+    assert np.isfinite(layer.embeddings()).all()
+    zeros = layers.MEmComEmbedding.from_embedding(np.zeros((100, 8)), hash_size=9, bits=8, dtype="float16")
+    assert not zeros.embeddings().any()
+
+
+def test_vectors_of_ids_of_any_shape():
+    layer = built(input_dim=50, output_dim=8, hash_size=9)
+    assert layer.embeddings(5).shape == (8,)
+    np.testing.assert_array_equal(layer.embeddings([[5, 6], [7, 8]]), layer.embeddings()[[[5, 6], [7, 8]]])
 
 
 def test_unknown_options_and_methods():
@@ -528,6 +612,34 @@ def test_a_shared_layer_deploys_for_all_lengths_and_ranks(method):
     np.testing.assert_allclose(array(deploy(alone)(ids[1])), array(alone(ids[1])), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"combiner": "mean", "mask_zero": True}])
+def test_a_model_deployed_for_several_ranks_is_read_from_its_file(options, tmp_path):
+    """With a second layer whose name begins alike, as Keras names them, and a call by keyword."""
+    first, second = (layers.MEmComEmbedding(400, 6, hash_size=30, name=name, **options) for name in ("e", "e_1"))
+    a, b = keras.Input((5,), dtype="int32"), keras.Input((2, 3), dtype="int32")
+    model = keras.Model([a, b], [first(a), first(inputs=b), second(a)])
+    ids = [RNG.integers(0, 400, (3, *x.shape[1:])) for x in (a, b)]
+    deployed = deploy(model)
+    deployed.save(tmp_path / "deployed.keras")
+    for other in (deployed, keras.saving.load_model(tmp_path / "deployed.keras")):
+        for left, right in zip(other(ids), model(ids), strict=True):
+            np.testing.assert_allclose(array(left), array(right), rtol=1e-5, atol=1e-6)
+
+
+def test_other_lengths_than_were_seen_when_the_model_was_made():
+    layer = layers.MEmComEmbedding(400, 6, hash_size=30)
+    a, b, c = (keras.Input(shape, dtype="int32") for shape in ((5,), (2, 3), (2, 6)))
+    each = keras.layers.TimeDistributed
+    model = keras.Model([a, b, c], [layer(a), each(layer)(b), each(layer)(c)])
+    ids = [RNG.integers(0, 400, (3, *x.shape[1:])) for x in (a, b, c)]
+    for left, right in zip(deploy(model)(ids), model(ids), strict=True):
+        np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
+    line = keras.Sequential([layers.MEmComEmbedding(400, 6, hash_size=30)])
+    line(ids[0])
+    longer = RNG.integers(0, 400, (3, 9))
+    np.testing.assert_allclose(array(deploy(line)(longer)), array(line(longer)), rtol=1e-5)
+
+
 def test_a_layer_of_several_ranks_deploys_inside_of_models_and_not_of_wrappers():
     layer = layers.MEmComEmbedding(40, 6, hash_size=5, name="items")
     a, b = keras.Input((5,), dtype="int32"), keras.Input((2, 5), dtype="int32")
@@ -539,7 +651,7 @@ def test_a_layer_of_several_ranks_deploys_inside_of_models_and_not_of_wrappers()
     for left, right in zip(deployed(ids), model(ids), strict=True):
         np.testing.assert_allclose(array(left), array(right), rtol=1e-5)
     wrapped = keras.Model([a, b], [layer(a), keras.layers.TimeDistributed(layer, name="each")(b), layer(b)])
-    with pytest.raises(UnsupportedLayer, match=r"items.*several ranks.*\nGive the wrapper"):
+    with pytest.raises(UnsupportedLayer, match=r"each.*cannot be called as it is"):
         deploy(wrapped)
 
 
@@ -631,6 +743,15 @@ def test_ids_of_64_bits_are_not_cut():
     for policy, places in {"clip": [9, 9], "wrap": [3, 9]}.items():
         layer = built(input_dim=10, output_dim=4, hash_size=10, out_of_range=policy)
         np.testing.assert_array_equal(array(layer(ops.convert_to_tensor(ids))), layer.embeddings(places))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has no integers of 64 bits by default")
+@pytest.mark.parametrize("policy", ["clip", "wrap"])
+def test_ids_of_64_bits_are_not_cut_in_the_deployed_form(policy):
+    inputs = keras.Input((2,), dtype="int64")
+    model = keras.Model(inputs, layers.MEmComEmbedding(10, 4, hash_size=7, out_of_range=policy)(inputs))
+    ids = np.array([[2**31 + 5, 2**32 + 3], [-(2**40), 4]], np.int64)
+    np.testing.assert_array_equal(array(deploy(model)(ids)), array(model(ids)))
 
 
 def test_the_mean_of_nothing_is_zero():

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason=
 TRAIN = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
-from keras_efficient import models
+from keras_efficient import layers, models
 from keras_efficient.recsys import tfrs as bridge
 import tensorflow_recommenders as tfrs
 
@@ -55,7 +55,26 @@ scorer = bridge.trainer(
 scorer.compile()
 ranked = scorer.fit(data, epochs=3, verbose=0).history["loss"]
 key = "factorized_top_k/top_5_categorical_accuracy"
-print(json.dumps({"before": before[key], "after": after[key], "loss": history["loss"], "ranking": ranked}))
+ids = keras.Input((4,), dtype="int32")
+dropout, norm = keras.layers.Dropout(0.5), keras.layers.BatchNormalization(name="norm")
+vectors = layers.MEmComEmbedding(51, 16, compression=2, combiner="mean", embeddings_regularizer="l2")(ids)
+tower = keras.Model(ids, dropout(norm(vectors)))
+seen = set()
+plain = dropout.call
+dropout.call = lambda x, training=False: seen.add(training) or plain(x, training=training)
+modes = bridge.trainer(
+    {"query": tower, "item": item},
+    tfrs.tasks.Retrieval(),
+    lambda task, towers, x: task(towers["query"](x["history"]), towers["item"](x["item"])),
+)
+modes.compile()
+told = modes.fit(data, epochs=1, verbose=0).history
+trained = [sorted(seen), bool(norm.moving_mean.numpy().any()), told["total_loss"][0] - told["loss"][0]]
+seen.clear()
+modes.evaluate(data, verbose=0)
+trained.append(sorted(seen))
+found = {"before": before[key], "after": after[key], "loss": history["loss"], "ranking": ranked}
+print(json.dumps({"modes": trained, **found}))
 """
 
 
@@ -72,6 +91,9 @@ def test_towers_learn_and_are_ranked():
     assert found["loss"][-1] < found["loss"][0]
     assert found["ranking"][-1] < found["ranking"][0]
     assert found["after"] > found["before"] + 0.2
+    flags, moved, penalty, evaluated = found["modes"]
+    assert (flags, moved, evaluated) == ([True], True, [False])
+    assert penalty > 0
 
 
 def test_in_a_keras_3_process_the_error_gives_the_line():

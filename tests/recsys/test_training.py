@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -112,6 +114,13 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
         recsys.train(classifier(), interactions(seed=1), epochs=4, folder=tmp_path / "run", **SMALL)
     with pytest.raises(FileProblem, match="another run: its epochs is 4, not 5"):
         recsys.train(classifier(), data, epochs=5, folder=tmp_path / "run", **SMALL)
+    numbers = {name: np.int64(value) if isinstance(value, int) else value for name, value in SMALL.items()}
+    assert not recsys.train(classifier(), data, epochs=np.int64(4), folder=tmp_path / "run", **numbers)
+    timed = dataclasses.replace(data, times=np.arange(len(data.users)))
+    recsys.train(classifier(), timed, epochs=1, folder=tmp_path / "timed", **SMALL)
+    turned = dataclasses.replace(data, times=np.arange(len(data.users))[::-1].copy())
+    with pytest.raises(FileProblem, match="another run: its interactions are others"):
+        recsys.train(classifier(), turned, epochs=1, folder=tmp_path / "timed", **SMALL)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(FileProblem, match="other files"):
@@ -125,6 +134,11 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number"),
         ({"weight_decay": -1}, "`weight_decay` must be"),
+        ({"targets": 0}, "`targets` must be"),
+        ({"length": 2.5}, "`length` must be"),
+        ({"negatives": 0}, "`negatives` must be"),
+        ({"keep": 1.5}, "`keep` must be above 0"),
+        ({"power": float("inf")}, "`power` must be a finite number"),
     ],
 )
 def test_numbers_that_cannot_be_trained_with(wrong, words):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-__all__ = ["mix"]
+__all__ = ["MOST_BUCKETS", "mix"]
 
 _SPLIT = 32_749  # the largest prime below 2¹⁵: parts of an id below 2³¹ are then below 2¹⁵ and 2¹⁶·1.001
-_PRIME = 67_108_859  # the largest prime below 2²⁶: the sums are some times larger, so that it mixes them
+MOST_BUCKETS = 67_108_859  # the largest prime below 2²⁶: the sums are some times larger, so that it mixes them
 _LIMITS = (2**14, 2**14, 2**28)
 
 
@@ -27,12 +27,12 @@ def mix(ids: Any, buckets: int, seeds: int | np.ndarray = 0) -> Any:
     Raises:
         ValueError: more buckets than P, of which some would stay empty.
     """
-    if buckets > _PRIME:
-        raise ValueError(f"A hash has at most {_PRIME} buckets. Received: {buckets}.")
+    if buckets > MOST_BUCKETS:
+        raise ValueError(f"A hash has at most {MOST_BUCKETS} buckets. Received: {buckets}.")
     for round_number in range(2):
         a, b, c = _constants(np.asarray(seeds), round_number)
         low, high = ops.mod(ids, _SPLIT), ops.floor_divide(ids, _SPLIT)
-        ids = ops.mod(low * a + high * b + c, _PRIME)
+        ids = ops.mod(low * a + high * b + c, MOST_BUCKETS)
     return ops.mod(ids, buckets)
 
 

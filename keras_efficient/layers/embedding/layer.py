@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ __all__ = ["CompressedEmbedding"]
 
 COMBINERS = (None, "sum", "mean", "sqrtn")
 POLICIES = ("error", "clip", "wrap")
+WIDE = ("int64", "uint64", "uint32")  # what int32 cannot hold all of
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -53,7 +55,7 @@ class CompressedEmbedding(keras.layers.Layer):
             take ids as sorted by falling frequency, as `StringLookup.adapt` and `IntegerLookup.adapt` sort them.
         output_dim: Integer. Width of a vector d.
         embeddings_initializer: of the tables that stand for rows of `Embedding`.
-        embeddings_regularizer: applied to the vectors that a call looks up, over the number of them.
+        embeddings_regularizer: applied in training to the vectors that a call looks up, over the number of them.
         mask_zero: Boolean. Id 0 is padding: it is masked, and left out of pooled vectors.
         method: String. See the table above.
         compression: Number. The bytes of the float32 table over the bytes of everything stored here, scales and
@@ -110,7 +112,9 @@ class CompressedEmbedding(keras.layers.Layer):
         self.out_of_range = out_of_range
         self.frozen = frozen
         self._ids_shape, self._weighted = (None,), False
-        self._declared = "int32"  # what the model's input gives; Sequential without an Input makes floats of integers
+        self._float_ids: set[str] = (
+            set()
+        )  # as models' inputs give them; Sequential without an Input makes floats of ids
         self.autocast = False  # ids are no numbers to be cast
 
     @property
@@ -228,21 +232,39 @@ class CompressedEmbedding(keras.layers.Layer):
                 )
             dense = ids.to_tensor(0)
             weights = weights.to_tensor(0.0) if hasattr(weights, "to_tensor") else weights
-            mask = ops.arange(ops.shape(dense)[1])[None, :] < ops.cast(ids.row_lengths(), "int32")[:, None]
+            mask = ops.not_equal((ids * 0 + 1).to_tensor(0), 0)
             ids = dense
         if weights is not None and self.combiner is None:
             raise ValueError("Weights need a `combiner`. Received: ids and weights, combiner=None.")
-        ids = _integers(ids, self._declared)
+        self._take_floats(ids)
+        ids = _integers(ids, self._float_ids)
+        if weights is not None:
+            _check_weights(ids.shape, weights.shape, self.name)
+        self._check_pooled(ids.shape)
         if self.out_of_range == "error":
             _check_range(ids, self.input_dim)
         if self.mask_zero:
             present = ops.not_equal(ids, 0)
             mask = present if mask is None else ops.logical_and(mask, present)
-        if keras.backend.standardize_dtype(ids.dtype) not in ("int64", "uint64", "uint32"):
+        if keras.backend.standardize_dtype(ids.dtype) not in WIDE:
             ids = ops.cast(ids, "int32")  # eight bits could not hold the limits
         ids = ops.cast(_in_range(ids, self.input_dim, self.out_of_range), "int32")
         weights = None if weights is None else ops.cast(weights, "float32")
         return ids, weights, None if mask is None else ops.cast(mask, "float32")
+
+    def _check_pooled(self, shape):
+        if self.combiner is not None and len(shape) < 2:
+            raise ValueError(
+                f"A combiner pools along the ids' last axis, which must not be the batch. Received: ids of shape "
+                f"{tuple(shape)}, combiner={self.combiner!r} ({self.name})."
+            )
+
+    def _take_floats(self, ids):
+        """Notes the floats that a model gives for ids, if they are symbols; of others nobody says what they are."""
+        dtype = keras.backend.standardize_dtype(ids.dtype) if hasattr(ids, "dtype") else ""
+        if keras.backend.is_float_dtype(dtype) and dtype not in self._float_ids and _is_symbolic(ids):
+            _check_tells_apart(dtype, self.input_dim, self.name)
+            self._float_ids.add(dtype)
 
     def compute_mask(self, inputs, previous_mask=None):
         if not self.mask_zero or self.combiner is not None:
@@ -254,23 +276,27 @@ class CompressedEmbedding(keras.layers.Layer):
         return (*(shape if self.combiner is None else shape[:-1]), self.output_dim)
 
     def compute_output_spec(self, inputs, training=False):
-        ids = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
-        if isinstance(ids, keras.KerasTensor) and keras.backend.is_float_dtype(ids.dtype):
-            self._declared = _declared_floats(ids.dtype, self.input_dim, self.name)
-        _integers(ids, self._declared)
+        ids, weights = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        self._take_floats(ids)
+        _integers(ids, self._float_ids)
+        if weights is not None:
+            _check_weights(ids.shape, weights.shape, self.name)
+        self._check_pooled(ids.shape)
         return keras.KerasTensor(self.compute_output_shape(ids.shape), dtype=self.compute_dtype)
 
     def embeddings(self, ids=None):
         """The vectors of these ids (default: of all) as a NumPy array, as inference would give them."""
         ids = np.arange(self.input_dim) if ids is None else np.asarray(ids)
+        shape = (*ids.shape, self.output_dim)
         if not ids.size:
-            return np.zeros((*ids.shape, self.output_dim), np.float32)
+            return np.zeros(shape, np.float32)
         if self.out_of_range == "error":
             _check_range(_integers(ids), self.input_dim)
-        ids = ops.convert_to_numpy(_in_range(_integers(ids), self.input_dim, self.out_of_range))
+        ids = ops.convert_to_numpy(_in_range(_integers(ids), self.input_dim, self.out_of_range)).reshape(-1)
         parts = np.array_split(ids, len(ids) // 65536 + 1)
         vectors = (self.plan.project(*self._values(_integers(part))) for part in parts)
-        return np.concatenate([ops.convert_to_numpy(part) for part in vectors]).astype("float32")
+        found = np.concatenate([ops.convert_to_numpy(part) for part in vectors])
+        return found.astype("float32").reshape(shape)
 
     @classmethod
     def from_embedding(cls, source, *, counts=None, steps=300, **options):
@@ -372,25 +398,27 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def deploy(self):
         """A functional model of stock layers: an `Embedding` for every table (of bytes where the table has bits), and
-        the arithmetic between them. Where the layer is called with ids of several ranks, or with weights and without, a
-        mapping from the ranks of a call's tensors to such models, which share their tables."""
+        the arithmetic between them. It takes ids of the most axes that a model gives the layer, and weights, too, where
+        one does; `call_deployed` makes the other calls of it."""
         self._check_built("deploy")
-        deployment = _Deployment(self)
-        models = {ranks: deployment.model(*signature) for ranks, signature in self._signatures().items()}
-        return models if len(models) > 1 else models.popitem()[1]
+        calls = [node.input_tensors for node in self._inbound_nodes]
+        rank = max((len(call[0].shape) for call in calls), default=len(self._ids_shape))
+        weighted = any(len(call) > 1 for call in calls) if calls else self._weighted
+        wide = any(keras.backend.standardize_dtype(call[0].dtype) in WIDE for call in calls)
+        return _Deployment(self).model(rank, weighted, "int64" if wide else "int32")
 
-    def _signatures(self):
-        """By ranks of the tensors: the ids' shape in such calls, free where they differ, and whether weights came."""
-        calls = {}
-        for node in self._inbound_nodes:
-            calls.setdefault(tuple(len(x.shape) for x in node.input_tensors), []).append(node.input_tensors[0].shape)
-        if not calls:
-            return {(): (self._ids_shape, self._weighted)}
-        found = {}
-        for ranks, shapes in calls.items():
-            sizes = [set(axis) for axis in zip(*(shape[1:] for shape in shapes), strict=True)]
-            found[ranks] = (None, *(axis.pop() if len(axis) == 1 else None for axis in sizes)), len(ranks) > 1
-        return found
+    def call_deployed(self, model, inputs, training=False):
+        """Calls the deployed model as this layer is called: with ids of fewer axes, or without weights."""
+        tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        named = _Names(f"{self.name}_{len(model._inbound_nodes)}")
+        missing = len(model.inputs[0].shape) - len(tensors[0].shape)
+        if missing > 0:
+            axes = tuple(range(1, 1 + missing))
+            tensors = [named(ops.expand_dims(tensor, axes), "expand_dims") for tensor in tensors]
+        if len(tensors) < len(model.inputs):
+            tensors.append(named(ops.ones_like(tensors[0], dtype="float32"), "ones"))
+        vectors = model(tensors if len(tensors) > 1 else tensors[0])
+        return named(ops.squeeze(vectors, axes), "squeeze") if missing > 0 else vectors
 
     def get_config(self):
         plan = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
@@ -407,9 +435,11 @@ class CompressedEmbedding(keras.layers.Layer):
         }
 
     def get_build_config(self):
-        return {"input_shape": [self._ids_shape, self._ids_shape] if self._weighted else self._ids_shape}
+        shape = [self._ids_shape, self._ids_shape] if self._weighted else self._ids_shape
+        return {"input_shape": shape, **({"float_ids": sorted(self._float_ids)} if self._float_ids else {})}
 
     def build_from_config(self, config):
+        self._float_ids.update(config.get("float_ids", ()))
         self.build(config["input_shape"])
 
     def save_own_variables(self, store):
@@ -438,14 +468,16 @@ class _Deployment:
         self.layer = layer
         self.plan = layer.plan
         self.values = layer._stored()
-        self._shared: dict[str, keras.Layer] = {}  # by all models that are built
 
-    def model(self, shape: tuple[int | None, ...], weighted: bool) -> keras.Model:
+    def model(self, rank: int, weighted: bool, dtype: str) -> keras.Model:
         layer, plan = self.layer, self.plan
-        given = keras.Input(batch_shape=shape, dtype=layer._declared, name="ids")
+        shape = (None,) * rank  # free: a wrapper, or a model without an Input, may give other lengths than were seen
+        given = keras.Input(batch_shape=shape, dtype=dtype, name="ids")
         inputs = [given]
-        given = given if layer._declared == "int32" else ops.cast(given, "int32")
         ids = _in_range(given, plan.input_dim, layer.out_of_range)
+        if dtype == "int64":  # what does not fit into 32 bits is cut, and must stay out of range
+            ids = ids if layer.out_of_range != "error" else ops.clip(ids, -1, plan.input_dim)
+            ids = ops.cast(ids, "int32")
         rows = self._all_rows(plan.codes(ids))
         rows |= self._all_rows(plan.chosen(rows))
         dense = {name: self._dense(name, shape) for name, shape in plan.dense().items()}
@@ -476,23 +508,28 @@ class _Deployment:
         return _numbered(keras.Model(inputs, dequantize(table, stored, scale), name=name))(codes)
 
     def _embedding(self, name: str, values: np.ndarray, dtype: str) -> keras.Layer:
-        if name in self._shared:
-            return self._shared[name]
         layer = keras.layers.Embedding(*values.shape, embeddings_initializer="zeros", dtype=dtype, name=name)
-        self._shared[name] = layer
         layer.build()
         layer.set_weights([values])
         layer.trainable = dtype == "float32"  # integers have no gradient
         return layer
 
     def _dense(self, name: str, shape: tuple[int, int]) -> keras.Layer:
-        if name in self._shared:
-            return self._shared[name]
         layer = keras.layers.Dense(shape[1], use_bias=False, dtype="float32", name=name)
-        self._shared[name] = layer
         layer.build((None, shape[0]))
         layer.set_weights([self.values[name]])
         return layer
+
+
+class _Names:
+    """Gives operations names of their own: Keras' numbers of a new process may be those of a model that was read."""
+
+    def __init__(self, start: str):
+        self.start = start
+
+    def __call__(self, tensor: keras.KerasTensor, what: str) -> keras.KerasTensor:
+        tensor._keras_history.operation.name = f"{self.start}_{what}"
+        return tensor
 
 
 def _numbered(model: keras.Model) -> keras.Model:
@@ -506,7 +543,7 @@ def _numbered(model: keras.Model) -> keras.Model:
 def _masked(vectors: Any, ids: Any) -> Any:
     """The vectors with a mask of the ids that are not zero, by stock layers: only `Embedding` makes one of integers."""
     ones = keras.layers.Embedding(2, 1, embeddings_initializer="ones", mask_zero=True, dtype="float32", name="mask")
-    return keras.layers.Multiply(name="masked")([vectors, ones(ops.minimum(ids, 1))])
+    return keras.layers.Multiply(name="masked")([vectors, ones(ops.cast(ops.not_equal(ids, 0), "int32"))])
 
 
 def _pooled(values: Any, combiner: str | None, weights: Any, mask: Any, axes: int) -> Any:
@@ -559,7 +596,7 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
         raise TypeError(f"Method {method!r} has no option {unknown[0]!r}.{guess} It has of its own: {own_options}.")
     plan = kind(input_dim=int(input_dim), output_dim=int(output_dim), bits=bits, **chosen)
     if size is not None:
-        if not isinstance(size, numbers.Integral) or size < 1:
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"The number of {plan.counts} must be a positive integer. Received: {size!r}.")
         return dataclasses.replace(plan, size=int(size))
     if compression is None:
@@ -572,14 +609,14 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
 
 
 def _grown(old: np.ndarray, fresh: np.ndarray, table: Table | None) -> np.ndarray:
-    """The old rows and new ones: of scalars their mean, of stored integers the last row, else fresh ones."""
+    """The old rows and new ones: of scalars their mean, of stored integers and scales the last row, else fresh ones."""
     if old.shape == fresh.shape:
         return old
     if table is not None and table.choices:
         new = fresh[len(old) :]
-    elif not np.issubdtype(old.dtype, np.floating):
+    elif table is None or not np.issubdtype(old.dtype, np.floating):
         new = np.repeat(old[-1:], len(fresh) - len(old), axis=0)
-    elif (table is None or table.initial == "embeddings") and not np.all(fresh == fresh[:1]):
+    elif table.initial == "embeddings" and not np.all(fresh == fresh[:1]):
         new = fresh[len(old) :]
     else:
         new = np.repeat(old.mean(axis=0, keepdims=True), len(fresh) - len(old), axis=0)
@@ -600,7 +637,8 @@ def _counts(counts: Any, entities: int) -> np.ndarray:
 
 def _fit_by_gradients(layer: CompressedEmbedding, matrix: np.ndarray, counts: np.ndarray, steps: int) -> None:
     """Trains a layer of the same tables that gives single vectors, and takes over what it learnt."""
-    plain = type(layer).from_config({**layer.get_config(), "combiner": None, "mask_zero": False})
+    changed = {"combiner": None, "mask_zero": False, "trainable": True, "embeddings_regularizer": None}
+    plain = type(layer).from_config({**layer.get_config(), **changed})
     ids = keras.Input((), dtype="int32")
     model = keras.Model(ids, plain(ids))
     rate = keras.optimizers.schedules.CosineDecay(0.02, steps)
@@ -625,8 +663,8 @@ def _ids_shape(input_shape: Any) -> tuple[int | None, ...]:
     return tuple(first) if isinstance(first, (list, tuple)) else tuple(input_shape)
 
 
-def _integers(ids: Any, declared: str = "int32") -> Any:
-    """Ids as a tensor of integers; or of the floats that a model's input was declared to give.
+def _integers(ids: Any, floats: Collection[str] = ()) -> Any:
+    """Ids as a tensor of integers; or of the floats that models give.
 
     Raises:
         TypeError: they are other floats, booleans or text.
@@ -634,7 +672,7 @@ def _integers(ids: Any, declared: str = "int32") -> Any:
     if not hasattr(ids, "dtype"):
         ids = np.asarray(ids)
     dtype = keras.backend.standardize_dtype(ids.dtype)
-    if not dtype.startswith(("int", "uint")) and dtype != declared:
+    if not dtype.startswith(("int", "uint")) and dtype not in floats:
         raise TypeError(
             f"Ids must be integers. Received: a tensor of {dtype}. Cast them, or declare a model's input as "
             'keras.Input(shape, dtype="int32").'
@@ -642,12 +680,22 @@ def _integers(ids: Any, declared: str = "int32") -> Any:
     return ids if isinstance(ids, keras.KerasTensor) else ops.convert_to_tensor(ids)
 
 
-def _declared_floats(dtype: str, input_dim: int, name: str) -> str:
-    """The dtype of a model's input without one of its own (`Sequential` without an `Input` has none): its ids come as
-    floats, whatever the caller gives.
+def _is_symbolic(tensor: Any) -> bool:
+    """Whether its values are not known yet: inside a model that is put together, or a compiled function."""
+    if isinstance(tensor, keras.KerasTensor):
+        return True
+    try:
+        ops.convert_to_numpy(tensor)
+    except Exception:  # each backend has an error of its own
+        return True
+    return False
+
+
+def _check_tells_apart(dtype: str, input_dim: int, name: str) -> None:
+    """Refuses a dtype whose whole numbers are too few for the ids.
 
     Raises:
-        TypeError: that dtype cannot tell all the ids apart.
+        TypeError: it is.
     """
     digits = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}[dtype]
     if input_dim > 2**digits:
@@ -655,7 +703,14 @@ def _declared_floats(dtype: str, input_dim: int, name: str) -> str:
             f"The model's input gives ids as {dtype}, which tells 2^{digits} of them apart; layer {name!r} has "
             f'{input_dim}. Begin the model with keras.Input(shape, dtype="int32").'
         )
-    return dtype
+
+
+def _check_weights(ids: Any, weights: Any, name: str) -> None:
+    """Weights have the shape of the ids, as far as either is known; else they would be spread over them silently."""
+    ids, weights = tuple(ids), tuple(weights)
+    alike = (None in (a, b) or a == b for a, b in zip(ids, weights, strict=False))
+    if len(ids) != len(weights) or not all(alike):
+        raise ValueError(f"Weights must have the shape of the ids. Received: ids {ids}, weights {weights} ({name}).")
 
 
 def _check_range(ids: Any, input_dim: int) -> None:

@@ -40,9 +40,10 @@ class MEmComEmbedding(CompressedEmbedding):
     ```
 
     Args:
-        input_dim, output_dim, embeddings_initializer, embeddings_regularizer, mask_zero: as in `Embedding`. Ids
-            should be sorted by falling frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take
-            `hash="mix"`.
+        input_dim, output_dim, embeddings_initializer, mask_zero: as in `Embedding`. Ids should be sorted by falling
+            frequency (`StringLookup.adapt` and `IntegerLookup.adapt` do so), or take `hash="mix"`.
+        embeddings_regularizer: applied in training to the vectors that a call looks up, over the number of them;
+            `Embedding` applies it to the whole table.
         compression: Number. The bytes of the float32 table over the bytes of all that is stored here, at least. By
             default 16.
         hash_size: Integer, in the place of `compression`: rows m (scaled) or K (subspace), or hashes G (codebooks).

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from keras_efficient.layers.embedding.hashing import mix
+from keras_efficient.layers.embedding.hashing import MOST_BUCKETS, mix
 from keras_efficient.layers.embedding.table import BITS, Table
 
 __all__ = ["METHODS", "ImpossibleCompression", "Plan"]
@@ -26,7 +26,7 @@ Rows = Mapping[str, Any]
 
 
 class ImpossibleCompression(ValueError):
-    """A method cannot become as small as was asked for."""
+    """A method cannot become as small as was asked for, or has not so many rows as were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,11 @@ class Plan:
     grows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if not _is_integer(self.bits) or self.bits not in BITS:
             raise ValueError(f"`bits` must be one of {', '.join(map(str, BITS))}. Received: bits={self.bits!r}.")
         least, most = self.limits()
         if self.size and not least <= self.size <= most:
-            raise ValueError(
+            raise ImpossibleCompression(
                 f"{self.size} {self.counts} are out of range: {least} to {most} are possible for "
                 f"{self.input_dim} entities of {self.output_dim} columns."
             )
@@ -159,6 +159,12 @@ class Hashed(Plan):
             raise ValueError(f'`hash` must be "modulo" or "mix". Received: hash={self.hash!r}.')
         super().__post_init__()
 
+    def limits(self) -> tuple[int, int]:
+        return 1, self._most_buckets(self.input_dim)
+
+    def _most_buckets(self, entities: int) -> int:
+        return entities if self.hash == "modulo" else min(entities, MOST_BUCKETS)
+
     def bucket(self, ids: Any, buckets: int) -> Any:
         """h(i)."""
         return ops.mod(ids, buckets) if self.hash == "modulo" else mix(ids, buckets)
@@ -184,18 +190,17 @@ class MEmCom(Hashed):
     own_rows: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scalars, numbers.Integral) or self.scalars < 1 or self.output_dim % self.scalars:
+        if not _is_integer(self.scalars) or self.scalars < 1 or self.output_dim % self.scalars:
             raise ValueError(
                 f"`scalars` must divide `output_dim` ({self.output_dim}). Received: scalars={self.scalars!r}."
             )
-        if self.scalar_bits not in (32, 16, 8):
+        if not _is_integer(self.scalar_bits) or self.scalar_bits not in (32, 16, 8):
             raise ValueError(f"`scalar_bits` must be 32, 16 or 8. Received: scalar_bits={self.scalar_bits!r}.")
-        if not 0 <= self.own_rows < self.input_dim:
-            raise ValueError(f"`own_rows` must be from 0 to {self.input_dim - 1}. Received: own_rows={self.own_rows}.")
+        _check_own_rows(self.own_rows, self.input_dim)
         super().__post_init__()
 
     def limits(self) -> tuple[int, int]:
-        return 1, self.input_dim - self.own_rows
+        return 1, self._most_buckets(self.input_dim - self.own_rows)
 
     def tables(self) -> dict[str, Table]:
         scalars = {"bits": self.scalar_bits, "scale": "table"}
@@ -323,14 +328,13 @@ class DoubleHashing(Plan):
 
     def __post_init__(self) -> None:
         _check_how(self.how, ("concatenate", "add"))
-        if not 0 <= self.own_rows < self.input_dim:
-            raise ValueError(f"`own_rows` must be from 0 to {self.input_dim - 1}. Received: own_rows={self.own_rows}.")
+        _check_own_rows(self.own_rows, self.input_dim)
         if self.how == "concatenate":
             _check_halves(self.output_dim)
         super().__post_init__()
 
     def limits(self) -> tuple[int, int]:
-        return self.own_rows + 1, self.input_dim
+        return self.own_rows + 1, min(self.input_dim, self.own_rows + MOST_BUCKETS)
 
     def tables(self) -> dict[str, Table]:
         width = self.output_dim // (2 if self.how == "concatenate" else 1)
@@ -386,6 +390,9 @@ class QuotientRemainder(Plan):
 @dataclass(frozen=True, kw_only=True)
 class HashEmbedding(Plan):
     """``e(i) = Σ_k P[i, k] · U[h_k(i)]`` with k = 1, 2 (Svenstrup et al., NeurIPS 2017). `size`: rows of U."""
+
+    def limits(self) -> tuple[int, int]:
+        return 1, min(self.input_dim, MOST_BUCKETS)
 
     def tables(self) -> dict[str, Table]:
         bits = max(self.bits, 8)  # a weight of two or four bits would be no weight
@@ -510,6 +517,8 @@ class DeepHash(Plan):
     def __post_init__(self) -> None:
         if self.bits != 32:
             raise ValueError(f"This method has no table whose bits could be fewer. Received: bits={self.bits}.")
+        if not _is_integer(self.hashes) or self.hashes < 1:
+            raise ValueError(f"`hashes` must be a positive integer. Received: hashes={self.hashes!r}.")
         super().__post_init__()
 
     def limits(self) -> tuple[int, int]:
@@ -543,14 +552,14 @@ class Robe(Plan):
     counts: ClassVar[str] = "numbers"
 
     def __post_init__(self) -> None:
-        if self.output_dim % self.block:
+        if not _is_integer(self.block) or self.block < 1 or self.output_dim % self.block:
             raise ValueError(f"`block` must divide `output_dim` ({self.output_dim}). Received: block={self.block}.")
         if self.bits < 8:
             raise ValueError(f"Stretches may begin anywhere, so no byte holds two. Received: bits={self.bits}.")
         super().__post_init__()
 
     def limits(self) -> tuple[int, int]:
-        return self.block, self.input_dim * self.output_dim
+        return self.block, min(self.input_dim * self.output_dim, MOST_BUCKETS)
 
     def tables(self) -> dict[str, Table]:
         return {"array": self._table(self.size, 1, scale="table")}
@@ -595,6 +604,17 @@ def _joined(how: str, left: Any, right: Any) -> Any:
     if how == "concatenate":
         return ops.concatenate([left, right], axis=-1)
     return left * right if how == "multiply" else left + right
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_own_rows(own_rows: Any, entities: int) -> None:
+    if not _is_integer(own_rows) or own_rows < 0:
+        raise ValueError(f"`own_rows` must be an integer from 0 on. Received: own_rows={own_rows!r}.")
+    if own_rows >= entities:
+        raise ImpossibleCompression(f"`own_rows` must be from 0 to {entities - 1}. Received: own_rows={own_rows}.")
 
 
 def _check_how(how: str, known: tuple[str, ...]) -> None:

@@ -84,6 +84,7 @@ def scales(table: Table, values: Any) -> Any:
     clips some of them: four bits for a whole table, two and one bits for rows as well.
     """
     by_row = table.scale == "row"
+    values = ops.cast(values, "float32")  # what is divided by must not be zero, as the least scale is in float16
     if table.scale_rows and not by_row:
         values = values[: table.scale_rows]
     over = {"axis": -1, "keepdims": True} if by_row else {}
@@ -105,6 +106,7 @@ def fake_quantize(table: Table, rows: Any, scale: Any) -> Any:
         rows: ``(…, columns)``, floats.
         scale: from `scales`.
     """
+    rows = ops.cast(rows, "float32")
     codes = ops.clip(ops.round(rows / scale - table.offset), table.least, table.most)
     # Values that are clipped get their gradient too, or they could never come back.
     return rows + ops.stop_gradient((codes + table.offset) * scale - rows)
