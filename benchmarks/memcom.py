@@ -84,7 +84,7 @@ def ranking(quick: bool) -> Iterator[Row]:
     details = _details(run, full, error=error)
     yield Row("nDCG@20 on Gowalla, whole table, float32, d = 64", round(mean, 5), "", details=details)
     methods = {**training.FORMS, **training.BASELINES}
-    runs = {name: training.tuned("gowalla", options, 16.0, nothing=True) for name, options in methods.items()}
+    runs = {name: training.tuned("gowalla", options, 16.0) for name, options in methods.items()}
     for name, run in runs.items():
         yield _row(f"Gowalla at 16×: {name}", run, full)
     yield from _winner(16, full, runs)

@@ -162,7 +162,8 @@ def tuned(
 
     Fitted to the whole table, and then left so, or trained for a few epochs at the rate from which no neighbour is
     better; or trained from nothing. By default the last is only tried where fits stay two per cent behind the whole
-    table, which is trained from nothing itself.
+    table, which is trained from nothing itself: nearer to it nothing was gained (two bits for all came to 0.1145
+    instead of 0.1154 on Gowalla, codebooks to 0.063 instead of 0.1155).
     """
     plain = fitted(dataset, options, compression, 0, dim)
 
