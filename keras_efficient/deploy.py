@@ -134,12 +134,15 @@ class _Rebuilding:
         twin = self._twin(operation, path)
         is_replaced = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
         adapted = getattr(operation, "call_deployed", None) if is_replaced else None
+        if not adapted and not isinstance(twin, keras.layers.TimeDistributed):
+            return twin
 
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                if isinstance(twin, keras.layers.TimeDistributed):  # Keras would not look into it before its first use
-                    compute_output_spec(twin, *args, **kwargs)
-                return adapted(twin, *args, **kwargs) if adapted else twin(*args, **kwargs)
+                if adapted:
+                    return adapted(twin, *args, **kwargs)
+                compute_output_spec(twin, *args, **kwargs)  # Keras would not look into it before its first use
+                return twin(*args, **kwargs)
             except ValueError as error:
                 raise UnsupportedLayer(
                     _join(path, operation.name),

@@ -112,9 +112,8 @@ class CompressedEmbedding(keras.layers.Layer):
         self.out_of_range = out_of_range
         self.frozen = frozen
         self._ids_shape, self._weighted = (None,), False
-        self._float_ids: set[str] = (
-            set()
-        )  # as models' inputs give them; Sequential without an Input makes floats of ids
+        # Of the ids that models give: Sequential without an Input makes floats of them.
+        self._float_ids: set[str] = set()
         self.autocast = False  # ids are no numbers to be cast
 
     @property
@@ -239,6 +238,7 @@ class CompressedEmbedding(keras.layers.Layer):
         self._take_floats(ids)
         ids = _integers(ids, self._float_ids)
         if weights is not None:
+            weights = ops.cast(ops.convert_to_tensor(weights), "float32")
             _check_weights(ids.shape, weights.shape, self.name)
         self._check_pooled(ids.shape)
         if self.out_of_range == "error":
@@ -249,7 +249,6 @@ class CompressedEmbedding(keras.layers.Layer):
         if keras.backend.standardize_dtype(ids.dtype) not in WIDE:
             ids = ops.cast(ids, "int32")  # eight bits could not hold the limits
         ids = ops.cast(_in_range(ids, self.input_dim, self.out_of_range), "int32")
-        weights = None if weights is None else ops.cast(weights, "float32")
         return ids, weights, None if mask is None else ops.cast(mask, "float32")
 
     def _check_pooled(self, shape):
