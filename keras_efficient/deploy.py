@@ -12,6 +12,7 @@ Everything downstream (compression, lowering, conversion) sees deployed models o
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -318,7 +319,11 @@ def _join(path: str, name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first; Keras puts a line that names its layer, and codes of colour, around that."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line for line in map(str.strip, plain.splitlines()) if line]
+    said = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return (said or lines or [type(error).__name__])[0]
 
 
 def _copy_input(tensor: keras.KerasTensor, rename: dict[int, str]) -> keras.KerasTensor:
