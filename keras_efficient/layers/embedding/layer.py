@@ -261,7 +261,7 @@ class CompressedEmbedding(keras.layers.Layer):
     def _take_floats(self, ids):
         """Notes the floats that a model gives for ids, if they are symbols; of others nobody says what they are."""
         dtype = keras.backend.standardize_dtype(ids.dtype) if hasattr(ids, "dtype") else ""
-        if keras.backend.is_float_dtype(dtype) and dtype not in self._float_ids and _is_symbolic(ids):
+        if keras.backend.is_float_dtype(dtype) and dtype not in self._float_ids and _known(ids) is None:
             _check_tells_apart(dtype, self.input_dim, self.name)
             self._float_ids.add(dtype)
 
@@ -409,7 +409,13 @@ class CompressedEmbedding(keras.layers.Layer):
     def call_deployed(self, model, inputs, training=False):
         """Calls the deployed model as this layer is called: with ids of fewer axes, or without weights."""
         tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        named = _Names(f"{self.name}_{len(model._inbound_nodes)}")
+        number = len(model._inbound_nodes)
+
+        def named(tensor, what):
+            """Keras' own numbers, of a new process, may be those of a model that was read."""
+            tensor._keras_history.operation.name = f"{self.name}_{number}_{what}"
+            return tensor
+
         missing = len(model.inputs[0].shape) - len(tensors[0].shape)
         if missing > 0:
             axes = tuple(range(1, 1 + missing))
@@ -518,17 +524,6 @@ class _Deployment:
         layer.build((None, shape[0]))
         layer.set_weights([self.values[name]])
         return layer
-
-
-class _Names:
-    """Gives operations names of their own: Keras' numbers of a new process may be those of a model that was read."""
-
-    def __init__(self, start: str):
-        self.start = start
-
-    def __call__(self, tensor: keras.KerasTensor, what: str) -> keras.KerasTensor:
-        tensor._keras_history.operation.name = f"{self.start}_{what}"
-        return tensor
 
 
 def _numbered(model: keras.Model) -> keras.Model:
@@ -679,15 +674,14 @@ def _integers(ids: Any, floats: Collection[str] = ()) -> Any:
     return ids if isinstance(ids, keras.KerasTensor) else ops.convert_to_tensor(ids)
 
 
-def _is_symbolic(tensor: Any) -> bool:
-    """Whether its values are not known yet: inside a model that is put together, or a compiled function."""
+def _known(tensor: Any) -> np.ndarray | None:
+    """The values; `None` while they are symbols: inside a model that is put together, or a compiled function."""
     if isinstance(tensor, keras.KerasTensor):
-        return True
+        return None
     try:
-        ops.convert_to_numpy(tensor)
+        return ops.convert_to_numpy(tensor)
     except Exception:  # each backend has an error of its own
-        return True
-    return False
+        return None
 
 
 def _check_tells_apart(dtype: str, input_dim: int, name: str) -> None:
@@ -714,9 +708,8 @@ def _check_weights(ids: Any, weights: Any, name: str) -> None:
 
 def _check_range(ids: Any, input_dim: int) -> None:
     """Compares ids with the range, where their values are known."""
-    try:
-        values = ops.convert_to_numpy(ids)
-    except Exception:  # inside a compiled function they are symbols; each backend has an error of its own for that
+    values = _known(ids)
+    if values is None:
         return
     if values.dtype.kind == "f" and (fractions := values[values % 1 != 0]).size:
         raise TypeError(f"Ids must be integers. Received: {fractions.flat[0]}.")
