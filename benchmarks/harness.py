@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def write(path: Path, name: str, section: str, rows: list[Row]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {"benchmark": name, "sections": {}, "rows": []}
     known["sections"][section] = {
         "measured": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"python -m benchmarks.{name} --only {section}",
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {package: _version(package) for package in ("keras-efficient", *_PACKAGES)},
@@ -114,7 +115,9 @@ def _line(row: Row) -> str:
     return f"{row.what}: {row.ours} {row.unit} (peer {row.peer}{ratio}; bar {row.bar}) {verdict} {row.why}"
 
 
-def _commit() -> str:
+@cache
+def commit() -> str:
+    """The commit of the code that runs, and whether it was changed since."""
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], capture_output=True, text=True, check=False)
     return run.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

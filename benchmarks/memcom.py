@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 
 def _wholes(dataset: str, dim: int) -> list[dict[str, Any]]:
     """The results of the whole table, for all seeds."""
-    return [training.result(training.whole(dataset, dim, seed=seed, split="test")) for seed in SEEDS]
+    return _scores(training.reference(dataset, dim))
 
 
 def _scores(run: training.Run, scale: float | None = None) -> list[dict[str, Any]]:
@@ -76,6 +76,7 @@ def _details(run: training.Run, scores: list[dict[str, Any]], **more: float) -> 
         "rate": run.rate,
         "decay": run.decay,
         "validation": round(training.result(run)["ndcg"], 5),
+        "commits": sorted({score.get("commit", "before b7449e9") for score in scores}),
         "seeds": [{name: round(score[name], 5) for name in keep} for score in scores],
     }
 
@@ -86,8 +87,8 @@ def ranking(quick: bool) -> Iterator[Row]:
         return
     full = _wholes("gowalla", 64)
     mean, error = _mean([score["ndcg"] for score in full])
-    run = training.whole("gowalla", 64)
-    details = _details(run, full, error=error)
+    plain, _ = _mean([score["ndcg"] for score in _scores(training.whole("gowalla", 64))])
+    details = _details(training.reference("gowalla", 64), full, error=error, **{"without further epochs": plain})
     yield Row("nDCG@20 on Gowalla, whole table, float32, d = 64", round(mean, 5), "", details=details)
     methods = {**training.FORMS, **training.BASELINES}
     runs = {name: training.tuned("gowalla", options, 16.0) for name, options in methods.items()}
@@ -147,7 +148,7 @@ def smaller(quick: bool) -> Iterator[Row]:
         return
     for (ratio, dim), names in training.SMALLER.items():
         full = _wholes("gowalla", dim)
-        runs = {name: training.tuned("gowalla", options, ratio, dim) for name, options in names.items()}
+        runs = {name: training.tuned("gowalla", options, float(ratio), dim) for name, options in names.items()}
         for name, run in runs.items():
             yield _row(f"Gowalla at {ratio}×, d = {dim}: {name}", run, full)
         yield from _winner(ratio, full, runs, bars=False)
@@ -166,7 +167,7 @@ def ratios(quick: bool) -> Iterator[Row]:
         full = _wholes(dataset, dim)
         for name in losses:
             options = training.ours_at(dataset, ratio, dim) if name == "our form" else training.PAPER
-            run = training.tuned(dataset, options, ratio, dim)
+            run = training.tuned(dataset, options, float(ratio), dim)
             losses[name].append(_lost(full, _scores(run))[0])
             label = ", ".join(f"{key} {value}" for key, value in options.items())
             yield _row(f"{dataset} at {ratio}×, d = {dim}: {name} ({label})", run, full)

@@ -48,7 +48,7 @@ def _mean_error(values: Sequence[float]) -> tuple[float, float]:
 
 # RankNet
 
-RANKNET_RATES = (0.0001, 0.0003, 0.001, 0.003)
+RANKNET_RATES = (0.00003, 0.0001, 0.0003, 0.001, 0.003)
 RANKNET_EPOCHS, RANKNET_TUNED_EPOCHS = 20, 4
 RANKNET_FORMS = (
     {"form": "scaled", "bits": 8, "scalar_bits": 8},

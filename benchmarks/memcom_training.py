@@ -100,7 +100,7 @@ SMALLER = {
 }
 # Our forms that are tried at each of the paper's ratios: a column has 32 / ratio bits.
 OURS_AT = {
-    4: ({"form": "subspace", "bits": 4}, CODEBOOKS),
+    4: ({"form": "subspace", "bits": 4}, SUBSPACE, CODEBOOKS),
     12: (SUBSPACE, CODEBOOKS),
     16: (SUBSPACE, CODEBOOKS),
     40: ({"form": "subspace", "bits": 1}, CODEBOOKS),
@@ -128,17 +128,26 @@ class Run:
     scale: float | None = None
 
 
-def whole(dataset: str, dim: int, *, seed: int = TUNING_SEED, split: str = "valid") -> Run:
-    """The run of a whole table: rate and decay are what validation prefers at 64 columns, the scale at its own."""
+def whole(dataset: str, dim: int) -> Run:
+    """The run of a whole table, at the rate and the decay from which validation prefers no neighbour."""
+    plain = {"epochs": EPOCHS[dataset], "fitted": False, "seed": TUNING_SEED, "split": "valid"}
+    run = Run(dataset, _text(FULL), None, dim=dim, rate=RATE, decay=DECAY, **plain)
+    if dim != 64:  # the search begins where that of the usual width ended
+        run = dataclasses.replace(whole(dataset, 64), dim=dim)
+    before = None
+    while before != run:
+        before = run
+        run = _best(_best(run, "decay", DECAYS), "rate", RATES)
+    return run
 
-    def run(rate: float, decay: float, **changed: Any) -> Run:
-        plain = {"dim": 64, "epochs": EPOCHS[dataset], "fitted": False, "seed": TUNING_SEED, "split": "valid"}
-        return Run(dataset, _text(FULL), None, rate=rate, decay=decay, **{**plain, **changed})
 
-    decay = _climb(DECAYS, DECAY, lambda decay: result(run(RATE, decay))["ndcg"])
-    rate = _climb(RATES, RATE, lambda rate: result(run(rate, decay))["ndcg"])
-    scale = None if split == "valid" else result(run(rate, decay, dim=dim))["scale"]
-    return run(rate, decay, dim=dim, seed=seed, split=split, scale=scale)
+def _best(run: Run, name: str, ladder: Sequence[float]) -> Run:
+    """The run with another value of an attribute: that from which no neighbour is better."""
+
+    def at(value: float) -> Run:
+        return dataclasses.replace(run, **{name: value})
+
+    return at(_climb(ladder, getattr(run, name), lambda value: result(at(value))["ndcg"]))
 
 
 def _climb(ladder: Sequence[float], start: float, score: Callable[[float], float]) -> float:
@@ -155,44 +164,49 @@ def tested(run: Run, seed: int) -> Run:
     return dataclasses.replace(run, seed=seed, split="test", scale=result(run)["scale"])
 
 
-def tuned(
-    dataset: str, options: dict[str, Any], compression: float, dim: int = 64, *, nothing: bool | None = None
-) -> Run:
-    """The run of a smaller table that validation prefers; the same choices for every method.
+def reference(dataset: str, dim: int) -> Run:
+    """What losses are counted from: the whole table with the same choices, those of more epochs among them."""
+    return tuned(dataset, FULL, None, dim, nothing=True)
 
-    Fitted to the whole table, and then left so, or trained for a few epochs at the rate from which no neighbour is
-    better; or trained from nothing. By default the last is only tried where fits stay two per cent behind the whole
-    table, which is trained from nothing itself: nearer to it nothing was gained (two bits for all came to 0.1145
-    instead of 0.1154 on Gowalla, codebooks to 0.063 instead of 0.1155).
+
+def tuned(
+    dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64, *, nothing: bool | None = None
+) -> Run:
+    """The run of a table that validation prefers; the same choices for every method.
+
+    Fitted to the whole table, and then left so, or trained for a few epochs; or trained from nothing. The rates of both
+    are those from which no neighbour is better. By default the last is only tried where fits stay two per cent behind
+    the whole table, which is trained from nothing itself: nearer to it nothing was gained (two bits for all came to
+    0.1145 instead of 0.1154 on Gowalla, codebooks to 0.063 instead of 0.1155).
     """
     plain = fitted(dataset, options, compression, 0, dim)
-
-    def trained(rate: float) -> Run:
-        return dataclasses.replace(plain, rate=rate, epochs=TUNED_EPOCHS[dataset])
+    more = fitted(dataset, options, compression, TUNED_EPOCHS[dataset], dim)
 
     def score(run: Run) -> float:
         return result(run)["ndcg"]
 
-    best = max(plain, trained(_climb(TUNED_RATES, TUNED_RATE, lambda rate: score(trained(rate)))), key=score)
+    best = max(plain, _best(more, "rate", TUNED_RATES), key=score)
     if nothing is None:
         nothing = score(best) < 0.98 * score(whole(dataset, dim))
-    return max(best, from_nothing(dataset, options, compression, dim), key=score) if nothing else best
+    if not nothing:
+        return best
+    return max(best, _best(from_nothing(dataset, options, compression, dim), "rate", RATES), key=score)
 
 
-def from_nothing(dataset: str, options: dict[str, Any], compression: float, dim: int = 64) -> Run:
-    """The run of a smaller table from random weights: as the whole table is trained."""
-    return dataclasses.replace(whole(dataset, dim), options=_text(options), compression=float(compression))
+def from_nothing(dataset: str, options: dict[str, Any], compression: float | None, dim: int = 64) -> Run:
+    """The run of a table from random weights: as the whole table is trained."""
+    return dataclasses.replace(whole(dataset, dim), options=_text(options), compression=compression)
 
 
-def fitted(dataset: str, options: dict[str, Any], compression: float, epochs: int, dim: int = 64) -> Run:
+def fitted(dataset: str, options: dict[str, Any], compression: float | None, epochs: int, dim: int = 64) -> Run:
     """The run of a table that is fitted to the whole one and trained for so many epochs at the middle rate."""
-    run = dataclasses.replace(whole(dataset, dim), options=_text(options), compression=float(compression))
+    run = dataclasses.replace(whole(dataset, dim), options=_text(options), compression=compression)
     return dataclasses.replace(run, fitted=True, epochs=epochs, rate=TUNED_RATE if epochs else 0.0)
 
 
 def ours_at(dataset: str, ratio: int, dim: int) -> dict[str, Any]:
     """Our form that validation prefers at this ratio, as fitted."""
-    return max(OURS_AT[ratio], key=lambda options: result(fitted(dataset, options, ratio, 0, dim))["ndcg"])
+    return max(OURS_AT[ratio], key=lambda options: result(fitted(dataset, options, float(ratio), 0, dim))["ndcg"])
 
 
 def _text(options: dict[str, Any]) -> str:
@@ -265,7 +279,7 @@ def _train(run: Run) -> dict[str, Any]:
         _begin_as_whole(run, model, train)
     losses = _fit(run, model, train) if run.epochs else []
     seconds = time.time() - started
-    if _text(FULL) == run.options:
+    if _text(FULL) == run.options and not run.fitted:
         _save(model, _path(run))
     layer.freeze()  # what is measured is what would be stored
     rankings = _rankings(run, model, train, held_out)
@@ -283,6 +297,7 @@ def _train(run: Run) -> dict[str, Any]:
         "loss": losses[-1] if losses else None,
         "seconds": round(seconds, 1),
         "backend": keras.backend.backend(),
+        "commit": harness.commit(),
         "measured": time.strftime("%Y-%m-%d"),
     }
 
@@ -334,7 +349,9 @@ def _peak(values: dict[float, float]) -> float:
 
 def _begin_as_whole(run: Run, model, train) -> None:
     """Gives a model the weights of the whole table's, and its table those that `from_embedding` finds for that."""
-    full = whole(run.dataset, run.dim, seed=run.seed, split=run.split)
+    full = whole(run.dataset, run.dim)
+    if run.split == "test":
+        full = tested(full, run.seed)
     if not _path(full).exists():
         _train(full)
     source = _model(full, train.num_items)
