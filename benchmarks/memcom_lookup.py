@@ -29,7 +29,7 @@ OPTIONS = {
     "MEmCom subspace 16×, 2 bits": {"compression": 16, "form": "subspace", "bits": 2},
     "MEmCom codebooks 32×, int8": {"compression": 32, "form": "codebooks", "bits": 8},
 }
-BARRED = ("MEmCom 25×, float32", "MEmCom 100×, int8")  # the files that must be so much smaller
+BARRED = ("MEmCom 16×, float32", "MEmCom 25×, float32", "MEmCom 100×, int8")  # the form for fast lookups
 TINY = "tiny"
 EMBEDDING, PLAIN = "Embedding, as Keras exports it", "Embedding, as this package exports it"
 
@@ -43,7 +43,8 @@ def rows(rounds: int) -> Iterator[Row]:
             how = "new random ids in every call" if fresh else "the same ids again"
             for name in (*OPTIONS, PLAIN):
                 ours, peer = (times[n]["median"] for n in (name, EMBEDDING))
-                bar = {"bar": "≤ 1×", "reached": ours <= peer} if fresh and name in BARRED else {}
+                slower = "" if ours <= peer else f"{100 * (ours / peer - 1):.1f} % slower in this run"
+                bar = {"bar": "≤ 1×", "reached": not slower, "why": slower} if fresh and name in BARRED else {}
                 yield Row(
                     f"lookup of 64 ids + mean, 480,000 × 128, LiteRT, 1 thread, {how}: {name} against {EMBEDDING}",
                     round(ours, 2),

@@ -133,9 +133,10 @@ class _Rebuilding:
     def _call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
         """What is called in the operation's place."""
         twin = self._twin(operation, path)
-        is_replaced = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
-        adapted = getattr(operation, "call_deployed", None) if is_replaced else None
-        if not adapted and not isinstance(twin, keras.layers.TimeDistributed):
+        is_deployed = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
+        adapted = getattr(operation, "call_deployed", None) if is_deployed else None
+        is_wrapper = isinstance(operation, keras.layers.TimeDistributed)
+        if not adapted and not (is_wrapper and type(twin.layer) is not type(operation.layer)):
             return twin
 
         def call(*args: Any, **kwargs: Any) -> Any:

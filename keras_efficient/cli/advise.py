@@ -34,6 +34,7 @@ _SETTINGS = {
     "bits": "bits",
     "nbytes": "bytes",
     "table_error": "table error",
+    "sampled": "rows tried",
 }
 _BITS = (1, 2, 4, 8, 16, 32)
 
@@ -101,7 +102,7 @@ def _advise(name: str) -> None:
     if rows:
         out.text("")
         out.rows(rows, _SETTINGS)
-        out.text(f"\n{_explanation(tables)}")
+        out.text(f"\n{_EXPLANATION}")
 
 
 def _counts(given: list[str]) -> dict[str, Any]:
@@ -201,14 +202,11 @@ def _table_row(table: EmbeddingAdvice) -> dict[str, Any]:
 def _setting_row(table: EmbeddingAdvice, setting: EmbeddingSetting) -> dict[str, Any]:
     row = {**dataclasses.asdict(setting), "path": table.path, "compression": f"{setting.compression:g}×"}
     if setting.nbytes is None:
-        return {**row, "table_error": f"impossible: {setting.largest:g}× at most"}
-    return {**row, "table_error": f"{setting.table_error:.4f}"}
+        return {**row, "table_error": f"impossible: {setting.largest:g}× at most", "sampled": ""}
+    return {**row, "table_error": f"{setting.table_error:.4f}", "sampled": f"{setting.sampled:,}"}
 
 
-def _explanation(tables: list[EmbeddingAdvice]) -> str:
-    parts = [f"{table.path}: {table.sampled:,} of {table.entities:,} rows" for table in tables if table.sampled]
-    return (
-        "table error: the part of the vectors' squared length that is lost before any training. An estimate of how far "
-        "they move, not of the model's quality.\n"
-        f"It comes from so many rows: {'; '.join(parts)}."
-    )
+_EXPLANATION = (
+    "table error: the part of the vectors' squared length that is lost before any training, of the rows that were "
+    "tried. An estimate of how far they move, not of the model's quality."
+)

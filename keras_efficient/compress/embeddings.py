@@ -41,8 +41,8 @@ __all__ = [
 RATIOS = (4, 12, 16, 40)
 SMALL = 64 * 1024  # bytes of a table below which compressing it is not worth the trouble
 
-# Of a fit for an estimate. The time of the subspace form grows with rows · width², seconds a setting at this product;
-# with fewer rows than eight times the width it would learn the sample by heart.
+# Of a fit for an estimate. The time of the subspace form grows with rows · width · scalars, seconds a setting at this
+# product; with fewer rows than eight times the scalars it would learn the sample by heart.
 _MOST_ROWS, _MOST_WORK = 20_000, 40_000_000
 
 Table: TypeAlias = keras.layers.Embedding | CompressedEmbedding
@@ -60,6 +60,7 @@ class EmbeddingSetting:
         nbytes: bytes of all that is stored, or `None` where the ratio is impossible.
         table_error: ``Σ ‖E_i − e(i)‖² / Σ ‖E_i‖²`` without training, 0 where nothing is lost and 1 where all is: an
             estimate of how far the vectors move, not of the model's quality. `None` where the ratio is impossible.
+        sampled: from how many rows, spread evenly, the error comes.
     """
 
     form: str
@@ -68,6 +69,7 @@ class EmbeddingSetting:
     largest: float
     nbytes: int | None = None
     table_error: float | None = None
+    sampled: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ class EmbeddingAdvice:
         nbytes: bytes.
         share: part of the bytes of all the model's weights, 0 to 1.
         worth_it: whether it is large enough to be compressed (64 KiB).
-        sampled: about so many rows, spread evenly, the errors come from; 0 where nothing was tried.
         settings: what was tried; empty where it is not worth it.
     """
 
@@ -91,7 +92,6 @@ class EmbeddingAdvice:
     nbytes: int
     share: float
     worth_it: bool
-    sampled: int = 0
     settings: tuple[EmbeddingSetting, ...] = ()
 
 
@@ -101,8 +101,8 @@ def advise_embeddings(
     """What compressing each embedding table of a trained model would save, and how far its vectors would move.
 
     Tables are those of `keras.layers.Embedding` (in floats, no subclass of it), and of a `CompressedEmbedding` that
-    compresses nothing, wherever they sit. Of large tables the errors are estimated from at most 20,000 rows, fewer
-    where rows are wide.
+    compresses nothing, wherever they sit. Of large tables the errors are estimated from at most 20,000 rows, of the
+    subspace form from fewer where rows are wide.
 
     Args:
         model: a built model. It is not changed.
@@ -137,7 +137,7 @@ def compress_embeddings(
     a recommender) stay as they are. All else is copied unchanged, in float32; names, masks and what is shared stay. An
     `embeddings_constraint` and an `embeddings_regularizer` are dropped: they are of the whole table. The new layers can
     be trained where the old ones could. Whether that gains is for validation data to say: a few epochs at a low rate
-    help the scaled form much, and few-bit tables a little or not at all. `frozen`, `freeze()` or deploying makes their
+    help the scaled form much, and few-bit tables by up to a per cent. `frozen`, `freeze()` or deploying makes their
     bytes as few as promised.
 
     Args:
@@ -214,21 +214,20 @@ def _advice(
             if on_progress is not None:
                 on_progress(f"{path}: {form}, {bits} bits, {ratio:g}×")
             settings.append(_setting(path, layer, form, bits, ratio))
-    sampled = min(layer.input_dim, _most_rows(layer.output_dim)) if settings else 0
-    return EmbeddingAdvice(*about, worth_it=True, sampled=sampled, settings=tuple(settings))
+    return EmbeddingAdvice(*about, worth_it=True, settings=tuple(settings))
 
 
 def _sensible_bits(ratio: float) -> list[int]:
     """Widths of the subspace form's scalars that are worth a try at this ratio.
 
-    At this ratio a column has 32 / ratio bits, so scalars of b bits are 32 / (ratio · b) a column. Many more scalars
-    than columns are worse than fewer, finer ones (at 16×, two one-bit scalars a column lose a sixth to a half more than
-    one of two bits, on normal tables of falling spectrum); far fewer leave directions out. So 4× takes four bits, 12×
-    and 16× two and four, 40× one and two.
+    At this ratio a column has 32 / ratio bits, so scalars of b bits are 32 / (ratio · b) a column. Far fewer scalars
+    than columns leave directions out. More of them than columns are good at two bits: at 4× four of two bits lose a
+    sixth of what two of four bits do, of normal values with and without a falling spectrum. Two of one bit lose a
+    sixth to a half more than one of two. So 4× takes two bits, 12× and 16× two and four, 40× one and two.
     """
-    scalars = {bits: 32 / (ratio * bits) for bits in (1, 2, 4)}
+    most = {1: 4 / 3, 2: 4, 4: 4 / 3}
     # Outside of all that, the end that is nearest.
-    return [bits for bits, each in scalars.items() if 1 / 3 <= each <= 4 / 3] or [4 if ratio < 16 else 1]
+    return [b for b, limit in most.items() if 1 / 3 <= 32 / (ratio * b) <= limit] or [4 if ratio < 16 else 1]
 
 
 def _setting(path: str, layer: Table, form: str, bits: int, ratio: float) -> EmbeddingSetting:
@@ -241,7 +240,7 @@ def _setting(path: str, layer: Table, form: str, bits: int, ratio: float) -> Emb
     matrix = _vectors(layer, ids)
     fitted = _fitted(path, matrix, hash_size=size, **options)
     error = weighted_error(matrix, fitted.embeddings(), np.ones(len(matrix), np.float32))
-    return EmbeddingSetting(form, bits, ratio, _floor(largest), whole.nbytes, error)
+    return EmbeddingSetting(form, bits, ratio, _floor(largest), whole.nbytes, error, len(matrix))
 
 
 def _sample(layer: MEmComEmbedding) -> tuple[np.ndarray, int]:
@@ -251,7 +250,7 @@ def _sample(layer: MEmComEmbedding) -> tuple[np.ndarray, int]:
     the whole. With ``i mod m`` the ids of some buckets, numbered anew in their order, fall into the same buckets.
     """
     entities, size = layer.input_dim, layer.hash_size
-    most = _most_rows(layer.output_dim)
+    most = _most_rows(layer)
     if entities <= most:
         return np.arange(entities), size
     if layer.form != "scaled":
@@ -261,8 +260,10 @@ def _sample(layer: MEmComEmbedding) -> tuple[np.ndarray, int]:
     return ids[_evenly(len(ids), most)] if len(buckets) == 1 else ids, len(buckets)
 
 
-def _most_rows(width: int) -> int:
-    return min(_MOST_ROWS, max(8 * width, _MOST_WORK // width**2))
+def _most_rows(layer: MEmComEmbedding) -> int:
+    if layer.form != "subspace":
+        return _MOST_ROWS
+    return min(_MOST_ROWS, max(8 * layer.hash_size, _MOST_WORK // (layer.output_dim * layer.hash_size)))
 
 
 def _evenly(of: int, most: int) -> np.ndarray:

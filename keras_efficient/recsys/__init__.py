@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.batches import HistoryBatches
-    from keras_efficient.recsys.distribution import TableParallel
+    from keras_efficient.recsys.distribution import TableParallel, local_rows
     from keras_efficient.recsys.evaluation import Ranking, evaluate
     from keras_efficient.recsys.files import read_lists, read_movielens, read_sequences, read_table
     from keras_efficient.recsys.interactions import Interactions, by_frequency
@@ -41,6 +41,7 @@ __all__ = [
     "evaluate",
     "hit_rate",
     "leave_one_out",
+    "local_rows",
     "mean_and_error",
     "ndcg",
     "ranknet",
@@ -60,6 +61,7 @@ _HOMES = {
     "Interactions": "interactions",
     "Ranking": "evaluation",
     "TableParallel": "distribution",
+    "local_rows": "distribution",
     "SampledSoftmax": "training",
     "at_random": "splits",
     "by_frequency": "interactions",

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_efficient.errors import WrongArgument
+from keras_efficient.recsys.distribution import local_rows
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.interactions import Interactions
@@ -24,6 +25,8 @@ class HistoryBatches(keras.utils.PyDataset):
     Without times a random part of a user's items is the history and the items are the targets, as in a denoising
     autoencoder; of more items than `targets`, those that are in the history come first. With times the target is a
     random position of the user's sequence, and the history what came before.
+
+    On several hosts each gives the part of a batch that its devices hold under the distribution that is set.
 
     Args:
         interactions: what to train on.
@@ -62,6 +65,7 @@ class HistoryBatches(keras.utils.PyDataset):
         self.batch_size = min(batch_size, max(len(self.users), 1))
         self.length, self.targets, self.keep = length, targets, keep
         self.negatives, self.seed, self.epoch = negatives, seed, 0
+        self._rows, self._drawn = local_rows(self.batch_size), local_rows(negatives)
         weights = (interactions.counts() + 1.0) ** power
         self._cumulated = np.cumsum(weights / weights.sum())
         self._log_expected = np.log(negatives * weights / weights.sum()).astype("float32")
@@ -76,9 +80,9 @@ class HistoryBatches(keras.utils.PyDataset):
         random = np.random.default_rng([self.seed, self.epoch, index])
         batch = (self._next_items if self.ordered else self._halves)(self.users[order[places]], random)
         drawn = np.searchsorted(self._cumulated, random.random(self.negatives)).clip(0, len(self._cumulated) - 1)
-        batch["negatives"] = drawn.astype("int32")
-        batch["log_expected"] = self._log_expected[drawn]
-        return (batch,)
+        drawn = drawn[self._drawn].astype("int32")
+        batch = {name: values[self._rows] for name, values in batch.items()}
+        return ({**batch, "negatives": drawn, "log_expected": self._log_expected[drawn]},)
 
     def _halves(self, users: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         lengths, owner, place, index = self._flat(users)

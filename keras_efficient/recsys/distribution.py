@@ -8,7 +8,7 @@ import keras
 
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["TableParallel"]
+__all__ = ["TableParallel", "local_rows"]
 
 
 class TableParallel(keras.distribution.ModelParallel):
@@ -25,7 +25,9 @@ class TableParallel(keras.distribution.ModelParallel):
     that of one device but for the order of sums.
 
     On several hosts, call `keras.distribution.initialize(…)` first and run the same program on each; `devices` are then
-    those of all hosts.
+    those of all hosts. `recsys.train` gives each host its part of every batch; what else is fitted must be such parts
+    (`local_rows`). Tables that span hosts cannot be read by one of them, to save or to evaluate: let `table_devices` be
+    at most a host's devices, or gather them (`jax.experimental.multihost_utils.process_allgather`).
 
     Args:
         table_devices: over how many devices a table is spread; it must divide the number of devices.
@@ -44,7 +46,8 @@ class TableParallel(keras.distribution.ModelParallel):
             raise WrongArgument(f"{len(devices)} devices cannot be divided into groups of {table_devices}.", hint=hint)
         shape = (len(devices) // table_devices, table_devices)
         mesh = keras.distribution.DeviceMesh(shape, ["batch", "tables"], devices)
-        super().__init__(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch")
+        layouts = keras.distribution.LayoutMap(mesh)
+        super().__init__(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
         self._tables = re.compile(tables)
         self._spread = table_devices
 
@@ -56,3 +59,20 @@ class TableParallel(keras.distribution.ModelParallel):
             if axis is not None:
                 axes[axis] = "tables"
         return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+
+def local_rows(size: int) -> slice:
+    """The rows of a batch of this size that this host's devices hold under the distribution that is set; else all.
+
+    Raises:
+        WrongArgument: the rows cannot be divided among the devices.
+    """
+    distribution = keras.distribution.distribution()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return slice(0, size)
+    sharding = distribution.get_data_layout((size,)).backend_layout
+    try:
+        parts = [index[0].indices(size) for index in sharding.addressable_devices_indices_map((size,)).values()]
+    except ValueError as error:
+        raise WrongArgument(f"{size} rows cannot be divided among the devices.", hint=str(error)) from error
+    return slice(min(part[0] for part in parts), max(part[1] for part in parts))

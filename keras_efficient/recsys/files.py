@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterable
@@ -26,6 +27,9 @@ Columns = tuple[np.ndarray, ...]
 
 _DUPLICATES = ("keep", "drop", "error")
 _PIECE = 2**24  # bytes
+# What a packed file may hold: times its size (text of ids has five), and bytes in any case.
+_UNPACKED, _LEAST_UNPACKED = 200, 2**30
+_SPARSE = 1000  # times the number of pairs: largest id of a file that does not say how many there are
 _LONGEST = 18  # digits of a number that is read without a second look: all of them fit 64 bits
 _INTEGER = re.compile(rb"-?[0-9]+")
 _DECIMAL = re.compile(rb"-?[0-9]{1,30}(\.[0-9]*)?")
@@ -188,10 +192,15 @@ def _unpacked(path: str | Path) -> bytes:
         raise FileProblem(path, f"cannot be read: {error.strerror or error}.") from error
     if not data.startswith(b"\x1f\x8b"):
         return data
+    most = max(_LEAST_UNPACKED, _UNPACKED * len(data))
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as file:
+            unpacked = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise FileProblem(path, f"damaged or cut off ({error}).", hint="Fetch the file again.") from error
+    if len(unpacked) > most:
+        raise FileProblem(path, f"holds more than {_UNPACKED} times its size.", hint="Unpack it, if you trust it.")
+    return unpacked
 
 
 def _read_lines(
@@ -219,6 +228,11 @@ def _check_range(text: _Text, ids: np.ndarray, lines: np.ndarray, name: str, fir
     wrong = np.flatnonzero((ids < first) | (ids > last))
     if wrong.size:
         raise text.problem(lines[wrong[0]], f"{name} {ids[wrong[0]]} is not from {first} to {last}.")
+    # Arrays are made as long as the largest id.
+    sparse = np.flatnonzero(ids > _SPARSE * len(ids) + 10_000_000) if number is None else ()
+    if len(sparse):
+        reason = f"{name} {ids[sparse[0]]} is far more than {len(ids)} ids need."
+        raise text.problem(lines[sparse[0]], reason, hint="Number them without gaps, as read_table does.")
 
 
 def _by_pieces(

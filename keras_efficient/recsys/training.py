@@ -157,7 +157,7 @@ def _claim(folder: Path, settings: dict[str, Any], interactions: Interactions, c
     run = {
         **{name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()},
         "interactions": hashlib.blake2b(contents, digest_size=16).hexdigest(),
-        "weights": [list(weight.shape) for weight in classifier.weights],
+        "classifier": hashlib.blake2b(_network(classifier).encode(), digest_size=16).hexdigest(),
     }
     text = json.dumps(run, sort_keys=True)
     path = folder / "run.json"
@@ -173,6 +173,14 @@ def _claim(folder: Path, settings: dict[str, Any], interactions: Interactions, c
         raise FileProblem(folder, reason, hint="Give another folder, or remove it.")
 
 
+def _network(classifier: keras.Model) -> str:
+    """The classifier's configuration, with numbers in the place of names: Keras counts those up in a process."""
+    text = classifier.to_json()
+    for index, layer in enumerate([classifier, *classifier._flatten_layers(include_self=False)]):
+        text = text.replace(json.dumps(layer.name), str(index))
+    return text
+
+
 def _difference(found: str, run: dict[str, Any]) -> str:
     """The first setting in which the run that a folder holds is another one."""
     try:
@@ -180,8 +188,9 @@ def _difference(found: str, run: dict[str, Any]) -> str:
     except ValueError:
         return ""
     name = next((name for name in sorted({*before, *run}) if before.get(name) != run.get(name)), None)
-    if name is None or name in ("interactions", "weights"):
-        return f": its {name} are others" if name else ""
+    hashed = {None: "", "interactions": ": its interactions are others", "classifier": ": its classifier is another"}
+    if name in hashed:
+        return hashed[name]
     return f": its {name} is {before.get(name)}, not {run.get(name)}"
 
 

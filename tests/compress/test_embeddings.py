@@ -89,17 +89,40 @@ def test_less_compression_loses_less(model):
         assert 0 < errors[0] < errors[1] < 1
 
 
-@pytest.mark.parametrize(("form", "bits"), [("scaled", 32), ("subspace", 2)])
-def test_a_sample_of_a_large_table_tells_its_error(monkeypatch, form, bits):
-    layer = table(6000)
+@pytest.mark.parametrize(
+    ("form", "bits", "most"), [("scaled", 32, 1000), ("subspace", 2, 1000), ("codebooks", 8, 5000)]
+)
+def test_a_sample_of_a_large_table_tells_its_error(monkeypatch, form, bits, most):
+    layer = table(10_000)
     path = ("t", layer, form, bits, 12)
     whole = embeddings._setting(*path)
-    monkeypatch.setattr(embeddings, "_MOST_ROWS", 1000)
+    monkeypatch.setattr(embeddings, "_MOST_ROWS", most)
     part = embeddings._setting(*path)
     assert part.nbytes == whole.nbytes
-    # over tables of random numbers the error of 1000 rows varies by a few per cent
+    assert (part.sampled, whole.sampled) == (pytest.approx(most, rel=0.1), 10_000)
+    # over tables of random numbers the error of a part of the rows varies by a few per cent
     assert part.table_error == pytest.approx(whole.table_error, rel=0.1)
     assert part.table_error != whole.table_error
+
+
+def test_two_bits_are_tried_where_they_are_best():
+    """Of normal values, four scalars of two bits a column lose a sixth of what two of four bits do."""
+    tried = {bits: embeddings._setting("t", table(4000), "subspace", bits, 4).table_error for bits in (2, 4)}
+    assert tried[2] < 0.5 * tried[4]
+    assert embeddings._sensible_bits(4) == [2]
+    assert embeddings._sensible_bits(16) == [2, 4]
+    assert embeddings._sensible_bits(40) == [1, 2]
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_samples_are_as_large_as_a_form_needs(width):
+    """Codebooks have 256 rows whatever the width; the subspace form's rows are as many as its scalars."""
+    codebooks, subspace = (
+        MEmComEmbedding(100_000, width, compression=16, form=form, bits=bits)
+        for form, bits in (("codebooks", 8), ("subspace", 2))
+    )
+    assert embeddings._most_rows(codebooks) == 20_000
+    assert 8 * subspace.hash_size <= embeddings._most_rows(subspace) < 20_000
 
 
 @pytest.mark.parametrize(("entities", "ratio"), [(6000, 12), (6007, 12), (6000, 15.9)])

@@ -286,6 +286,8 @@ def test_ragged_ids():
     assert not found[1].any()
     np.testing.assert_allclose(found[2], vectors[5], rtol=1e-6)
     weighted = array(layer([tf.ragged.constant([[3, 7], [5]]), tf.ragged.constant([[1.0, 3.0], [2.0]])]))
+    with pytest.raises(ValueError, match="rows as long as those of the ids"):
+        layer([tf.ragged.constant([[3, 7], [5]]), tf.ragged.constant([[1.0], [3.0, 2.0]])])
     np.testing.assert_allclose(weighted[0], (vectors[3] + 3 * vectors[7]) / 4, rtol=1e-5)
     with pytest.raises(ValueError, match="combiner"):
         built(input_dim=50, output_dim=8, hash_size=9)(tf.ragged.constant([[0, 3], [1]]))
@@ -598,6 +600,32 @@ def test_a_fitted_layer_deploys_for_the_shape_that_it_is_called_with(combiner):
     np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_a_regularizer_is_the_mean_over_vectors_in_any_precision(dtype):
+    """A sum of half a million squares leaves float16's range."""
+    initializer = keras.initializers.RandomNormal(stddev=1.0, seed=0)
+    layer = layers.MEmComEmbedding(500, 64, initializer, keras.regularizers.L2(1.0), hash_size=400, dtype=dtype)
+    ids = RNG.integers(0, 500, (512, 64))
+    layer(ids, training=True)
+    expected = np.square(layer.embeddings(ids)).sum() / ids.size
+    assert float(layer.losses[0]) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_fitted_layer_inside_a_wrapper_deploys():
+    """It was built before, and the wrapper's calls leave no trace on it."""
+    layer = layers.MEmComEmbedding.from_embedding(RNG.normal(size=(40, 6)), compression=2, combiner="mean")
+    inputs = keras.Input((2, 3, 4), dtype="int32")
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    ids = RNG.integers(0, 40, (5, 2, 3, 4))
+    np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_carries_a_deployed_mask_is_not_trained():
+    inputs = keras.Input((4,), dtype="int32")
+    model = deploy(keras.Model(inputs, layers.MEmComEmbedding(50, 8, hash_size=9, mask_zero=True)(inputs)))
+    assert {variable.path.split("/")[-2] for variable in model.trainable_variables} == {"rows", "scalars"}
+
+
 @pytest.mark.parametrize("method", ["memcom", "codebooks", "factorised"])
 def test_a_shared_layer_deploys_for_all_lengths_and_ranks(method):
     """An item and a history of items, as recommenders have them: the tables stay shared."""
@@ -612,7 +640,7 @@ def test_a_shared_layer_deploys_for_all_lengths_and_ranks(method):
     np.testing.assert_allclose(array(deploy(alone)(ids[1])), array(alone(ids[1])), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"combiner": "mean", "mask_zero": True}])
+@pytest.mark.parametrize("options", [{}, {"mask_zero": True}, {"combiner": "mean", "mask_zero": True}])
 def test_a_model_deployed_for_several_ranks_is_read_from_its_file(options, tmp_path):
     """With a second layer whose name begins alike, as Keras names them, and a call by keyword."""
     first, second = (layers.MEmComEmbedding(400, 6, hash_size=30, name=name, **options) for name in ("e", "e_1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -70,6 +71,40 @@ def test_tables_are_spread_by_rows_where_these_can_be_divided(found):
     # 403 rows on four devices: the columns of the subspace's scalars, and the whole of what has one column.
     assert not any(path.endswith("embedding/scalars") for path in found["403"]["4"][0]["sharded"])
     assert not any(run["sharded"] for run in found["400"]["one"])
+
+
+HOST = """
+import os, sys
+address, host, hosts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // hosts}"
+import keras, numpy as np
+if hosts > 1:
+    keras.distribution.initialize(address, hosts, host)
+from keras_efficient import models, recsys
+
+keras.distribution.set_distribution(recsys.TableParallel(2))
+keras.utils.set_random_seed(0)
+random = np.random.default_rng(0)
+data = recsys.Interactions(np.repeat(np.arange(64), 10), random.integers(0, 200, 640), 64, 200)
+model = models.SequenceClassifier(204, 200, dim=16, hidden=(16,), dropout=0)
+losses = recsys.train(model, data, epochs=2, batch_size=16, negatives=64)["loss"]
+print([*losses, *np.ravel(model.get_layer("embedding").get_weights()[0])[:50].tolist()])
+"""
+
+
+def test_two_hosts_give_what_one_gives():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def start(host, hosts):
+        command = [sys.executable, "-c", HOST, address, str(host), str(hosts)]
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, env={**os.environ, "KERAS_BACKEND": "jax"})
+
+    outputs = [job.communicate(timeout=280)[0] for job in (start(0, 1), *[start(host, 2) for host in (0, 1)])]
+    alone, *both = [json.loads(output.splitlines()[-1]) for output in outputs]
+    for found in both:
+        assert found == pytest.approx(alone, rel=1e-5, abs=2e-5)
 
 
 def test_groups_must_fit():

@@ -118,6 +118,8 @@ def test_duplicates(write):
         (b"0 1\r2 3\n", {}, "is not a whole number"),
         (b"0 1\n0 \xe9\n", {}, "line 2, '0 \ufffd': not UTF-8"),
         ("0 1\n0 1\n".encode("utf-16"), {}, "line 1.*not UTF-8"),
+        ("0 1\n0 99999999\n", {}, "line 2, '0 99999999': item 99999999 is far more than 2 ids need"),
+        ("2147483645 0\n", {}, "line 1.*user 2147483645 is far more than 1 ids need"),
         (f"0 {2**31 - 1}\n", {}, "item 2147483647 is not from 0 to 2147483646"),
         ("0 " + "9" * 30 + "\n", {}, "too large"),
         ("0 " + "9" * 6000 + "\n", {}, "line 1, '0 9{57}…'.*too large"),
@@ -139,6 +141,12 @@ def test_a_file_that_is_not_there(tmp_path):
     problem(read_lists, tmp_path)
 
 
+def test_a_packed_file_that_would_fill_the_memory_is_refused(write, monkeypatch):
+    monkeypatch.setattr(files, "_LEAST_UNPACKED", 1000)
+    assert len(read_lists(write(gzip.compress(b"0 1 2\n" * 99)))) == 198
+    assert "holds more than 200 times its size" in problem(read_lists, write(gzip.compress(b"0 1 2\n" * 99_999)))
+
+
 def test_numbers_that_make_no_sense(write):
     for name in ("num_users", "num_items", "first_id"):
         with pytest.raises(WrongArgument, match=name):
@@ -146,7 +154,7 @@ def test_numbers_that_make_no_sense(write):
 
 
 def test_the_largest_id(write):
-    found = read_lists(write(f"0 {2**31 - 2}\n0 {'1'.zfill(40)}\n"))
+    found = read_lists(write(f"0 {2**31 - 2}\n0 {'1'.zfill(40)}\n"), num_items=2**31 - 1)
     assert found.items.tolist() == [2**31 - 2, 1]
     assert found.num_items == 2**31 - 1
 

@@ -114,6 +114,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
         recsys.train(classifier(), interactions(seed=1), epochs=4, folder=tmp_path / "run", **SMALL)
     with pytest.raises(FileProblem, match="another run: its epochs is 4, not 5"):
         recsys.train(classifier(), data, epochs=5, folder=tmp_path / "run", **SMALL)
+    with pytest.raises(FileProblem, match="another run: its classifier is another"):
+        recsys.train(classifier(out_of_range="clip"), data, epochs=4, folder=tmp_path / "run", **SMALL)
     numbers = {name: np.int64(value) if isinstance(value, int) else value for name, value in SMALL.items()}
     assert not recsys.train(classifier(), data, epochs=np.int64(4), folder=tmp_path / "run", **numbers)
     timed = dataclasses.replace(data, times=np.arange(len(data.users)))

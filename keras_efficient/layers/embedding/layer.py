@@ -64,7 +64,8 @@ class CompressedEmbedding(keras.layers.Layer):
         bits: 32, 16, 8, 4, 2 or 1. Width of the numbers in the tables. Training keeps floats and rounds what it looks
             up (with a straight-through gradient); `freeze()` and `deploy()` store the integers.
         combiner: `None`, `"sum"`, `"mean"` or `"sqrtn"`. Pools the vectors along the last axis of the ids in the same
-            call; the mean of nothing is zero.
+            call. The mean of nothing is zero; of an axis of no ids it is NaN where a compiled function or a deployed
+            model leaves its length free.
         out_of_range: what becomes of ids that are negative or ≥ n: `"error"` raises where the ids are known (inside a
             compiled function the result is undefined), and in exported files of methods that have a row for each
             entity; `"clip"`; `"wrap"` (i mod n). Ids that do not fit into 32 bits are cut by Keras on JAX.
@@ -188,8 +189,8 @@ class CompressedEmbedding(keras.layers.Layer):
         ids, weights, mask = self._read_inputs(inputs)
         values, dense = self._values(ids)
         if self.embeddings_regularizer is not None and training:
-            count = ops.cast(ops.size(ids), self.variable_dtype)
-            self.add_loss(self.embeddings_regularizer(self.plan.project(values, dense)) / count)
+            vectors = ops.cast(self.plan.project(values, dense), "float32")  # sums of squares leave float16's range
+            self.add_loss(self.embeddings_regularizer(vectors) / ops.cast(ops.size(ids), "float32"))
         if self.combiner is not None:  # long sums leave float16's range
             values = ops.cast(values, "float32")
         pooled = ops.cast(_pooled(values, self.combiner, weights, mask, self.plan.axes), self.compute_dtype)
@@ -229,6 +230,8 @@ class CompressedEmbedding(keras.layers.Layer):
                     "Ragged ids need a `combiner`: without one the vectors would be ragged. "
                     f'Received: {type(ids).__name__}, combiner=None. Pass ids.to_tensor(), or combiner="mean".'
                 )
+            if hasattr(weights, "nested_row_splits"):
+                _check_rows(ids, weights, self.name)
             dense = ids.to_tensor(0)
             weights = weights.to_tensor(0.0) if hasattr(weights, "to_tensor") else weights
             mask = ops.not_equal((ids * 0 + 1).to_tensor(0), 0)
@@ -272,6 +275,8 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         shape = tuple(_ids_shape(input_shape))
+        if len(shape) > len(self._ids_shape):  # a wrapper calls a layer that is built without a node that says so
+            self._ids_shape = (None,) * len(shape)
         return (*(shape if self.combiner is None else shape[:-1]), self.output_dim)
 
     def compute_output_spec(self, inputs, training=False):
@@ -401,7 +406,7 @@ class CompressedEmbedding(keras.layers.Layer):
         one does; `call_deployed` makes the other calls of it."""
         self._check_built("deploy")
         calls = [node.input_tensors for node in self._inbound_nodes]
-        rank = max((len(call[0].shape) for call in calls), default=len(self._ids_shape))
+        rank = max(len(call[0].shape) for call in calls) if calls else len(self._ids_shape)
         weighted = any(len(call) > 1 for call in calls) if calls else self._weighted
         wide = any(keras.backend.standardize_dtype(call[0].dtype) in WIDE for call in calls)
         return _Deployment(self).model(rank, weighted, "int64" if wide else "int32")
@@ -537,6 +542,7 @@ def _numbered(model: keras.Model) -> keras.Model:
 def _masked(vectors: Any, ids: Any) -> Any:
     """The vectors with a mask of the ids that are not zero, by stock layers: only `Embedding` makes one of integers."""
     ones = keras.layers.Embedding(2, 1, embeddings_initializer="ones", mask_zero=True, dtype="float32", name="mask")
+    ones.trainable = False
     return keras.layers.Multiply(name="masked")([vectors, ones(ops.cast(ops.not_equal(ids, 0), "int32"))])
 
 
@@ -704,6 +710,15 @@ def _check_weights(ids: Any, weights: Any, name: str) -> None:
     alike = (None in (a, b) or a == b for a, b in zip(ids, weights, strict=False))
     if len(ids) != len(weights) or not all(alike):
         raise ValueError(f"Weights must have the shape of the ids. Received: ids {ids}, weights {weights} ({name}).")
+
+
+def _check_rows(ids: Any, weights: Any, name: str) -> None:
+    """Ragged weights have the rows of the ids, where they are known; made dense, others would be padded silently."""
+    pairs = zip(ids.nested_row_splits, weights.nested_row_splits, strict=False)
+    known = [(_known(a), _known(b)) for a, b in pairs]
+    alike = all(a is None or b is None or np.array_equal(a, b) for a, b in known)
+    if ids.ragged_rank != weights.ragged_rank or not alike:
+        raise ValueError(f"Ragged weights must have rows as long as those of the ids ({name}).")
 
 
 def _check_range(ids: Any, input_dim: int) -> None:
