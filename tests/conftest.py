@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="runs on the TensorFlow backend"))
         if not on_jax and is_jax:
             item.add_marker(pytest.mark.skip(reason="runs with KERAS_BACKEND=jax"))
+
+
+@pytest.fixture(autouse=True)
+def same_chance(request):
+    """What a test draws from its module's RNG does not hang on which tests ran before it."""
+    if (generator := getattr(request.module, "RNG", None)) is not None:
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture(scope="session")
