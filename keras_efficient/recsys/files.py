@@ -229,8 +229,8 @@ def _check_range(text: _Text, ids: np.ndarray, lines: np.ndarray, name: str, fir
     if wrong.size:
         raise text.problem(lines[wrong[0]], f"{name} {ids[wrong[0]]} is not from {first} to {last}.")
     # Arrays are made as long as the largest id.
-    sparse = np.flatnonzero(ids > _SPARSE * len(ids) + 10_000_000) if number is None else ()
-    if len(sparse):
+    sparse = np.flatnonzero(ids > _SPARSE * len(ids) + 10_000_000)
+    if number is None and sparse.size:
         reason = f"{name} {ids[sparse[0]]} is far more than {len(ids)} ids need."
         raise text.problem(lines[sparse[0]], reason, hint="Number them without gaps, as read_table does.")
 

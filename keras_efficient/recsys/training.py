@@ -188,9 +188,10 @@ def _difference(found: str, run: dict[str, Any]) -> str:
     except ValueError:
         return ""
     name = next((name for name in sorted({*before, *run}) if before.get(name) != run.get(name)), None)
-    hashed = {None: "", "interactions": ": its interactions are others", "classifier": ": its classifier is another"}
-    if name in hashed:
-        return hashed[name]
+    if name is None:
+        return ""
+    if name in (hashed := {"interactions": "are others", "classifier": "is another"}):
+        return f": its {name} {hashed[name]}"
     return f": its {name} is {before.get(name)}, not {run.get(name)}"
 
 
