@@ -6,7 +6,7 @@ The other compressions of this package train with tensorflow-model-optimization;
         print(table.path, table.share, table.settings)
     smaller = compress.compress_embeddings(model, compression=16)
     smaller.compile("adam", "mse")
-    smaller.fit(x, y)                                       # an epoch brings back most of what was lost
+    smaller.fit(x, y)                                       # a few epochs at a low rate, if validation gains
 """
 
 from __future__ import annotations

@@ -74,5 +74,6 @@ def local_rows(size: int) -> slice:
     try:
         parts = [index[0].indices(size) for index in sharding.addressable_devices_indices_map((size,)).values()]
     except ValueError as error:
-        raise WrongArgument(f"{size} rows cannot be divided among the devices.", hint=str(error)) from error
+        hint = f"Give batches of a multiple of {distribution.device_mesh.shape[0]}, of users as of negatives."
+        raise WrongArgument(f"{size} rows cannot be divided among the devices.", hint=hint) from error
     return slice(min(part[0] for part in parts), max(part[1] for part in parts))

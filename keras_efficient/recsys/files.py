@@ -58,7 +58,8 @@ def read_lists(
 
     Raises:
         FileProblem: the file cannot be read, is empty, or has a line with something else than ids in range (at most
-            2³¹ − 2, counted from 0); a pair that stands twice, where that is an error.
+            2³¹ − 2, counted from 0, and without `num_users` and `num_items` not far more than its pairs need); a pair
+            that stands twice, where that is an error.
         WrongArgument: another value of `duplicates`, or a negative number.
     """
     if duplicates not in _DUPLICATES:

@@ -20,7 +20,8 @@ TRAIN = """
 import json
 import keras, numpy as np
 from keras_efficient import models
-from keras_efficient.recsys.distribution import TableParallel
+from keras_efficient.errors import WrongArgument
+from keras_efficient.recsys.distribution import TableParallel, local_rows
 
 assert len(keras.distribution.list_devices()) == 4
 OPTIONS = [{"compression": 4}, {"form": "subspace", "bits": 2, "compression": 8}]
@@ -44,6 +45,11 @@ found = {
     str(entities): {way: [train(ways[way], entities, options) for options in OPTIONS] for way in chosen}
     for entities, chosen in {400: ways, 403: ("one", "4")}.items()
 }
+keras.distribution.set_distribution(ways["2"])
+try:
+    found["uneven"] = str(local_rows(7))
+except WrongArgument as error:
+    found["uneven"] = str(error)
 print(json.dumps(found))
 """
 
@@ -105,6 +111,11 @@ def test_two_hosts_give_what_one_gives():
     alone, *both = [json.loads(output.splitlines()[-1]) for output in outputs]
     for found in both:
         assert found == pytest.approx(alone, rel=1e-5, abs=2e-5)
+
+
+def test_batches_must_fit(found):
+    assert "7 rows cannot be divided" in found["uneven"]
+    assert "a multiple of 2" in found["uneven"]
 
 
 def test_groups_must_fit():
