@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -65,6 +66,8 @@ def main() -> None:
     out.debug = "--debug" in sys.argv
     # Being told to end cleans up as Ctrl-C does: no half-written file stays.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(_flags_first(sys.argv[1:]), prog_name="keras-efficient")
     except KerasEfficientError as err:
@@ -76,19 +79,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as err:
-        if _interrupted(err):
+        if out.interrupted:
             sys.exit(130)
         out.error(f"{type(err).__name__}: {err}", "This is a bug, or a full disk or memory. --debug shows where.")
         sys.exit(1)
 
 
-def _interrupted(err: BaseException | None) -> bool:
-    """Whether an error came up on the way out of a Ctrl-C: TensorFlow's contexts complain when one leaves them."""
-    while err is not None:
-        if isinstance(err, KeyboardInterrupt):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C, remembered: native code that calls Python can lose a `KeyboardInterrupt` that reaches it there.
+
+    It prints the traceback, goes on without the result, and what comes up is another error.
+    """
+    out.interrupted = True
+    if not out.debug:
+        sys.excepthook = sys.unraisablehook = lambda *_: None
+    raise KeyboardInterrupt
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

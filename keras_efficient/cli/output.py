@@ -33,10 +33,11 @@ class Output:
         verbose: what is being done, line by line.
         debug: tracebacks, and what libraries write to stderr.
         as_json: results are one JSON document.
+        interrupted: Ctrl-C came; whatever fails now fails because of it.
     """
 
     def __init__(self) -> None:
-        self.quiet = self.verbose = self.debug = self.as_json = False
+        self.quiet = self.verbose = self.debug = self.as_json = self.interrupted = False
         self._stdout: TextIO | None = None
         self._stderr: TextIO | None = None
 
@@ -145,7 +146,7 @@ class Output:
             try:
                 yield
             except Exception as err:
-                if not isinstance(err, KerasEfficientError):
+                if not (isinstance(err, KerasEfficientError) or self.interrupted):
                     log.seek(0)
                     self._to_stderr(log.read().decode(errors="replace").rstrip())
                 raise

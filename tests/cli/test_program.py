@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -177,16 +178,29 @@ def test_zoo_list_and_show(tmp_path):
     assert "limits" in program("zoo", "show", name).stdout
 
 
-def test_an_error_on_the_way_out_of_ctrl_c_is_ctrl_c():
-    from keras_efficient.cli.app import _interrupted
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_error_that_a_ctrl_c_caused_is_ctrl_c():
+    """Native code loses the interrupt: what comes up names another error, and a traceback was printed by then."""
+    code = """if True:
+        import ctypes, os, signal, sys
+        from keras_efficient.cli import app
+        from keras_efficient.cli.output import out
 
-    def leave_in_disorder():
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise AssertionError("left in disorder")
+        @ctypes.CFUNCTYPE(None)
+        def called_from_c():
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(10))
 
-    with pytest.raises(AssertionError) as found:
-        leave_in_disorder()
-    assert _interrupted(found.value)
-    assert not _interrupted(ValueError("of its own"))
+        @app.app.command()
+        def work():
+            with out.hushed():
+                called_from_c()
+                os.write(2, b"chatter")
+                raise TypeError("without the result")
+
+        sys.argv = ["keras-efficient", "work"]
+        app.main()
+    """
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **heeding)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
