@@ -89,7 +89,9 @@ class Output:
             self._to_stderr(text)
 
     def detail(self, text: str) -> None:
-        """For people who asked for more."""
+        """For people who asked for more: the next step of the work begins, unless it was to end."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         if self.verbose:
             self._to_stderr(text)
 
