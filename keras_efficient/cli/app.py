@@ -92,7 +92,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """
     out.interrupted = True
     if not out.debug:
-        sys.excepthook = sys.unraisablehook = lambda *_: None
+        sys.excepthook = lambda *_: None
+        sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt
 
 
