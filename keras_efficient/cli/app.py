@@ -71,6 +71,8 @@ def main() -> None:
     try:
         app(_flags_first(sys.argv[1:]), prog_name="keras-efficient")
     except KerasEfficientError as err:
+        if out.interrupted:
+            sys.exit(130)
         out.error(err.message, err.hint)
         sys.exit(2 if isinstance(err, WrongArgument) else 1)
     except KeyboardInterrupt:

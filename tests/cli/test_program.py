@@ -179,11 +179,19 @@ def test_zoo_list_and_show(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("ending", ["raise TypeError('without the result')", "out.detail('the next step')"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "raise TypeError('without the result')",
+        "raise errors.UnsupportedLayer('a', 'an error that was made one of ours')",
+        "out.detail('the next step')",
+    ],
+)
 def test_a_ctrl_c_that_native_code_lost_is_a_ctrl_c(ending):
     """What comes up is another error, or nothing; a traceback was printed by then."""
     code = """if True:
         import ctypes, os, signal, sys
+        from keras_efficient import errors
         from keras_efficient.cli import app
         from keras_efficient.cli.output import out
 
