@@ -81,23 +81,6 @@ SLOW_BASELINES = {
 }
 # What `from_embedding` is compared with training from nothing by.
 FROM_NOTHING = ("MEmCom as published", "MEmCom subspace, 2 bits", "whole table, 2 bits")
-# Where a whole table of two bits is too large: by ratio and width of the vectors, who can follow.
-SMALLER = {
-    (32, 64): {
-        "MEmCom codebooks": CODEBOOKS,
-        "MEmCom subspace, 1 bit": FORMS["MEmCom subspace, 1 bit"],
-        "MEmCom as published": PAPER,
-        "reduced dimension, 1 bit": {"method": "reduced", "bits": 1},
-        "reduced dimension, 2 bits": BASELINES["reduced dimension, 2 bits"],
-        "quotient-remainder multiply, int8": BASELINES["quotient-remainder multiply, int8"],
-    },
-    (100, 128): {
-        "MEmCom codebooks": CODEBOOKS,
-        "MEmCom, int8 rows, int8 scalar": FORMS["MEmCom, int8 rows, int8 scalar"],
-        "reduced dimension, 1 bit": {"method": "reduced", "bits": 1},
-        "quotient-remainder multiply, int8": BASELINES["quotient-remainder multiply, int8"],
-    },
-}
 # Our forms that are tried at each of the paper's ratios: a column has 32 / ratio bits.
 OURS_AT = {
     4: ({"form": "subspace", "bits": 4}, SUBSPACE, CODEBOOKS),
