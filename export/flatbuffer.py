@@ -23,6 +23,7 @@ __all__ = [
     "Operator",
     "Tensor",
     "borders",
+    "count_bytes_read",
     "count_macs",
     "count_ops",
     "layer_path",
@@ -244,6 +245,31 @@ def count_macs(model: bytes | Any, shapes: Sequence[tuple[int, ...]] = ()) -> in
     recurrent operators; what is inside a loop's body counts once.
     """
     return sum(_macs(operator) for operator in operators(model, shapes))
+
+
+def count_bytes_read(model: bytes | Any, shapes: Sequence[tuple[int, ...]] = ()) -> int:
+    """Bytes of constants that one inference reads: of a table the rows that are taken from it, of all else the whole.
+
+    Arguments as for `operators`. What is inside a loop's body counts once.
+    """
+    total = 0.0
+    for operator in operators(model, shapes):
+        table = _TABLES.get(operator.name)
+        for place, tensor in enumerate(operator.inputs):
+            if tensor is not None and tensor.constant:
+                shape = operator.outputs[0].shape if place == table and operator.outputs else tensor.shape
+                total += prod(shape) * _BITS.get(tensor.dtype, 32) / 8
+    return round(total)
+
+
+# Where the table is among the inputs of operators that take rows.
+_TABLES = {"GATHER": 0, "GATHER_ND": 0, "EMBEDDING_LOOKUP": 1}
+_BITS = {
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 64),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 16),
+    **dict.fromkeys(("int8", "uint8", "bool", "string"), 8),
+    **{"int4": 4, "int2": 2},
+}
 
 
 def _macs(operator: Operator) -> int:

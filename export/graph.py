@@ -41,7 +41,14 @@ def _text(value: bytes | str | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else (value or "")
 
 
-_NUMPY_TYPES = {"int8": np.int8, "int16": np.int16, "int32": np.int32, "int64": np.int64, "float32": np.float32}
+_NUMPY_TYPES = {
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "float32": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,17 @@ class Graph:
         stored = self.model.buffers[raw.buffer].data if raw.buffer else None
         return stored is not None and len(stored) > 0
 
+    def is_free(self, index: int) -> bool:
+        """Whether the size of one of the tensor's axes is not known before it runs."""
+        sizes = self._subgraph.tensors[index].shapeSignature
+        return sizes is not None and any(size < 0 for size in sizes)
+
     def operands(self, op: Op) -> tuple[int, ...]:
         """The inputs of an operator that are computed, not constants."""
         return tuple(i for i in op.inputs if i >= 0 and not self.is_constant(i))
 
     def without_unused(self) -> Graph:
-        """The graph without the operators whose results nobody reads."""
+        """The graph without the operators whose results nobody reads, and without the constants that were theirs."""
         needed, stack = set(), list(self.outputs)
         while stack:
             op = self.producers.get(stack.pop())
@@ -172,6 +184,12 @@ class Graph:
         model, subgraph = copy.copy(self.model), copy.copy(self._subgraph)
         subgraph.operators = [op.raw for op in self.ops if id(op.raw) in needed]
         model.subgraphs = [subgraph, *self.model.subgraphs[1:]]
+        read = {index for op in self.ops if id(op.raw) in needed for index in (*op.inputs, *op.outputs) if index >= 0}
+        kept = {subgraph.tensors[index].buffer for index in (*read, *self.inputs, *self.outputs)}
+        kept |= {tensor.buffer for other in model.subgraphs[1:] for tensor in other.tensors}
+        kept |= {entry.buffer for entry in model.metadata or ()}
+        empty = _schema().BufferT()
+        model.buffers = [buffer if place in kept else empty for place, buffer in enumerate(model.buffers)]
         return Graph(model)
 
     def consumers(self, index: int) -> tuple[Op, ...]:
@@ -239,6 +257,17 @@ class Builder:
             tensor.shapeSignature = None  # of free axes; kept with the shape
         tensor.shape, tensor.buffer = [int(size) for size in shape], 0
         return self._add(tensor)
+
+    def computed(self, old: int, shape: Sequence[int], dtype: str, scales: Sequence[float] = ()) -> int:
+        """A new computed tensor of another number format, named after an old one; zero points are 0."""
+        index = self.like(old, shape)
+        tensor = self._tensors[index]
+        tensor.type, tensor.quantization = getattr(self._schema.TensorType, dtype.upper()), None
+        tensor.shapeSignature = None
+        if len(scales):
+            tensor.quantization = self._schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = list(scales), [0] * len(scales)
+        return index
 
     def options(self, kind: str, **values: Any) -> Any:
         """An options object of the schema, such as ``Conv2D``, with the given fields."""

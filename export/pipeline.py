@@ -85,7 +85,10 @@ def save(
         VerificationError: the file does not compute what the model computes; nothing is put in place.
         FileProblem: the file exists, or cannot be written.
     """
+    from keras_efficient.deploy import answering
+
     path = Path(path)
+    model = answering(model)
     request = _request(model, path, target, precision, input_shape, metadata, on_progress, options)
     check_target(path, overwrite=overwrite)
     real = None if calibration is None and not request.is_calibrated else calibration_from(calibration, request.inputs)
@@ -194,12 +197,23 @@ def _request(
             "precision": precision,
             **chosen_options,
             **signature.describe(model, inputs),
+            **_candidates(model),
         },
         on_progress=on_progress or _log.info,
     )
     if chosen.validate is not None:
         chosen.validate(request)
     return request
+
+
+def _candidates(model: keras.Model) -> dict[str, Any]:
+    """Of layers that answer from candidates: how many neurons of how many one answer looks at."""
+    found = {
+        layer.name: {"neurons": layer.neurons, "of": layer.units}
+        for layer in model._flatten_layers()
+        if isinstance(getattr(layer, "neurons", None), int) and hasattr(layer, "answer")
+    }
+    return {"candidates": found} if found else {}
 
 
 def _check_text(inputs: tuple[signature.InputSpec, ...], target: Target, precision: str) -> None:

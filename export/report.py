@@ -20,6 +20,7 @@ class Report:
         bytes: size of the file.
         parameters: number of weights of the deployed model.
         macs: multiply-accumulates of one inference at the file's own (or the verified) input shape.
+        bytes_read: bytes of weights that one inference reads: of tables the rows that it takes. `None`: not counted.
         ops: operators in the file: ``{"CONV_2D": {"int8": 7}}``, counted by the type of their main input.
         sqnr_db: signal over squared error of the file against the original Keras model, in dB; the worst output.
             `inf` where they are equal (`null` in JSON, with a note).
@@ -36,6 +37,7 @@ class Report:
     bytes: int
     parameters: int
     macs: int | None = None
+    bytes_read: int | None = None
     ops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     sqnr_db: float | None = None
     max_error: float | None = None

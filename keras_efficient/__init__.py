@@ -14,7 +14,20 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("compress", "deploy", "errors", "export", "layers", "models", "recsys", "superres", "zoo")
+_SUBMODULES = (
+    "compress",
+    "deploy",
+    "distribution",
+    "errors",
+    "export",
+    "extreme",
+    "layers",
+    "models",
+    "ranking",
+    "recsys",
+    "superres",
+    "zoo",
+)
 
 __all__ = ["__version__", *_SUBMODULES]
 

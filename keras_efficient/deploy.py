@@ -25,7 +25,7 @@ from keras.src.models.functional import Functional
 
 from keras_efficient.errors import UnsupportedLayer
 
-__all__ = ["Deployable", "deploy", "foreign_layers", "rebuild"]
+__all__ = ["Deployable", "answering", "deploy", "foreign_layers", "rebuild"]
 
 Replace = Callable[[keras.Operation, str], keras.Operation | None]
 Follow = Callable[[str, keras.KerasTensor], keras.KerasTensor]
@@ -40,6 +40,10 @@ class Deployable(Protocol):
 
         A functional model takes tensors of one rank. A layer that takes several says with a second method,
         ``call_deployed(model, *args, **kwargs)``, how its own calls are made of calls of that model.
+
+        A layer that is a model's last may answer in another form than it is trained in: a model that gives several
+        tensors where the layer gives one. A method ``answer()`` then returns the layer in a training form that gives
+        these too, in a model that takes one tensor, for whoever compares the two (:func:`answering`); or `None`.
 
         It may be called on built layers only. What it returns is copied, so sharing variables with it does no harm.
         """
@@ -91,6 +95,15 @@ def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = Non
         return _Rebuilding(replace, follow).run(model)
 
 
+def answering(model: keras.Model) -> keras.Model:
+    """The model in its training form, but giving what its deployed form gives: the model itself where that is alike.
+
+    Layers that have an ``answer()`` are replaced by what it returns.
+    """
+    found = any(hasattr(layer, "answer") and not _is_stock(layer) for layer in model._flatten_layers())
+    return rebuild(model, _answer) if found else model
+
+
 def foreign_layers(model: keras.Model) -> tuple[str, ...]:
     """Paths of the layers that are the user's own: classes that do not come with Keras, and ``Lambda``.
 
@@ -122,6 +135,8 @@ class _Rebuilding:
         # Keyed by identity, so that a shared layer stays shared; the original is held to keep its id taken.
         self._twins: dict[int, tuple[keras.Operation, keras.Operation]] = {}
         self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
+        # Of operations that gave one tensor and now give several: these by the first of them, and the operation's path.
+        self._answers: dict[int, tuple[Any, str]] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         replacement = self._replace(model, "")
@@ -132,6 +147,26 @@ class _Rebuilding:
 
     def _call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
         """What is called in the operation's place."""
+        called = self._plain_call(operation, path)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for tensor in keras.tree.flatten((args, kwargs)):
+                if id(tensor) in self._answers:
+                    raise UnsupportedLayer(
+                        _join(path, operation.name),
+                        f"it takes the logits of {self._answers[id(tensor)][1]!r}, which deployed gives answers.",
+                        hint="Let that layer be the model's last.",
+                    )
+            outputs = called(*args, **kwargs)
+            flat = keras.tree.flatten(outputs)
+            if len(operation._inbound_nodes[0].output_tensors) == 1 and len(flat) > 1:
+                self._answers[id(flat[0])] = (outputs, _join(path, operation.name))
+                return flat[0]
+            return outputs
+
+        return call
+
+    def _plain_call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
         twin = self._twin(operation, path)
         is_deployed = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
         adapted = getattr(operation, "call_deployed", None) if is_deployed else None
@@ -200,7 +235,7 @@ class _Rebuilding:
         inputs = keras.tree.map_structure(lambda tensor: _copy_input(tensor, rename), model.input)
         if self._follow is None:
             outputs = model._run_through_graph(inputs, operation_fn=lambda operation: self._call(operation, path))
-            return keras.Model(inputs, outputs, name=name)
+            return keras.Model(inputs, self._whole_answers(outputs), name=name)
         originals: dict[int, tuple[keras.KerasTensor, keras.KerasTensor]] = {}
 
         def followed(tensor, operation_name):
@@ -219,7 +254,11 @@ class _Rebuilding:
         started = keras.tree.map_structure(lambda x: followed(x, x._keras_history.operation.name), inputs)
         outputs = model._run_through_graph(started, operation_fn=call)
         outputs = keras.tree.map_structure(lambda x: originals[id(x)][1] if id(x) in originals else x, outputs)
-        return keras.Model(inputs, outputs, name=name)
+        return keras.Model(inputs, self._whole_answers(outputs), name=name)
+
+    def _whole_answers(self, outputs: Any) -> Any:
+        """Outputs of a model with all tensors of an answer in the place of the first."""
+        return keras.tree.map_structure(lambda x: self._answers[id(x)][0] if id(x) in self._answers else x, outputs)
 
     def _sequential(self, model: keras.Sequential, path: str, name: str, rename: dict[int, str]) -> keras.Model:
         if not model.built or model._functional is None:
@@ -236,7 +275,8 @@ class _Rebuilding:
             for nodes in model._functional._nodes_by_depth.values()
             for node in nodes
         }
-        if any(not _takes(twin, given[id(layer)]) for layer, twin in zip(model.layers, layers, strict=True)):
+        several = isinstance(layers[-1], keras.Model) and len(layers[-1].outputs) > len(model.outputs)
+        if several or any(not _takes(twin, given[id(layer)]) for layer, twin in zip(model.layers, layers, strict=True)):
             return self._functional(model._functional, path, name, rename)
         return keras.Sequential([_copy_input(model.inputs[0], rename), *layers], name=name)
 
@@ -296,6 +336,10 @@ def _deployed(operation: keras.Operation, path: str) -> keras.Operation | None:
             raise UnsupportedLayer(where, f"its deploy() returned {result!r}, which is no other layer")
         layer = result
     return None if layer is operation else layer
+
+
+def _answer(operation: keras.Operation, path: str) -> keras.Operation | None:
+    return operation.answer() if hasattr(operation, "answer") and not _is_stock(operation) else None
 
 
 def _is_stock(operation: object) -> bool:

@@ -30,3 +30,11 @@ def test_sesr(repo_root, tmp_path, capsys):
     scores = {line.split(":")[0]: float(line.split()[1]) for line in printed.splitlines() if "PSNR" in line}
     assert scores["SESR"] > scores["bicubic"] + 0.5
     assert report.target in export.targets
+
+
+def test_halos(repo_root, tmp_path, capsys):
+    found = load(repo_root / "examples" / "halos.py").main(tmp_path, classes=3000, points=15_000, epochs=4, budget=0.06)
+    assert found["share"] <= 0.06
+    assert found["P@1 of candidates"] > 0.9 * found["P@1 of all classes"] > 0.3
+    assert {path.name for path in tmp_path.iterdir()} == {"all-classes.tflite", "candidates.tflite"}
+    assert "the first point is of class" in capsys.readouterr().out

@@ -130,7 +130,7 @@ class Target:
         convert: ``(model, request, path) -> notes`` writes the file; raises `ConversionError`.
         open: ``(path, threads) -> ExportedModel``: the file as a callable, float arrays in and out.
         inspect: ``(path, shapes) -> {"ops": {operator: {dtype: count}}, "macs": int | None}``, with the multiply-
-            accumulates counted at the input shapes by name.
+            accumulates counted at the input shapes by name; it may have other fields of a `Report`.
         write_metadata: ``(path, mapping)`` puts the mapping into the file.
         lower: ``(model, request) -> candidates``; every candidate is built, the cheapest is kept.
         compile: ``(built, request, folder) -> built``, or `None` where nothing is compiled.

@@ -35,10 +35,11 @@ def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
     from keras_efficient.export.lowerings.grouped_convolution import DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS
     from keras_efficient.export.lowerings.plain_add import PLAIN_ADD
     from keras_efficient.export.lowerings.plain_gather import CHECKED_GATHER
+    from keras_efficient.export.lowerings.take_best import TAKE_BEST
     from keras_efficient.export.lowerings.vocabulary_lookup import VOCABULARY_LOOKUP
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, SPLIT_GROUPED_CONVOLUTIONS]
-    needed += [CHECKED_GATHER, PLAIN_ADD, VOCABULARY_LOOKUP]
+    needed += [CHECKED_GATHER, PLAIN_ADD, TAKE_BEST, VOCABULARY_LOOKUP]
     yield Lowered(*apply(model, needed))
 
 

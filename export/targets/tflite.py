@@ -54,6 +54,7 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
     from keras_efficient.export.lowerings.plain_add import PLAIN_ADD
     from keras_efficient.export.lowerings.plain_gather import PLAIN_GATHER
     from keras_efficient.export.lowerings.prelu import OTHER_PRELU_AS_RELU, PRELU_AS_RELU
+    from keras_efficient.export.lowerings.take_best import TAKE_BEST
     from keras_efficient.export.lowerings.text_lookup import TEXT_LOOKUP
     from keras_efficient.export.lowerings.transposed_convolution import CONVOLUTION_AND_SHUFFLE
     from keras_efficient.export.lowerings.transposed_shuffle import TRANSPOSED_SHUFFLE
@@ -62,7 +63,7 @@ def needed_lowerings(request: Request, without: Collection[lowerings.Lowering] =
 
     needed = [PLAIN_ARG_EXTREMES, FREE_UPSAMPLING, DEPTHWISE_CONVOLUTIONS, CONVOLUTION_AND_SHUFFLE]
     needed.append(WIDE_TABLE_AS_FLOATS if request.precision in CALIBRATED else INTEGER_TABLE)
-    needed += [PLAIN_GATHER, PLAIN_ADD, FLAT_DENSE, VOCABULARY_LOOKUP, TEXT_LOOKUP]
+    needed += [PLAIN_GATHER, PLAIN_ADD, TAKE_BEST, FLAT_DENSE, VOCABULARY_LOOKUP, TEXT_LOOKUP]
     if request.precision in CALIBRATED:
         # Behind a convolution, DOUBLED_CONVOLUTION cures an int8 PReLU better, once the file is quantised.
         needed += [OTHER_PRELU_AS_RELU if request.precision == "int8" else PRELU_AS_RELU, UNROLLED_RECURRENCE]
@@ -80,8 +81,9 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
         ConversionError: the converter refused; the message names its reason.
     """
     notes = convert_plainly(model, request, path)
-    rewrite = _rewrite_integers if request.precision in CALIBRATED else _rewrite_tables
-    return (*notes, *rewrite(path))
+    if request.precision in CALIBRATED:
+        return (*notes, *_rewrite_integers(path))
+    return (*notes, *_rewrite_tables(path, request.precision))
 
 
 def convert_plainly(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -115,11 +117,13 @@ def _rewrite_integers(path: Path) -> Iterator[str]:
         yield f"Rewritten after quantisation: {summary}."
 
 
-def _rewrite_tables(path: Path) -> Iterator[str]:
+def _rewrite_tables(path: Path, precision: str) -> Iterator[str]:
     """Rewrites how a float file reads its tables; yields a note for each rewrite."""
     from keras_efficient.export.lowerings.embedding_lookup import EMBEDDING_LOOKUP, ROWS_WIDENED_LATE
+    from keras_efficient.export.lowerings.gathered_products import GATHERED_PRODUCTS
 
-    for summary in _rewrite(path, (EMBEDDING_LOOKUP, ROWS_WIDENED_LATE)):
+    products = (GATHERED_PRODUCTS,) if precision == "dynamic" else ()  # which rounds inputs, as this does
+    for summary in _rewrite(path, (EMBEDDING_LOOKUP, ROWS_WIDENED_LATE, *products)):
         yield f"Rewritten after conversion: {summary}."
 
 
@@ -413,12 +417,16 @@ def _is_float_table(tensor: flatbuffer.Tensor | None) -> bool:
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
-    """Operators in a `.tflite`, and multiply-accumulates of one inference at the given input shapes."""
+    """Operators in a `.tflite`, multiply-accumulates and bytes read of one inference at the given input shapes."""
     from keras_efficient.export.runtime import LiteRTModel
 
     model = flatbuffer.unpack(flatbuffer.read_bytes(path))
     run_time_shapes = LiteRTModel(path, delegate=False).tensor_shapes(shapes)
-    return {"ops": flatbuffer.count_ops(model), "macs": flatbuffer.count_macs(model, run_time_shapes)}
+    return {
+        "ops": flatbuffer.count_ops(model),
+        "macs": flatbuffer.count_macs(model, run_time_shapes),
+        "bytes_read": flatbuffer.count_bytes_read(model, run_time_shapes),
+    }
 
 
 def open_file(path: Path, threads: int | None = None) -> Any:

@@ -27,6 +27,8 @@ _COLUMNS = {
     "ratio": "of first",
     "macs": "MACs",
     "operators": "operators",
+    "neurons": "neurons",
+    "bytes_read": "bytes read",
     "bytes": "bytes",
     "input": "input",
     "threads": "threads",
@@ -54,7 +56,9 @@ def bench(
         ]
         _take_turns(entries, runs)
         first = entries[0].median
-        out.rows([entry.row(first) for entry in entries], _COLUMNS)
+        rows = [entry.row(first) for entry in entries]
+        told = {key for row in rows for key, value in row.items() if value is not None}
+        out.rows(rows, {key: heading for key, heading in _COLUMNS.items() if key in told})
 
 
 class _Entry:
@@ -93,10 +97,18 @@ class _Entry:
             "macs": self.facts["macs"],
             "operators": sum(count for dtypes in ops.values() for count in dtypes.values()),
             "ops": ops,
+            "neurons": _neurons(self.run),
+            "bytes_read": self.facts.get("bytes_read"),
             "bytes": self.path.stat().st_size,
             "input_shapes": {name: list(array.shape) for name, array in self.inputs.items()},
             "input": ", ".join("×".join(map(str, array.shape)) for array in self.inputs.values()),
         }
+
+
+def _neurons(run: ExportedModel) -> str | None:
+    """Of an output layer that answers from candidates: those that one answer looks at, of all."""
+    layers = run.metadata.get("candidates") or {}
+    return ", ".join(f"{layer['neurons']} of {layer['of']}" for layer in layers.values()) or None
 
 
 def _as_file(model: str, number: int, shape: tuple[int, ...] | None, folder: Path) -> Path:

@@ -26,7 +26,7 @@ from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
 from keras_efficient.layers import CompressedEmbedding, MEmComEmbedding
 from keras_efficient.layers.embedding.fit import weighted_error
 from keras_efficient.layers.embedding.memcom import FORMS
-from keras_efficient.layers.embedding.table import BITS
+from keras_efficient.layers.table import BITS
 
 __all__ = [
     "RATIOS",

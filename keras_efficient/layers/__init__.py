@@ -3,5 +3,6 @@
 from keras_efficient.layers.collapsible import CollapsibleLinearBlock
 from keras_efficient.layers.embedding import CompressedEmbedding, MEmComEmbedding
 from keras_efficient.layers.fake_quantize import FakeQuantize
+from keras_efficient.layers.halos import HALOSOutput
 
-__all__ = ["CollapsibleLinearBlock", "CompressedEmbedding", "FakeQuantize", "MEmComEmbedding"]
+__all__ = ["CollapsibleLinearBlock", "CompressedEmbedding", "FakeQuantize", "HALOSOutput", "MEmComEmbedding"]

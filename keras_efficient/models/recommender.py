@@ -8,10 +8,18 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from keras_efficient.layers import CompressedEmbedding, MEmComEmbedding
+from keras_efficient.layers import CompressedEmbedding, HALOSOutput, MEmComEmbedding
 from keras_efficient.layers.embedding.plans import ImpossibleCompression
 
-__all__ = ["DLRM", "PointwiseRanker", "RatingModel", "SequenceClassifier", "TwoTower"]
+__all__ = [
+    "DLRM",
+    "Options",
+    "PointwiseRanker",
+    "RatingModel",
+    "SequenceClassifier",
+    "TwoTower",
+    "compressed_embedding",
+]
 
 Options = Mapping[str, Any] | None
 
@@ -28,6 +36,7 @@ def SequenceClassifier(
     combiner="mean",
     length=None,
     embedding: Options = None,
+    output: Options = None,
     name=None,
 ):
     """The last entities of a user, or the words of a text, to the logits of classes: MEmCom's first kind of network.
@@ -47,6 +56,8 @@ def SequenceClassifier(
         length: Integer or `None`: ids in a sequence.
         embedding: Dict or `None`: arguments of `MEmComEmbedding`, or, with `method`, of `CompressedEmbedding`. `None`:
             the whole table in float32.
+        output: Dict or `None`: arguments of `HALOSOutput`, such as `k` and `bits`, in the place of a plain layer: once
+            an index is learned, the deployed model answers `(logits, classes)` from a few candidates.
         name: of the model.
 
     Input shape: `(batch, length)`, integers. Output shape: `(batch, num_classes)`, logits.
@@ -54,16 +65,19 @@ def SequenceClassifier(
     Source: Learning Compressed Embeddings for On-Device Inference, MLSys 2022, section 5.
     """
     ids = keras.Input((length,), dtype="int32", name="ids")
-    x = _embedding(vocabulary_size, dim, embedding, mask_zero=True, combiner=combiner, name="embedding")(ids)
+    x = compressed_embedding(vocabulary_size, dim, embedding, mask_zero=True, combiner=combiner, name="embedding")(ids)
     for index, width in enumerate(hidden):
         x = layers.Dense(width, activation=activation, name=f"hidden_{index}")(x)
         if normalize:
             x = layers.BatchNormalization(name=f"hidden_{index}_norm")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    # A row for each class, which training and a short list of candidates can take by themselves.
-    logits = layers.EinsumDense("bh,ch->bc", num_classes, bias_axes="c", name="logits")(x)
-    return keras.Model(ids, logits, name=name or "sequence_classifier")
+    # Either has a row for each class, which training and a short list of candidates can take by themselves.
+    if output is None:
+        last = layers.EinsumDense("bh,ch->bc", num_classes, bias_axes="c", name="logits")
+    else:
+        last = HALOSOutput(num_classes, **{"name": "logits", **output})
+    return keras.Model(ids, last(x), name=name or "sequence_classifier")
 
 
 def PointwiseRanker(
@@ -89,8 +103,8 @@ def PointwiseRanker(
     """
     user = keras.Input((), dtype="int32", name="user")
     items = keras.Input((candidates,), dtype="int32", name="items")
-    item = _embedding(num_items, dim, embedding, name="item_embedding")(items)
-    query = _embedding(num_users, dim, embedding, name="user_embedding")(user)
+    item = compressed_embedding(num_items, dim, embedding, name="item_embedding")(items)
+    query = compressed_embedding(num_users, dim, embedding, name="user_embedding")(user)
     if dropout:
         item = layers.Dropout(dropout, name="item_dropout")(item)
         query = layers.Dropout(dropout, name="user_dropout")(query)
@@ -127,8 +141,8 @@ def RatingModel(
     """
     user = keras.Input((), dtype="int32", name="user")
     item = keras.Input((), dtype="int32", name="item")
-    u = _embedding(num_users, dim, user_embedding, name="user_embedding")(user)
-    v = _embedding(num_items, dim, item_embedding, name="item_embedding")(item)
+    u = compressed_embedding(num_users, dim, user_embedding, name="user_embedding")(user)
+    v = compressed_embedding(num_items, dim, item_embedding, name="item_embedding")(item)
     low, high = rating_range
     score = ops.sum(u * v, axis=-1, keepdims=True)
     outputs = ops.sigmoid(score) * (high - low) + low
@@ -164,9 +178,9 @@ def TwoTower(
     history = keras.Input((None,), dtype="int32", name="history")
     item = keras.Input((), dtype="int32", name="item")
     pooled = {"mask_zero": True, "combiner": combiner}
-    x = _embedding(vocabulary_size, dim, query_embedding, name="history_embedding", **pooled)(history)
+    x = compressed_embedding(vocabulary_size, dim, query_embedding, name="history_embedding", **pooled)(history)
     query = keras.Model(history, _tower(x, hidden, dim), name="query_tower")
-    y = _embedding(num_items, dim, item_embedding, name="item_embedding")(item)
+    y = compressed_embedding(num_items, dim, item_embedding, name="item_embedding")(item)
     return query, keras.Model(item, _tower(y, hidden, dim), name="item_tower")
 
 
@@ -200,7 +214,9 @@ def DLRM(
     Raises:
         ValueError: a compression that not even the largest vocabulary allows; the message says how far it goes.
     """
-    _embedding(max(vocabulary_sizes), dim, embedding)  # raises what is not only impossible for small vocabularies
+    compressed_embedding(
+        max(vocabulary_sizes), dim, embedding
+    )  # raises what is not only impossible for small vocabularies
     dense = keras.Input((num_dense,), name="dense")
     categories = keras.Input((len(vocabulary_sizes),), dtype="int32", name="categories")
     x = dense
@@ -209,7 +225,7 @@ def DLRM(
     x = layers.Dense(dim, activation="relu", name="bottom_vector")(x)
     vectors = [x]
     for index, size in enumerate(vocabulary_sizes):
-        table = _embedding(size, dim, _if_smaller(size, dim, embedding), name=f"embedding_{index}")
+        table = compressed_embedding(size, dim, _if_smaller(size, dim, embedding), name=f"embedding_{index}")
         vectors.append(table(categories[:, index]))
     pairs = [ops.sum(a * b, axis=-1, keepdims=True) for i, a in enumerate(vectors) for b in vectors[:i]]
     y = ops.concatenate([x, *pairs], axis=-1)
@@ -219,7 +235,7 @@ def DLRM(
     return keras.Model({"dense": dense, "categories": categories}, logit, name=name or "dlrm")
 
 
-def _embedding(size: int, dim: int, options: Options, **common: Any) -> keras.Layer:
+def compressed_embedding(size: int, dim: int, options: Options, **common: Any) -> keras.Layer:
     """The whole table, or what the options say: `MEmComEmbedding`, or, with a method, `CompressedEmbedding`."""
     if options is None:
         return CompressedEmbedding(size, dim, method="reduced", **common)
@@ -230,7 +246,7 @@ def _embedding(size: int, dim: int, options: Options, **common: Any) -> keras.La
 def _if_smaller(size: int, dim: int, options: Options) -> Options:
     """The options, unless they are impossible for a vocabulary as small as this."""
     try:
-        layer = _embedding(size, dim, options)
+        layer = compressed_embedding(size, dim, options)
     except ImpossibleCompression:
         return None
     return options if layer.compression_ratio > 1 else None

@@ -19,15 +19,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from keras_efficient.distribution import TableParallel, local_rows
+    from keras_efficient.models.sampled import SampledSoftmax
+    from keras_efficient.ranking import hit_rate, mean_and_error, ndcg, recall, reciprocal_rank, top_k
     from keras_efficient.recsys.batches import HistoryBatches
-    from keras_efficient.recsys.distribution import TableParallel, local_rows
     from keras_efficient.recsys.evaluation import Ranking, evaluate
     from keras_efficient.recsys.files import read_lists, read_movielens, read_sequences, read_table
     from keras_efficient.recsys.interactions import Interactions, by_frequency
     from keras_efficient.recsys.losses import ranknet
-    from keras_efficient.recsys.metrics import hit_rate, mean_and_error, ndcg, recall, reciprocal_rank, top_k
     from keras_efficient.recsys.splits import at_random, by_time, leave_one_out, without
-    from keras_efficient.recsys.training import SampledSoftmax, train
+    from keras_efficient.recsys.training import train
 
 __all__ = [
     "HistoryBatches",
@@ -60,25 +61,25 @@ _HOMES = {
     "HistoryBatches": "batches",
     "Interactions": "interactions",
     "Ranking": "evaluation",
-    "TableParallel": "distribution",
-    "local_rows": "distribution",
-    "SampledSoftmax": "training",
+    "TableParallel": ".distribution",
+    "local_rows": ".distribution",
+    "SampledSoftmax": ".models.sampled",
     "at_random": "splits",
     "by_frequency": "interactions",
     "by_time": "splits",
     "evaluate": "evaluation",
-    "hit_rate": "metrics",
+    "hit_rate": ".ranking",
     "leave_one_out": "splits",
-    "mean_and_error": "metrics",
-    "ndcg": "metrics",
+    "mean_and_error": ".ranking",
+    "ndcg": ".ranking",
     "ranknet": "losses",
     "read_lists": "files",
     "read_movielens": "files",
     "read_sequences": "files",
     "read_table": "files",
-    "recall": "metrics",
-    "reciprocal_rank": "metrics",
-    "top_k": "metrics",
+    "recall": ".ranking",
+    "reciprocal_rank": ".ranking",
+    "top_k": ".ranking",
     "train": "training",
     "without": "splits",
 }
@@ -88,7 +89,7 @@ def __getattr__(name: str):
     if name == "tfrs":
         return importlib.import_module(f"{__name__}.tfrs")
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

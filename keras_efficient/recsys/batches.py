@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from keras_efficient.distribution import local_rows
 from keras_efficient.errors import WrongArgument
-from keras_efficient.recsys.distribution import local_rows
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.interactions import Interactions

@@ -62,7 +62,7 @@ def evaluate(
     Raises:
         WrongArgument: parts of different numbers of users, or nobody has both a history and something held out.
     """
-    from keras_efficient.recsys import metrics
+    from keras_efficient import ranking
 
     if known.num_users != held_out.num_users:
         raise WrongArgument(
@@ -80,14 +80,14 @@ def evaluate(
     for places, ids in history_batches(items, offsets, who):
         scores = np.asarray(_numpy(predict(ids)))[: len(places)]
         chosen = who[places]
-        ranked[places] = metrics.top_k(scores, k, exclude=_parts(items, offsets, chosen))
+        ranked[places] = ranking.top_k(scores, k, exclude=_parts(items, offsets, chosen))
         done += len(places)
         if on_progress is not None:
             on_progress(done, len(who))
     relevant = _parts(wanted, wanted_offsets, who)
-    ndcg, ndcg_error = metrics.mean_and_error(metrics.ndcg(ranked, relevant, k))
-    recall, recall_error = metrics.mean_and_error(metrics.recall(ranked, relevant, k))
-    rank, _ = metrics.mean_and_error(metrics.reciprocal_rank(ranked, relevant, k))
+    ndcg, ndcg_error = ranking.mean_and_error(ranking.ndcg(ranked, relevant, k))
+    recall, recall_error = ranking.mean_and_error(ranking.recall(ranked, relevant, k))
+    rank, _ = ranking.mean_and_error(ranking.reciprocal_rank(ranked, relevant, k))
     return Ranking(k, len(who), ndcg, recall, rank, ndcg_error, recall_error)
 
 

@@ -12,74 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_efficient.errors import FileProblem, UnsupportedLayer, WrongArgument
+from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.models.sampled import SampledSoftmax
 from keras_efficient.recsys.batches import HistoryBatches
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.interactions import Interactions
 
-__all__ = ["SampledSoftmax", "train"]
-
-
-@keras.saving.register_keras_serializable(package="keras_efficient")
-class SampledSoftmax(keras.Model):
-    """Trains a classifier whose last layer is a `Dense` of many logits, without computing all of them.
-
-    For each user with targets T, and classes N drawn with expected counts E:
-
-    ```
-    log Z = logsumexp_{j in N} (logit_j − log E_j)          an estimate of the softmax's normaliser
-    loss  = Σ_users Σ_{t in T} weight · (log Z − logit_t) / Σ_users weight · |T|
-    ```
-
-    The subtraction of `log E` is the log-Q correction: classes that are drawn often count for less.
-
-    Args:
-        classifier: a functional model, `ids` to logits; the layer that makes them is an
-            `EinsumDense("bh,ch->bc", …)` as in `models.SequenceClassifier`, whose kernel has a row for each class.
-
-    Call arguments: a dict as `HistoryBatches` gives it. Output: what goes into the last layer.
-
-    Source: Bengio and Senécal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
-    Model, 2008; Jean et al., ACL 2015.
-    """
-
-    def __init__(self, classifier, **kwargs):
-        super().__init__(**kwargs)
-        self.classifier = classifier
-        self.last = classifier.layers[-1]
-        if getattr(self.last, "equation", None) != "bh,ch->bc" or self.last.bias_axes != "c":
-            raise UnsupportedLayer(
-                self.last.name,
-                "the last layer must be an EinsumDense('bh,ch->bc') of logits with a bias.",
-                hint="models.SequenceClassifier makes one.",
-            )
-        self._body = keras.Model(classifier.inputs, self.last.input)
-
-    def call(self, inputs, training=False):
-        return self._body(inputs["ids"], training=training)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        hidden = ops.cast(y_pred, "float32")
-        vectors, bias = ops.cast(self.last.kernel, "float32"), ops.cast(self.last.bias, "float32")
-        drawn = ops.matmul(hidden, ops.transpose(ops.take(vectors, x["negatives"], axis=0)))
-        drawn = drawn + ops.take(bias, x["negatives"]) - x["log_expected"]
-        normaliser = ops.logsumexp(drawn, axis=-1, keepdims=True)
-        present = ops.greater_equal(x["targets"], 0)
-        targets = ops.maximum(x["targets"], 0)
-        logits = ops.einsum("bd,btd->bt", hidden, ops.take(vectors, targets, axis=0)) + ops.take(bias, targets)
-        weights = ops.cast(present, "float32") * x["weights"][:, None]
-        loss = ops.sum((normaliser - logits) * weights) / ops.maximum(ops.sum(weights), 1.0)
-        return loss + sum(self.losses) if self.losses else loss
-
-    def get_config(self):
-        return {"classifier": keras.saving.serialize_keras_object(self.classifier), "name": self.name}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config.pop("classifier")), **config)
+__all__ = ["train"]
 
 
 def train(

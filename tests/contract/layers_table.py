@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from keras_efficient import layers
+from keras_efficient.layers.halos import HashPlan, Index, Plan, RouterPlan
+from keras_efficient.layers.halos.index import shapes
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class LayerRow:
     dimensions `None`. stock: the stock layer that it drops in for, `None` for one without a model. extra: its arguments
     that the stock layer lacks, keyword-only. changed: arguments of the stock layer that it leaves out, or whose default
     differs. num_ids: for a layer of integer ids, how many there are. approximates: why the deployed form's inference
-    differs from the layer's, `None` where it is equal. exports: whether float files can hold it.
+    differs from the layer's, `None` where it is equal. exports: whether float files can hold it. prepare: what is done
+    to the built layer before it is looked at.
     """
 
     name: str
@@ -31,6 +34,7 @@ class LayerRow:
     num_ids: int | None = None
     approximates: str | None = None
     exports: bool = True
+    prepare: Callable[[keras.layers.Layer], None] | None = None
 
     def sample(self, *, batch: int = 2, free: int = 9, seed: int = 0) -> np.ndarray:
         shape = (batch, *(free if n is None else n for n in self.input_shape[1:]))
@@ -52,6 +56,8 @@ class LayerRow:
         rng = np.random.default_rng(8)
         for weight in model.trainable_variables:
             weight.assign(weight + rng.normal(scale=0.05, size=weight.shape))
+        if self.prepare is not None:
+            self.prepare(model.get_layer("layer"))
         return model
 
 
@@ -98,6 +104,25 @@ def _compressed(method: str, **options) -> LayerRow:
     )
 
 
+def _with_index(plan: Plan) -> Callable[[keras.layers.Layer], None]:
+    """Gives a `HALOSOutput` an index of random places."""
+
+    def prepare(layer: keras.layers.Layer) -> None:
+        rng = np.random.default_rng(9)
+        arrays = {}
+        for name, (shape, dtype) in shapes(plan).items():
+            arrays[name] = rng.normal(size=shape).astype("float32") if dtype == "float32" else np.zeros(shape, "int32")
+        order = rng.permutation(plan.units).astype("int32")
+        places = np.full(plan.blocks * plan.capacity, -1, "int32")
+        rest = order[plan.head :]
+        rest = np.resize(rest, len(places) - 4) if plan.overlapping else rest
+        places[: len(rest)] = rest
+        arrays |= {"slots": rng.permutation(places).reshape(plan.blocks, plan.capacity), "head": order[: plan.head]}
+        layer.set_index(Index(plan, arrays))
+
+    return prepare
+
+
 LAYERS = (
     LayerRow(
         name="CollapsibleLinearBlock",
@@ -135,4 +160,21 @@ LAYERS = (
     _compressed("quotient_remainder", compression=2, bits=8, mask_zero=True),
     _compressed("hash_embedding", compression=2, bits=8, out_of_range="clip"),
     _compressed("tensor_train", compression=2, combiner="sum"),
+    LayerRow(
+        name="HALOSOutput",
+        make=lambda **k: layers.HALOSOutput(30, 4, bias_initializer="normal", **k),
+        input_shape=(None, 8),
+    ),
+    LayerRow(
+        name="HALOSOutput-cells-int8",
+        make=lambda **k: layers.HALOSOutput(30, 4, bits=8, **k),
+        input_shape=(None, 8),
+        prepare=_with_index(RouterPlan(units=30, dim=8, capacity=5, head=3, widths=(2, 3), beams=(2, 2))),
+    ),
+    LayerRow(
+        name="HALOSOutput-hash",
+        make=lambda **k: layers.HALOSOutput(30, 4, use_bias=False, **k),
+        input_shape=(None, 8),
+        prepare=_with_index(HashPlan(units=30, dim=8, capacity=6, tables=3, bits=2)),
+    ),
 )

@@ -15,7 +15,7 @@ from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.layers.embedding.fit import weighted_error
 from keras_efficient.layers.embedding.hashing import MOST_BUCKETS, mix
 from keras_efficient.layers.embedding.plans import METHODS
-from keras_efficient.layers.embedding.table import Table, fake_quantize, pack, quantize, scales, unpack
+from keras_efficient.layers.table import Table, fake_quantize, pack, quantize, scales, unpack
 
 pytestmark = pytest.mark.contract
 

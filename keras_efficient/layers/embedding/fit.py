@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_efficient.layers.embedding import plans
 from keras_efficient.layers.embedding.plans import Plan
-from keras_efficient.layers.embedding.table import STEP, Table, dequantize, quantize
+from keras_efficient.layers.table import STEP, Table, dequantize, quantize
 
 __all__ = ["fit", "weighted_error"]
 

@@ -15,7 +15,7 @@ from keras import ops
 from keras_efficient.layers.embedding.fit import fit
 from keras_efficient.layers.embedding.hashing import mix
 from keras_efficient.layers.embedding.plans import METHODS, Plan
-from keras_efficient.layers.embedding.table import Table, dequantize, fake_quantize, quantize, scales
+from keras_efficient.layers.table import Table, dequantize, fake_quantize, quantize, scales
 
 __all__ = ["CompressedEmbedding"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.layers.embedding.hashing import MOST_BUCKETS, mix
-from keras_efficient.layers.embedding.table import BITS, Table
+from keras_efficient.layers.table import BITS, Table
 
 __all__ = ["METHODS", "ImpossibleCompression", "Plan"]
 

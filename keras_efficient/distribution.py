@@ -1,4 +1,4 @@
-"""Embedding tables spread over devices by rows, with `keras.distribution` on JAX."""
+"""Embedding tables and output layers spread over devices by rows, with `keras.distribution` on JAX."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import json
 import keras, numpy as np
 from keras_efficient import models
 from keras_efficient.errors import WrongArgument
-from keras_efficient.recsys.distribution import TableParallel, local_rows
+from keras_efficient.distribution import TableParallel, local_rows
 
 assert len(keras.distribution.list_devices()) == 4
 OPTIONS = [{"compression": 4}, {"form": "subspace", "bits": 2, "compression": 8}]
@@ -119,8 +119,51 @@ def test_batches_must_fit(found):
 
 
 def test_groups_must_fit():
+    from keras_efficient.distribution import TableParallel
     from keras_efficient.errors import WrongArgument
-    from keras_efficient.recsys.distribution import TableParallel
 
     with pytest.raises(WrongArgument, match="cannot be divided"):
         TableParallel(3, devices=["cpu:0", "cpu:1"])
+
+
+ANSWERS = """
+import json
+import keras, numpy as np
+from keras import ops
+from keras_efficient import extreme, layers
+from keras_efficient.distribution import TableParallel
+
+
+def answers(distribution, units, method):
+    keras.distribution.set_distribution(distribution)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    layer = layers.HALOSOutput(units, 7, bias_initializer="normal", name="logits")
+    model = keras.Model(inputs, layer(inputs))
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(200, 16)).astype("float32"), random.integers(0, units, 200)
+    if method:
+        extreme.learn_index(model, (x, y), method=method, budget=0.5)
+    logits, classes = layer.top_k(x)
+    spread = not layer.kernel.value.sharding.is_fully_replicated if distribution else None
+    logits, classes = (ops.convert_to_numpy(found).tolist() for found in (logits, classes))
+    return {"logits": logits, "classes": classes, "spread": spread}
+
+
+found = [
+    [answers(way, units, method) for way in (None, TableParallel(4))]
+    for units in (400, 403) for method in (None, "cells", "contexts")
+]
+print(json.dumps(found))
+"""
+
+
+def test_answers_are_one_devices():
+    env = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", ANSWERS], capture_output=True, text=True, env=env, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for one, four in json.loads(done.stdout.splitlines()[-1]):
+        assert four["spread"]
+        assert four["classes"] == one["classes"]
+        for left, right in zip(four["logits"], one["logits"], strict=True):
+            assert left == pytest.approx(right, abs=1e-5)

@@ -1,4 +1,4 @@
-"""One array of a compressed embedding: its size in bytes, how it is rounded in training, how it is stored after."""
+"""One array of a layer: its size in bytes, how it is rounded in training, how it is stored after."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from keras import ops
 __all__ = ["BITS", "Table", "dequantize", "fake_quantize", "pack", "quantize", "scales", "unpack"]
 
 BITS = (32, 16, 8, 4, 2, 1)
+
+CHUNK = 65536  # rows that are rounded at once
 
 # Width of a uniform quantiser's step in standard deviations of a normal variable, for the least squared error.
 STEP = {1: 1.596, 2: 0.996, 4: 0.335}
@@ -115,6 +117,10 @@ def fake_quantize(table: Table, rows: Any, scale: Any) -> Any:
 def quantize(table: Table, values: Any) -> tuple[np.ndarray, np.ndarray]:
     """The integers of a whole table, packed, and its scales: shape ``(rows, 1)`` or ``()``."""
     values = np.asarray(ops.convert_to_numpy(values), np.float32)
+    if table.scale == "row" and len(values) > CHUNK:  # rows know nothing of one another, and a copy may be large
+        parts = [quantize(table, values[start : start + CHUNK]) for start in range(0, len(values), CHUNK)]
+        stored, scale = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return stored, scale
     scale = np.asarray(ops.convert_to_numpy(scales(table, ops.convert_to_tensor(values))), np.float32)
     codes = np.clip(np.round(values / scale - np.float32(table.offset)), table.least, table.most)
     return pack(table, codes.astype(np.int16)), scale

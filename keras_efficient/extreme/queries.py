@@ -1,0 +1,137 @@
+"""What goes into a model's output layer for labelled data: the queries that an index is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.layers import HALOSOutput
+from keras_efficient.layers.halos.layer import embeds
+
+__all__ = ["Queries", "output_layer", "queries"]
+
+BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Vectors that go into an output layer, and the classes that are right for each.
+
+    Attributes:
+        vectors: (n, d) float32.
+        labels, offsets: those of query i are ``labels[offsets[i]:offsets[i + 1]]``; int32 and (n + 1,) int64.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The query of each label."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def select(self, rows: np.ndarray) -> Queries:
+        """Some of the queries, by their numbers."""
+        lengths = np.diff(self.offsets)[rows]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        index = np.repeat(self.offsets[rows] - bounds[:-1], lengths) + np.arange(bounds[-1])
+        return Queries(self.vectors[rows], self.labels[index], bounds)
+
+
+def output_layer(model: keras.Model) -> HALOSOutput:
+    """The model's `HALOSOutput`.
+
+    Raises:
+        UnsupportedLayer: it has none, or several.
+    """
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, HALOSOutput)]
+    if len(found) != 1:
+        hint = "Let the last layer be keras_efficient.layers.HALOSOutput(units)."
+        raise UnsupportedLayer(model.name, f"it has {len(found)} HALOSOutput layers, one is needed.", hint=hint)
+    return found[0]
+
+
+def queries(model: keras.Model, data: Any) -> Queries:
+    """Runs the model up to its `HALOSOutput` on data.
+
+    Args:
+        model: a functional or Sequential model.
+        data: ``(x, y)``, or a `tf.data.Dataset` or `keras.utils.PyDataset` of such batches. y holds class numbers, (n,)
+            or (n, m) with −1 where there are fewer; or floats or booleans (n, units), not zero where a class is right.
+
+    Raises:
+        WrongArgument: labels out of range, or of another number than the inputs; nothing that has a label.
+    """
+    layer = output_layer(model)
+    body = keras.Model(model.inputs, _input_of(model, layer))
+    vectors, labels, lengths = [], [], []
+    for x, y in _batches(data):
+        found = np.asarray(body.predict_on_batch(x), np.float32)
+        found = found.reshape(-1, found.shape[-1])
+        some, counts = _labels(np.asarray(keras.ops.convert_to_numpy(y)), layer.units)
+        if len(counts) != len(found):
+            raise WrongArgument(f"There are labels for {len(counts)} inputs, and {len(found)} inputs.")
+        vectors.append(found)
+        labels.append(some)
+        lengths.append(counts)
+    if not vectors or not sum(map(len, labels)):
+        raise WrongArgument("The data has no label to learn from.")
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    together = Queries(np.concatenate(vectors), np.concatenate(labels).astype(np.int32), offsets)
+    if not np.isfinite(together.vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(together.vectors).all(1))[0])
+        raise WrongArgument(f"What goes into layer {layer.name!r} is not finite for input {row}.")
+    return together.select(np.flatnonzero(np.diff(offsets)))
+
+
+def _input_of(model: keras.Model, layer: HALOSOutput) -> keras.KerasTensor:
+    """What the layer is given in this model; it may be in others too."""
+    graph = getattr(model, "_functional", None) or model
+    for nodes in getattr(graph, "_nodes_by_depth", {}).values():
+        for node in nodes:
+            if node.operation is layer and not embeds(node):
+                return node.input_tensors[0]
+    raise UnsupportedLayer(layer.name, f"it is not in the graph of {model.name!r} itself, but in a model inside of it.")
+
+
+def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = data
+        number = len(keras.tree.flatten(x)[0])
+        for start in range(0, number, BATCH):
+            yield keras.tree.map_structure(lambda a, start=start: a[start : start + BATCH], x), y[start : start + BATCH]
+        return
+    if isinstance(data, keras.utils.PyDataset):
+        data = map(data.__getitem__, range(len(data)))
+    elif not hasattr(data, "__iter__"):
+        raise WrongArgument(f"Data is (x, y), a tf.data.Dataset or a keras.utils.PyDataset, not {type(data).__name__}.")
+    for batch in data:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise WrongArgument("Batches must be (x, y).")
+        yield batch[0], batch[1]
+
+
+def _labels(y: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of all rows, one row's after the other's, and how many each has."""
+    if y.dtype.kind in "fb" and y.ndim == 2 and y.shape[1] == units:
+        rows, labels = np.nonzero(y)
+        return labels, np.bincount(rows, minlength=len(y))
+    if y.dtype.kind not in "iu" or y.ndim not in (1, 2):
+        raise WrongArgument(
+            f"Labels are class numbers of shape (n,) or (n, m), or (n, {units}) floats; got {y.dtype} {y.shape}."
+        )
+    y = y[:, None] if y.ndim == 1 else y
+    if y.size and (y.min() < -1 or y.max() >= units):
+        wrong = y.min() if y.min() < -1 else y.max()
+        row = int(np.flatnonzero((y == wrong).any(1))[0])
+        raise WrongArgument(f"Row {row} has the label {wrong}; there are classes 0 to {units - 1}.")
+    return y[y >= 0], (y >= 0).sum(1)

@@ -1,0 +1,162 @@
+"""learn_index: every method on a planted set, the dial and the target, what is refused."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from keras_efficient import extreme
+from keras_efficient.deploy import deploy
+from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
+
+BUDGET = {"budget": 0.4}
+METHODS = pytest.mark.parametrize("method", ["contexts", "cells", "hash", "inner_product", "random_hash"])
+
+
+@METHODS
+def test_every_method_finds_most_labels(planted, method):
+    model = planted.model()
+    learned = extreme.learn_index(model, planted.draw(6000), method=method, **BUDGET)
+    assert learned.reached
+    assert learned.measures.share <= 0.4
+    assert learned.measures.label_recall > (0.6 if method == "random_hash" else 0.85)
+    x, y = planted.draw(500, seed=9)
+    logits, classes = map(keras.ops.convert_to_numpy, deploy(model)(x))
+    assert logits.shape == (500, 5)
+    full = keras.ops.convert_to_numpy(model(x)).argmax(1)
+    assert (classes[:, 0] == y).mean() > 0.9 * (full == y).mean()
+
+
+@METHODS
+def test_the_same_seed_learns_the_same(planted, method):
+    first, second = planted.model(), planted.model()
+    for model in (first, second):
+        extreme.learn_index(model, planted.draw(2000), method=method, seed=4, **BUDGET)
+    for name, array in first.get_layer("out").index.arrays.items():
+        np.testing.assert_array_equal(array, second.get_layer("out").index.arrays[name])
+
+
+def test_weights_stay_as_they_are(planted):
+    model = planted.model()
+    before = [weight.copy() for weight in model.get_layer("out").get_weights()]
+    extreme.learn_index(model, planted.draw(2000), **BUDGET)
+    for old, new in zip(before, model.get_layer("out").get_weights(), strict=False):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_labels_lead_better_than_weights(planted):
+    recalls = {}
+    for method in ("cells", "hash", "random_hash"):
+        learned = extreme.learn_index(planted.model(), planted.draw(6000), method=method, budget=0.1)
+        recalls[method] = learned.measures.label_recall
+    assert recalls["hash"] > 1.1 * recalls["random_hash"]
+    assert recalls["cells"] > 1.1 * recalls["random_hash"]
+
+
+def test_learned_hashes_do_not_collapse(planted):
+    model = planted.model()
+    options = {"method": "hash", "rounds": 25, "guards": extreme.Guards(by_labels=False)}
+    learned = extreme.learn_index(model, planted.draw(4000), **BUDGET, **options)
+    assert len(learned.rounds) == 26
+    assert learned.measures.label_recall >= max(learned.rounds) - 1e-9
+    found = keras.ops.convert_to_numpy(model.get_layer("out").candidates(planted.draw(200)[0]))
+    assert 20 < (found >= 0).sum(1).mean() < 0.4 * 400
+
+
+def test_labels_without_a_pattern_are_not_found(planted):
+    """What is right for a query must not leak into its candidates."""
+    x, y = planted.draw(4000)
+    random = np.random.default_rng(0).integers(400, size=len(y))
+    for method in ("contexts", "cells", "hash"):
+        measures = extreme.learn_index(planted.model(), (x, random), method=method, **BUDGET).measures
+        assert measures.label_recall < measures.share + 3 * np.sqrt(0.25 / measures.queries)
+
+
+def test_a_target_takes_no_more_than_it_needs(planted):
+    model = planted.model()
+    learned = extreme.learn_index(model, planted.draw(6000), method="cells", budget=0.5, target=0.8)
+    assert learned.reached
+    assert learned.measures.kept() >= 0.8
+    assert learned.measures.neurons == max(learned.dial)
+    assert model.get_layer("out").plan.neurons == learned.measures.neurons < 0.5 * 400
+    smaller = [found for neurons, found in learned.dial.items() if neurons < learned.measures.neurons]
+    assert all(found.kept() < 0.8 for found in smaller)
+
+
+def test_a_target_out_of_reach_is_told(planted):
+    random = np.random.default_rng(0).normal(size=(500, 16)).astype("f"), np.arange(500) % 400
+    learned = extreme.learn_index(planted.model(), random, method="random_hash", budget=0.1, target=1.0)
+    assert not learned.reached
+    assert learned.measures.share <= 0.1
+
+
+def test_data_in_batches_is_the_same_data(planted):
+    x, y = planted.draw(1500)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            part = slice(500 * index, 500 * (index + 1))
+            return x[part], y[part, None]
+
+    one, other = planted.model(), planted.model()
+    extreme.learn_index(one, (x, y), validation=planted.draw(100), **BUDGET)
+    extreme.learn_index(other, Batches(), validation=planted.draw(100), **BUDGET)
+    left, right = (model.get_layer("out").index.arrays["slots"] for model in (one, other))
+    np.testing.assert_array_equal(left, right)
+
+
+def test_classes_without_a_label_stay_reachable(planted):
+    x, y = planted.draw(3000)
+    seen = y < 200
+    model = planted.model()
+    extreme.learn_index(model, (x[seen], y[seen]), method="cells", **BUDGET)
+    assert len(model.get_layer("out").index.reachable) == 400
+
+
+def test_what_fails_leaves_the_old_index(planted, monkeypatch):
+    model = planted.model()
+    extreme.learn_index(model, planted.draw(2000), method="cells", **BUDGET)
+    before = model.get_layer("out").index
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_efficient.extreme.learning.measure", fail)
+    with pytest.raises(KeyboardInterrupt):
+        extreme.learn_index(model, planted.draw(2000), method="contexts", **BUDGET)
+    assert model.get_layer("out").plan == before.plan
+
+
+def test_progress_is_told(planted):
+    lines = []
+    extreme.learn_index(planted.model(), planted.draw(1000), on_progress=lines.append, **BUDGET)
+    assert "label recall" in lines[-1]
+
+
+def test_what_is_refused(planted):
+    model, data = planted.model(), planted.draw(300)
+    for budget in (0, 1.5, "much"):
+        with pytest.raises(WrongArgument, match="`budget` must be above 0"):
+            extreme.learn_index(model, data, budget=budget)
+    with pytest.raises(WrongArgument, match=r"A budget of 0\.001 leaves 0 of 400 neurons"):
+        extreme.learn_index(model, data, budget=0.001)
+    with pytest.raises(WrongArgument, match="`target` must be above 0"):
+        extreme.learn_index(model, data, target=2.0)
+    with pytest.raises(UnknownName, match=r"Unknown method: 'cell'\.\nDid you mean 'cells'"):
+        extreme.learn_index(model, data, method="cell")
+    with pytest.raises(UnknownName, match="Unknown option of method 'cells': 'tables'"):
+        extreme.learn_index(model, data, method="cells", tables=3)
+    with pytest.raises(WrongArgument, match="1 labelled inputs are too few"):
+        extreme.learn_index(model, (data[0][:1], data[1][:1]))
+    kernel = keras.ops.convert_to_numpy(model.get_layer("out").kernel).copy()
+    kernel[17, 3] = np.nan
+    model.get_layer("out").kernel.assign(kernel)
+    with pytest.raises(WrongArgument, match="weights of class 17 are not finite"):
+        extreme.learn_index(model, data, **BUDGET)
+    inputs = keras.Input((16,))
+    with pytest.raises(UnsupportedLayer, match="has 0 HALOSOutput layers"):
+        extreme.learn_index(keras.Model(inputs, keras.layers.Dense(400)(inputs)), data)
