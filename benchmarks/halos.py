@@ -1,0 +1,330 @@
+"""HALOS against the whole output layer, against hashing at random, and the bars of this project.
+
+    python -m benchmarks.halos [--quick] [--only SECTION …]                    SECTION: quality, hashes
+
+The networks are trained once, to `runs/halos/`; what an index is learned from are parts of the training part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.harness import Row
+
+FOLDER = harness.RESULTS.parent.parent / "runs" / "halos"
+EPOCHS = {"gowalla": 60, "amazon-beauty": 30}
+BUDGET = 0.02
+METHODS = ("contexts", "cells", "hash", "inner_product", "random_hash")
+# Of the random hash that the learned one is compared with, at equal neurons; validation chooses.
+TABLES_AND_BITS = ((2, 7), (4, 8), (8, 9), (16, 10), (32, 11))
+HIDDEN = 0.2  # of a user's training items, which are the labels that an index is learned from
+ROUNDS = 50
+
+
+@cache
+def _parts(dataset: str) -> tuple[Any, Any]:
+    """Training and test part, items by falling frequency in training."""
+    from keras_efficient import recsys
+
+    folder = harness.data_folder() / "recsys" / dataset
+    parts = [recsys.read_lists(folder / f"{name}.txt.gz") for name in ("train", "test")]
+    sizes = {name: max(getattr(part, name) for part in parts) for name in ("num_users", "num_items")}
+    return recsys.by_frequency(*(dataclasses.replace(part, **sizes) for part in parts))[0]
+
+
+@cache
+def _model(dataset: str) -> Any:
+    """A network that was trained by the settings that validation chose for MEmCom's benchmark."""
+    import keras
+
+    from keras_efficient import models, recsys
+
+    train, _ = _parts(dataset)
+    keras.utils.set_random_seed(0)
+    model = models.SequenceClassifier(
+        train.num_items + 1,
+        train.num_items,
+        hidden=(64,),
+        activation="tanh",
+        dropout=0.5,
+        embedding={"method": "reduced", "embeddings_initializer": keras.initializers.RandomNormal(stddev=0.36, seed=0)},
+        output={"k": 20},
+    )
+    path = FOLDER / f"{dataset}.weights.h5"
+    if path.exists():
+        model.load_weights(path)
+        return model
+    recsys.train(model, train, epochs=EPOCHS[dataset], learning_rate=0.01, weight_decay=0.1, verbose=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save_weights(path)
+    return model
+
+
+def _batches(known: Any, wanted: Any, seed: int = 0) -> Any:
+    """Batches of histories of ids and of what should be found, padded."""
+    import keras
+
+    from keras_efficient.recsys.evaluation import history_batches
+
+    items, offsets = known.histories()
+    labels, bounds = wanted.histories()
+    users = np.flatnonzero((np.diff(offsets) > 0) & (np.diff(bounds) > 0))
+    made = []
+    for places, ids in history_batches(items, offsets, users):
+        lengths = np.diff(bounds)[users[places]]
+        y = np.full((len(ids), int(lengths.max())), -1, np.int32)
+        for row, user in enumerate(users[places]):
+            y[row, : lengths[row]] = labels[bounds[user] : bounds[user + 1]]
+        made.append((ids, y))
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return len(made)
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            return made[index]
+
+    return Batches()
+
+
+@cache
+def _learning(dataset: str) -> Any:
+    """A part of every user's training items is hidden, three times over: the rest leads to them."""
+    from keras_efficient.extreme.queries import Queries, queries
+
+    train, _ = _parts(dataset)
+    random, found = np.random.default_rng(1), []
+    for _ in range(3):
+        hidden = random.random(len(train)) < HIDDEN
+        found.append(queries(_model(dataset), _batches(train.select(~hidden), train.select(hidden))))
+    vectors, labels = (np.concatenate([getattr(part, name) for part in found]) for name in ("vectors", "labels"))
+    lengths = np.concatenate([np.diff(part.offsets) for part in found])
+    return Queries(vectors, labels, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _learn(dataset: str, method: str, **options: Any) -> tuple[Any, float]:
+    """What `extreme.learn_index` does with the queries that are there already."""
+    import keras
+
+    from keras_efficient import extreme
+    from keras_efficient.layers import HALOSOutput
+
+    layer = _model(dataset).get_layer("logits")
+    found = _learning(dataset)
+    x = keras.Input((layer.kernel.shape[1],))
+    alone = HALOSOutput(layer.units, layer.k, name="alone")
+    model = keras.Model(x, alone(x))
+    alone.set_weights([layer.kernel, layer.bias])
+    order = np.random.default_rng(0).permutation(len(found))
+    parts = []
+    for rows in (order[3000:], order[:3000]):
+        part = found.select(np.sort(rows))
+        width = int(np.diff(part.offsets).max())
+        y = np.full((len(part), width), -1, np.int32)
+        owners = part.owners
+        y[owners, np.arange(len(owners)) - part.offsets[owners]] = part.labels
+        parts.append((part.vectors, y))
+    started = time.time()
+    learned = extreme.learn_index(model, parts[0], method=method, budget=BUDGET, validation=parts[1], **options)
+    return (alone, learned), time.time() - started
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quality:
+    """Per user: P@1, P@5 and R@20."""
+
+    values: np.ndarray
+
+    def against(self, full: _Quality, column: int) -> tuple[float, float]:
+        """The ratio of means, and the standard error of the paired difference over the full one's mean."""
+        ours, theirs = self.values[:, column], full.values[:, column]
+        error = (ours - theirs).std(ddof=1) / np.sqrt(len(ours))
+        return float(ours.mean() / theirs.mean()), float(error / theirs.mean())
+
+
+@cache
+def _test_queries(dataset: str) -> Any:
+    import keras
+
+    from keras_efficient.extreme.queries import Queries
+    from keras_efficient.recsys.evaluation import _parts as lists_of
+    from keras_efficient.recsys.evaluation import history_batches
+
+    train, test = _parts(dataset)
+    items, offsets = train.histories()
+    labels, bounds = test.histories()
+    users = np.flatnonzero((np.diff(offsets) > 0) & (np.diff(bounds) > 0))
+    model = _model(dataset)
+    body = keras.Model(model.input, model.get_layer("logits").input)
+    vectors = np.zeros((len(users), model.get_layer("logits").kernel.shape[1]), np.float32)
+    for places, ids in history_batches(items, offsets, users):
+        vectors[places] = np.asarray(body.predict_on_batch(ids))[: len(places)]
+    seen = Queries(vectors, *lists_of(items, offsets, users))
+    return Queries(vectors, *lists_of(labels, bounds, users)), seen
+
+
+def _qualities(dataset: str, candidates: dict[str, Any]) -> dict[str, _Quality]:
+    """The quality of the full layer and of every set of candidates, on all test users; seen items are not ranked."""
+    from keras_efficient import ranking
+
+    layer = _model(dataset).get_layer("logits")
+    weights, bias = np.asarray(layer.kernel).T.copy(), np.asarray(layer.bias)
+    test, seen = _test_queries(dataset)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("full", *candidates)}
+    for start in range(0, len(test), 512):
+        rows = np.arange(start, min(start + 512, len(test)))
+        part, known = test.select(rows), seen.select(rows)
+        logits = part.vectors @ weights + bias
+        for name in found:
+            scores = logits
+            if name != "full":
+                ids = candidates[name](part.vectors)
+                inside = np.zeros((len(rows), layer.units + 1), bool)
+                np.put_along_axis(inside, ids, True, axis=1)
+                scores = np.where(inside[:, :-1], logits, -np.inf)
+            ranked = ranking.top_k(scores, 20, exclude=(known.labels, known.offsets))
+            relevant = (part.labels, part.offsets)
+            columns = [ranking.precision(ranked, relevant, 1), ranking.precision(ranked, relevant, 5)]
+            found[name].append(np.stack([*columns, ranking.recall(ranked, relevant, 20)], axis=1))
+    return {name: _Quality(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def quality(quick: bool) -> Iterator[Row]:
+    """Answers of candidates against those of all classes: two recommenders, all test users, 2 % of the neurons."""
+    if quick:
+        return
+    for dataset in EPOCHS:
+        layers, learned, seconds = {}, {}, {}
+        for method in METHODS:
+            (layers[method], learned[method]), seconds[method] = _learn(dataset, method)
+        units = layers["cells"].units
+        popular = np.arange(round(BUDGET * units))  # items are sorted by their frequency
+        candidates = {name: lambda x, layer=layer: np.asarray(layer.candidates(x)) for name, layer in layers.items()}
+        candidates["the most frequent only"] = lambda x, popular=popular: np.tile(popular, (len(x), 1))
+        found = _qualities(dataset, candidates)
+        full = found.pop("full")
+        means = [round(float(value), 5) for value in full.values.mean(axis=0)]
+        for name, quality in found.items():
+            details: dict[str, Any] = {"users": len(quality.values), "full": dict(zip(NAMES, means, strict=True))}
+            if name in learned:
+                measures = learned[name].measures
+                details |= {
+                    "neurons": measures.neurons,
+                    "share": round(measures.share, 5),
+                    "label recall on validation": [
+                        round(x, 4) for x in (measures.label_recall, measures.head, measures.middle, measures.tail)
+                    ],
+                    "seconds": round(seconds[name], 1),
+                }
+            barred = name == METHODS[0]
+            for column, (what, bar) in enumerate(zip(NAMES, BARS, strict=True)):
+                ratio, error = quality.against(full, column)
+                reached = ratio + error >= 1 if column == 0 else ratio >= bar
+                text = "≥ full within one standard error" if column == 0 else f"≥ {bar:.0%} of full"
+                yield Row(
+                    f"{dataset}, {units:,} classes, {BUDGET:.0%} of the neurons: {what}, {name}",
+                    round(ratio * means[column], 5),
+                    "",
+                    peer=means[column],
+                    ratio=round(ratio, 4),
+                    details={**details, "standard_error_of_ratio": round(error, 5)},
+                    **({"bar": text, "reached": bool(reached)} if barred else {}),
+                )
+
+
+NAMES = ("P@1", "P@5", "R@20")
+BARS = (1.0, 0.99, 0.97)
+
+
+def hashes(quick: bool) -> Iterator[Row]:
+    """Learned hash tables against random ones of the same neurons, and each guard against collapse taken away."""
+    if quick:
+        return
+    from keras_efficient import extreme
+
+    dataset = "gowalla"
+    random = {}
+    for tables, bits in TABLES_AND_BITS:
+        for by_queries in (False, True):
+            guards = extreme.Guards(by_labels=False, by_queries=by_queries)
+            (_, learned), _ = _learn(dataset, "random_hash", tables=tables, bits=bits, guards=guards)
+            random[tables, bits, by_queries] = learned.measures.label_recall
+    best = max(random, key=lambda key: random[key])
+    table = {
+        f"{tables} tables of {bits} bits, classes by {'queries' if by else 'weights'}": round(recall, 4)
+        for (tables, bits, by), recall in random.items()
+    }
+    (_, learned), seconds = _learn(dataset, "hash", tables=4, bits=10, rounds=ROUNDS)
+    recall = learned.measures.label_recall
+    last = learned.rounds[-1]
+    yield Row(
+        f"label recall on {dataset} at {BUDGET:.0%} of the neurons: learned hash tables against the best random ones",
+        round(recall, 4),
+        "",
+        peer=round(random[best], 4),
+        ratio=round(recall / random[best], 3),
+        bar="≥ 1.3×",
+        reached=recall >= 1.3 * random[best],
+        details={"random": table, "rounds": [round(value, 4) for value in learned.rounds], "seconds": round(seconds)},
+    )
+    yield Row(
+        f"label recall after {ROUNDS} rounds against the best of them",
+        round(last, 4),
+        "",
+        peer=round(max(learned.rounds), 4),
+        ratio=round(last / max(learned.rounds), 3),
+        bar="no collapse: within a tenth",
+        reached=last >= 0.9 * max(learned.rounds),
+    )
+    for guard, without in WITHOUT.items():
+        (_, learned), _ = _learn(dataset, "hash", tables=4, bits=10, rounds=10, guards=extreme.Guards(**without))
+        yield Row(
+            f"label recall on {dataset} of learned hash tables, {guard}",
+            round(learned.measures.label_recall, 4),
+            "",
+            peer=round(recall, 4),
+            ratio=round(learned.measures.label_recall / recall, 3),
+            details={"rounds": [round(value, 4) for value in learned.rounds]},
+        )
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "labels that are found leave the positives": {"kept_positives": 0.0},
+    "retrieved negatives only": {"uniform_negatives": 0.0},
+    "as many negatives as are retrieved": {"balanced": False},
+    "hyperplanes of any length": {"unit_norm": False},
+    "no penalty on bits that say the same": {"orthogonal": 0.0},
+    "labels of one weight": {"rare_labels": False},
+    "full buckets drop classes": {"spill": False},
+    "not centred": {"centred": False},
+    "classes by their weights": {"by_queries": False},
+    "buckets by codes, not by labels": {"by_labels": False},
+    "as in the paper: none of them": {
+        "kept_positives": 0.0,
+        "uniform_negatives": 0.0,
+        "unit_norm": False,
+        "orthogonal": 0.0,
+        "rare_labels": False,
+        "keep_best": False,
+        "spill": False,
+        "centred": False,
+        "by_queries": False,
+        "by_labels": False,
+    },
+}
+
+SECTIONS = {"quality": quality, "hashes": hashes}
+
+if __name__ == "__main__":
+    harness.main("halos", SECTIONS)
