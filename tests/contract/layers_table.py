@@ -9,8 +9,7 @@ import keras
 import numpy as np
 
 from keras_efficient import layers
-from keras_efficient.layers.halos import HashPlan, Index, Plan, RouterPlan
-from keras_efficient.layers.halos.index import shapes
+from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,6 @@ def _compressed(method: str, **options) -> LayerRow:
     )
 
 
-def _with_index(plan: Plan) -> Callable[[keras.layers.Layer], None]:
-    """Gives a `HALOSOutput` an index of random places."""
-
-    def prepare(layer: keras.layers.Layer) -> None:
-        rng = np.random.default_rng(9)
-        arrays = {}
-        for name, (shape, dtype) in shapes(plan).items():
-            arrays[name] = rng.normal(size=shape).astype("float32") if dtype == "float32" else np.zeros(shape, "int32")
-        order = rng.permutation(plan.units).astype("int32")
-        places = np.full(plan.blocks * plan.capacity, -1, "int32")
-        rest = order[plan.head :]
-        rest = np.resize(rest, len(places) - 4) if plan.overlapping else rest
-        places[: len(rest)] = rest
-        arrays |= {"slots": rng.permutation(places).reshape(plan.blocks, plan.capacity), "head": order[: plan.head]}
-        layer.set_index(Index(plan, arrays))
-
-    return prepare
-
-
 LAYERS = (
     LayerRow(
         name="CollapsibleLinearBlock",
@@ -169,12 +149,14 @@ LAYERS = (
         name="HALOSOutput-cells-int8",
         make=lambda **k: layers.HALOSOutput(30, 4, bits=8, **k),
         input_shape=(None, 8),
-        prepare=_with_index(RouterPlan(units=30, dim=8, capacity=5, head=3, widths=(2, 3), beams=(2, 2))),
+        prepare=lambda layer: layer.set_index(
+            Index.random(RouterPlan(units=30, dim=8, capacity=5, head=3, widths=(2, 3), beams=(2, 2)))
+        ),
     ),
     LayerRow(
         name="HALOSOutput-hash",
         make=lambda **k: layers.HALOSOutput(30, 4, use_bias=False, **k),
         input_shape=(None, 8),
-        prepare=_with_index(HashPlan(units=30, dim=8, capacity=6, tables=3, bits=2)),
+        prepare=lambda layer: layer.set_index(Index.random(HashPlan(units=30, dim=8, capacity=6, tables=3, bits=2))),
     ),
 )

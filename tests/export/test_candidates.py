@@ -16,7 +16,6 @@ from keras_efficient.export.graph import Graph
 from keras_efficient.export.lowerings.gathered_products import gathered_products
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
-from keras_efficient.layers.halos.index import shapes
 
 UNITS, DIM, K = 500, 32, 6
 PLANS = {
@@ -33,19 +32,7 @@ def network(plan, bits: int = 32) -> keras.Model:
     layer = HALOSOutput(UNITS, K, bits=bits, bias_initializer="normal", name="out")
     model = keras.Model(x, layer(keras.layers.Dense(DIM, name="hidden")(x)))
     if plan is not None:
-        random, arrays = np.random.default_rng(4), {}
-        for name, (shape, dtype) in shapes(plan).items():
-            arrays[name] = random.normal(size=shape).astype("float32") if dtype == "float32" else np.zeros(shape, "i4")
-        order = random.permutation(UNITS).astype("int32")
-        places = np.full(plan.blocks * plan.capacity, -1, "int32")
-        rest = order[plan.head :]
-        rest = np.resize(rest, len(places) - 9) if plan.overlapping else rest
-        places[: len(rest)] = rest
-        arrays |= {"slots": random.permutation(places).reshape(plan.blocks, -1), "head": order[: plan.head]}
-        if plan.overlapping:
-            for block in arrays["slots"]:
-                block[np.setdiff1d(np.arange(len(block)), np.unique(block, return_index=True)[1])] = -1
-        layer.set_index(Index(plan, arrays))
+        layer.set_index(Index.random(plan))
     return model
 
 

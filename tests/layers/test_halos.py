@@ -13,7 +13,6 @@ from keras_efficient.deploy import answering, deploy
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
-from keras_efficient.layers.halos.index import shapes
 
 UNITS, DIM = 60, 8
 RNG = np.random.default_rng(0)
@@ -21,23 +20,6 @@ ROUTER = RouterPlan(units=UNITS, dim=DIM, capacity=6, head=7, widths=(3, 4), bea
 LISTS = RouterPlan(units=UNITS, dim=DIM, capacity=9, widths=(3, 4), beams=(2, 2), shared=True)
 HASHES = HashPlan(units=UNITS, dim=DIM, capacity=10, tables=3, bits=3)
 PLANS = pytest.mark.parametrize("plan", [ROUTER, LISTS, HASHES], ids=["router", "lists", "hashes"])
-
-
-def index_of(plan, seed=1):
-    random = np.random.default_rng(seed)
-    arrays = {}
-    for name, (shape, dtype) in shapes(plan).items():
-        arrays[name] = random.normal(size=shape).astype("float32") if dtype == "float32" else np.zeros(shape, "int32")
-    order = random.permutation(plan.units).astype("int32")
-    places = np.full(plan.blocks * plan.capacity, -1, "int32")
-    rest = order[plan.head :]
-    rest = np.resize(rest, len(places) - 5) if plan.overlapping else rest
-    places[: len(rest)] = rest
-    slots = random.permutation(places).reshape(plan.blocks, plan.capacity)
-    if plan.overlapping:  # a block has a class once
-        for block in slots:
-            block[np.setdiff1d(np.arange(len(block)), np.unique(block, return_index=True)[1])] = -1
-    return Index(plan, {**arrays, "slots": slots, "head": order[: plan.head]})
 
 
 def layer_with(index=None, *, units=UNITS, **options):
@@ -88,7 +70,7 @@ def expected(layer, index, x, k, exclude=()):
 
 @PLANS
 def test_answers_are_those_of_a_plain_search(plan):
-    index = index_of(plan)
+    index = Index.random(plan)
     layer = layer_with(index, k=6)
     x = queries()
     logits, classes = numbers(*layer.top_k(x))
@@ -102,7 +84,7 @@ def test_answers_are_those_of_a_plain_search(plan):
 
 @PLANS
 def test_candidates_hold_each_class_once(plan):
-    index = index_of(plan)
+    index = Index.random(plan)
     found = ops.convert_to_numpy(layer_with(index).candidates(queries()))
     assert found.shape == (9, plan.candidates)
     for row in found:
@@ -112,7 +94,7 @@ def test_candidates_hold_each_class_once(plan):
 
 @PLANS
 def test_too_few_candidates_fill_up_with_none(plan):
-    index = index_of(plan)
+    index = Index.random(plan)
     empty = Index(plan, {**index.arrays, "slots": np.full_like(index.arrays["slots"], -1)})
     layer = layer_with(empty, k=50)
     for logits, classes in (numbers(*layer.top_k(queries())), numbers(*layer.deploy()(queries()))):
@@ -123,7 +105,7 @@ def test_too_few_candidates_fill_up_with_none(plan):
 
 
 def test_all_blocks_are_all_classes():
-    index = index_of(ROUTER)
+    index = Index.random(ROUTER)
     layer = layer_with(dataclasses.replace(index, plan=ROUTER.probing(12)), k=5)
     x = queries()
     full = ops.convert_to_numpy(layer(x))
@@ -142,7 +124,7 @@ def test_without_an_index_all_classes_are_looked_at():
 
 @PLANS
 def test_excluded_classes_are_not_answered(plan):
-    index = index_of(plan)
+    index = Index.random(plan)
     layer, x = layer_with(index, k=4), queries()
     first = numbers(*layer.top_k(x))[1]
     found = numbers(*layer.top_k(x, exclude=first[:, :2]))[1]
@@ -151,7 +133,7 @@ def test_excluded_classes_are_not_answered(plan):
 
 
 def test_a_batch_in_parts_is_the_batch(monkeypatch):
-    layer, x = layer_with(index_of(HASHES)), queries()
+    layer, x = layer_with(Index.random(HASHES)), queries()
     whole = numbers(*layer.top_k(x, exclude=np.zeros((9, 1), "int32")))
     monkeypatch.setattr("keras_efficient.layers.halos.layer.CHUNK", 4 * DIM * HASHES.neurons * 2)
     for part, all_of_it in zip(numbers(*layer.top_k(x, exclude=np.zeros((9, 1), "int32"))), whole, strict=True):
@@ -159,7 +141,7 @@ def test_a_batch_in_parts_is_the_batch(monkeypatch):
 
 
 def test_leading_axes_stay():
-    layer, x = layer_with(index_of(ROUTER), k=3), queries(6)
+    layer, x = layer_with(Index.random(ROUTER), k=3), queries(6)
     logits, classes = numbers(*layer.top_k(x.reshape(2, 3, DIM)))
     assert logits.shape == classes.shape == (2, 3, 3)
     np.testing.assert_array_equal(classes.reshape(6, 3), numbers(*layer.top_k(x))[1])
@@ -167,7 +149,7 @@ def test_leading_axes_stay():
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_few_bits_are_those_of_the_deployed_form(bits):
-    layer, x = layer_with(index_of(ROUTER), bits=bits), queries()
+    layer, x = layer_with(Index.random(ROUTER), bits=bits), queries()
     trained, deployed = numbers(*layer.top_k(x)), numbers(*layer.deploy()(x))
     np.testing.assert_array_equal(trained[1], deployed[1])
     np.testing.assert_allclose(trained[0], deployed[0], rtol=1e-5)
@@ -178,7 +160,7 @@ def test_few_bits_are_those_of_the_deployed_form(bits):
 
 
 def test_the_dial_looks_at_no_more_than_it_is_told():
-    layer = layer_with(index_of(ROUTER))
+    layer = layer_with(Index.random(ROUTER))
     sizes = []
     for neurons in (25, 40, 60, 400):
         layer.set_neurons(neurons)
@@ -192,7 +174,7 @@ def test_the_dial_looks_at_no_more_than_it_is_told():
 
 
 def test_the_dial_of_lists_and_tables():
-    lists = layer_with(index_of(LISTS))
+    lists = layer_with(Index.random(LISTS))
     lists.set_neurons(LISTS.routed + 2 * 4 + 1)
     assert lists.plan.width == 4
     index = lists.index
@@ -200,7 +182,7 @@ def test_the_dial_of_lists_and_tables():
     for row, query in enumerate(x):
         assert numbers(*lists.top_k(x))[1][row].tolist() == expected(lists, index, query, 5)[1]
     np.testing.assert_array_equal(numbers(*lists.deploy()(x))[1], numbers(*lists.top_k(x))[1])
-    hashes = layer_with(index_of(HASHES))
+    hashes = layer_with(Index.random(HASHES))
     hashes.set_neurons(HASHES.routed + 2 * HASHES.capacity + 3)
     assert hashes.plan.tables == 2
     np.testing.assert_array_equal(numbers(*hashes.deploy()(x))[1], numbers(*hashes.top_k(x))[1])
@@ -208,7 +190,7 @@ def test_the_dial_of_lists_and_tables():
 
 def test_winner_takes_all_codes():
     plan = HashPlan(units=UNITS, dim=DIM, capacity=8, tables=2, bits=2, ranges=3)
-    index = index_of(plan)
+    index = Index.random(plan)
     places = RNG.integers(DIM, size=12).astype("int32")
     index = Index(plan, {**index.arrays, "places": places})
     layer, x = layer_with(index), queries()
@@ -237,7 +219,7 @@ def test_saved_with_its_index(tmp_path):
     inputs = keras.Input((DIM,))
     model = keras.Model(inputs, HALOSOutput(UNITS, name="out")(inputs))
     layer = model.get_layer("out")
-    layer.set_index(dataclasses.replace(index_of(HASHES), fingerprint=layer.fingerprint()))
+    layer.set_index(dataclasses.replace(Index.random(HASHES), fingerprint=layer.fingerprint()))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.get_layer("out").plan == HASHES
@@ -250,7 +232,7 @@ def test_saved_with_its_index(tmp_path):
 
 def test_an_index_of_other_weights_is_refused():
     layer = layer_with()
-    index = dataclasses.replace(index_of(ROUTER), fingerprint=layer.fingerprint())
+    index = dataclasses.replace(Index.random(ROUTER), fingerprint=layer.fingerprint())
     layer.set_index(index)
     layer.kernel.assign_add(ops.ones_like(layer.kernel))
     with pytest.raises(WrongArgument, match="learned for other weights"):
@@ -260,7 +242,7 @@ def test_an_index_of_other_weights_is_refused():
 
 
 def test_indexes_that_make_no_sense():
-    index = index_of(ROUTER)
+    index = Index.random(ROUTER)
     arrays = dict(index.arrays)
     twice = arrays["slots"].copy()
     twice.flat[np.flatnonzero(twice.ravel() < 0)[0]] = arrays["head"][0]
@@ -279,7 +261,7 @@ def test_indexes_that_make_no_sense():
 
 
 def test_removing_the_index():
-    layer, x = layer_with(index_of(ROUTER)), queries()
+    layer, x = layer_with(Index.random(ROUTER)), queries()
     layer.set_index(None)
     assert layer.index is None
     assert len(layer.weights) == 2
@@ -314,7 +296,7 @@ def test_answers_among_other_outputs():
     inputs = keras.Input((DIM,))
     layer = HALOSOutput(UNITS, name="out")
     model = keras.Model(inputs, {"next": layer(inputs), "other": keras.layers.Dense(2, name="other")(inputs)})
-    layer.set_index(index_of(ROUTER))
+    layer.set_index(Index.random(ROUTER))
     x = queries()
     found, wanted = deploy(model)(x), answering(model)(x)
     np.testing.assert_array_equal(*(numbers(answer["next"][1])[0] for answer in (found, wanted)))
@@ -343,7 +325,7 @@ def test_weights_shared_with_an_embedding(tmp_path):
     hidden = keras.layers.GlobalAveragePooling1D()(layer(ids, embed=True))
     model = keras.Model(ids, layer(keras.layers.Dense(DIM)(hidden)))
     assert len(layer.weights) == 2
-    layer.set_index(index_of(ROUTER))
+    layer.set_index(Index.random(ROUTER))
     words = RNG.integers(UNITS, size=(7, 5)).astype("int32")
     first, second = numbers(*answering(model)(words)), numbers(*deploy(model)(words))
     np.testing.assert_array_equal(first[1], second[1])

@@ -49,6 +49,29 @@ class Index:
                 raise WrongArgument(f"Array {name!r} is not finite.")
         _check_classes(self.plan, self.arrays["slots"], self.arrays["head"])
 
+    @classmethod
+    def random(cls, plan: Plan, seed: int = 0) -> Index:
+        """An index that leads anywhere: what a plan costs can be timed with it before one is learned.
+
+        Every class has its place, as far as there are places, and a few places stay free; where classes may lie in
+        several blocks all other places are filled.
+        """
+        random = np.random.default_rng(seed)
+        arrays = {
+            name: random.normal(size=shape).astype("float32") if dtype == "float32" else np.zeros(shape, "int32")
+            for name, (shape, dtype) in shapes(plan).items()
+        }
+        order = random.permutation(plan.units).astype("int32")
+        places = np.full(plan.blocks * plan.capacity, -1, "int32")
+        rest = order[plan.head :]
+        rest = np.resize(rest, len(places) - plan.blocks // 4) if plan.overlapping else rest[: len(places)]
+        places[: len(rest)] = rest
+        slots = random.permutation(places).reshape(plan.blocks, plan.capacity)
+        if plan.overlapping:  # a block has a class once
+            for block in slots:
+                block[np.setdiff1d(np.arange(len(block)), np.unique(block, return_index=True)[1])] = -1
+        return cls(plan, {**arrays, "slots": slots, "head": order[: plan.head]})
+
     @property
     def reachable(self) -> np.ndarray:
         """Classes that lie in a block or in the head, sorted."""
