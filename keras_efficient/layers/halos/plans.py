@@ -256,8 +256,8 @@ class HashPlan(Plan):
 
     Attributes:
         tables: how many are looked into, L.
-        bits: K, bits of a code, or with `range` r > 2 its digits.
-        ranges: 2 for SimHash, more for winner-takes-all hashes of as many places each.
+        bits: K, digits of a code, which are bits where `ranges` is 2.
+        ranges: r, values of a digit: 2 is SimHash, more are winner-takes-all hashes of as many places each.
         built: how many tables there are; `tables` of them are looked into.
     """
 
