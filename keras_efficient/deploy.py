@@ -12,6 +12,7 @@ Everything downstream (compression, lowering, conversion) sees deployed models o
 
 from __future__ import annotations
 
+import inspect
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -137,6 +138,8 @@ class _Rebuilding:
         self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
         # Of operations that gave one tensor and now give several: these by the first of them, and the operation's path.
         self._answers: dict[int, tuple[Any, str]] = {}
+        # Of copies of nested models that give masks as outputs of their own: which outputs they are of.
+        self._masked: dict[int, list[int]] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         replacement = self._replace(model, "")
@@ -157,7 +160,7 @@ class _Rebuilding:
                         f"it takes the logits of {self._answers[id(tensor)][1]!r}, which deployed gives answers.",
                         hint="Let that layer be the model's last.",
                     )
-            outputs = called(*args, **kwargs)
+            outputs = called(*args, **{**kwargs, **_masks(operation, args, kwargs)})
             flat = keras.tree.flatten(outputs)
             if len(operation._inbound_nodes[0].output_tensors) == 1 and len(flat) > 1:
                 self._answers[id(flat[0])] = (outputs, _join(path, operation.name))
@@ -168,6 +171,8 @@ class _Rebuilding:
 
     def _plain_call(self, operation: keras.Operation, path: str) -> Callable[..., Any]:
         twin = self._twin(operation, path)
+        if id(twin) in self._masked:
+            return _setting_masks(twin, self._masked[id(twin)])
         is_deployed = isinstance(twin, keras.Model) and not isinstance(operation, keras.Model)
         adapted = getattr(operation, "call_deployed", None) if is_deployed else None
         is_wrapper = isinstance(operation, keras.layers.TimeDistributed)
@@ -234,8 +239,7 @@ class _Rebuilding:
     def _functional(self, model: Functional, path: str, name: str, rename: dict[int, str]) -> keras.Model:
         inputs = keras.tree.map_structure(lambda tensor: _copy_input(tensor, rename), model.input)
         if self._follow is None:
-            outputs = model._run_through_graph(inputs, operation_fn=lambda operation: self._call(operation, path))
-            return keras.Model(inputs, self._whole_answers(outputs), name=name)
+            return self._unfollowed(model, inputs, path, name)
         originals: dict[int, tuple[keras.KerasTensor, keras.KerasTensor]] = {}
 
         def followed(tensor, operation_name):
@@ -255,6 +259,30 @@ class _Rebuilding:
         outputs = model._run_through_graph(started, operation_fn=call)
         outputs = keras.tree.map_structure(lambda x: originals[id(x)][1] if id(x) in originals else x, outputs)
         return keras.Model(inputs, self._whole_answers(outputs), name=name)
+
+    def _unfollowed(self, model: Functional, inputs: Any, path: str, name: str) -> keras.Model:
+        """The copy of a model; with the masks of its outputs behind them, where it is nested and they would be lost.
+
+        Layers that mask what they give put the mask on the tensor, out of every model around them; what takes the place
+        of such a layer cannot do that.
+        """
+        wanted = [mask for mask in map(_mask, model.outputs) if path and mask is not None]
+        graph = keras.Model(model.input, [model.output, wanted]) if wanted else model
+        outputs = graph._run_through_graph(inputs, operation_fn=lambda operation: self._call(operation, path))
+        if wanted:
+            outputs, wanted = outputs
+        pairs = list(zip(model.outputs, keras.tree.flatten(outputs), strict=True))
+        lost = any(_mask(old) is not None and _mask(new) is None for old, new in pairs)
+        inner = any(id(self._twins[id(x)][1]) in self._masked for x in model.operations if id(x) in self._twins)
+        copies = iter(wanted)
+        masks = [next(copies) if _mask(old) is not None else _mask(new) for old, new in pairs] if path else []
+        masked = [index for index, mask in enumerate(masks) if mask is not None]
+        outputs = self._whole_answers(outputs)
+        if not (masked and (lost or inner)):
+            return keras.Model(inputs, outputs, name=name)
+        twin = keras.Model(inputs, [outputs, [masks[index] for index in masked]], name=name)
+        self._masked[id(twin)] = masked
+        return twin
 
     def _whole_answers(self, outputs: Any) -> Any:
         """Outputs of a model with all tensors of an answer in the place of the first."""
@@ -276,9 +304,20 @@ class _Rebuilding:
             for node in nodes
         }
         several = isinstance(layers[-1], keras.Model) and len(layers[-1].outputs) > len(model.outputs)
-        if several or any(not _takes(twin, given[id(layer)]) for layer, twin in zip(model.layers, layers, strict=True)):
+        masks = any(self._loses_mask(layer, twin) for layer, twin in zip(model.layers, layers, strict=True))
+        if (
+            several
+            or masks
+            or any(not _takes(twin, given[id(layer)]) for layer, twin in zip(model.layers, layers, strict=True))
+        ):
             return self._functional(model._functional, path, name, rename)
         return keras.Sequential([_copy_input(model.inputs[0], rename), *layers], name=name)
+
+    def _loses_mask(self, layer: keras.Layer, twin: keras.Operation) -> bool:
+        """Whether a layer of a Sequential model masks what it gives, and its copy, called as it is, does not."""
+        if not isinstance(twin, keras.Model) or isinstance(layer, keras.Model):
+            return id(twin) in self._masked
+        return any(_mask(tensor) is not None for node in layer._inbound_nodes for tensor in node.output_tensors)
 
     def _wrapper(self, layer: keras.Layer, path: str, name: str) -> keras.Layer | None:
         """Copies a stock layer that holds other layers given by the user; `None` where it is no such layer."""
@@ -350,6 +389,45 @@ def _is_stock(operation: object) -> bool:
 def _has_graph(model: keras.Model) -> bool:
     """Whether the model computes what its graph of layers says; a subclass with a call() of its own need not."""
     return any(isinstance(model, kind) and type(model).call is kind.call for kind in (Functional, keras.Sequential))
+
+
+def _mask(tensor: Any) -> keras.KerasTensor | None:
+    return getattr(tensor, "_keras_mask", None)
+
+
+def _masks(operation: keras.Operation, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The masks of the tensors that an operation is called with, as arguments: Keras would take them from the tensors,
+    but then not write them into the graph where the call has other arguments by name."""
+    parameters = inspect.signature(operation.call).parameters
+    if not any("mask" in name for name in parameters):
+        return {}
+    given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
+    tensors = {name: value for name, value in given.items() if _is_symbolic(value)}
+    names = dict.fromkeys(tensors, "mask") if len(tensors) == 1 else {name: f"{name}_mask" for name in tensors}
+    found = {mask: keras.tree.map_structure(_mask, tensors[name]) for name, mask in names.items() if mask in parameters}
+    return {
+        name: mask
+        for name, mask in found.items()
+        if given.get(name) is None and any(x is not None for x in keras.tree.flatten(mask))
+    }
+
+
+def _is_symbolic(value: Any) -> bool:
+    flat = keras.tree.flatten(value)
+    return bool(flat) and all(isinstance(x, keras.KerasTensor) for x in flat)
+
+
+def _setting_masks(model: keras.Model, masked: Sequence[int]) -> Callable[..., Any]:
+    """The call of a model whose last outputs are the masks of some of the others."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outputs, masks = model(*args, **kwargs)
+        flat = keras.tree.flatten(outputs)
+        for index, mask in zip(masked, masks, strict=True):
+            flat[index]._keras_mask = mask
+        return outputs
+
+    return call
 
 
 def _takes(operation: keras.Operation, tensors: Sequence[keras.KerasTensor]) -> bool:
