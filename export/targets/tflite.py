@@ -92,20 +92,31 @@ def convert_plainly(model: keras.Model, request: Request, path: Path) -> tuple[s
     Raises:
         ConversionError: as `convert`.
     """
-    notes: tuple[str, ...] = ()
+    from keras_efficient.export import large_tables
+
+    as_they_are = request.precision in ("float32", "float16")  # others round tables of floats
+    calibrated = request.precision in CALIBRATED  # the model is run, with its own tables
+    small, tables = (model, []) if calibrated else large_tables.taken_out(model, of_floats=as_they_are)
+    data, notes = _convert_in_some_way(small, request)
+    if tables:
+        whole = large_tables.put_back(data, tables)
+        data, notes = _convert_in_some_way(model, request) if whole is None else (whole, notes)
+    path.write_bytes(data)
+    if request.precision.endswith("-weights"):
+        _quantize_weights(path, request.precision)
+    return notes
+
+
+def _convert_in_some_way(model: keras.Model, request: Request) -> tuple[bytes, tuple[str, ...]]:
     try:
-        data = _convert_once(model, request)
+        return _convert_once(model, request), ()
     except ConversionError as err:
         # A recurrent layer's list of time steps can be lowered only when the batch is known.
         if "tensor list" not in str(err).lower() or all(spec.shape[0] is not None for spec in request.inputs):
             raise
         inputs = tuple(replace(spec, shape=(spec.shape[0] or 1, *spec.shape[1:])) for spec in request.inputs)
-        data = _convert_once(model, replace(request, inputs=inputs))
-        notes = ("The batch is fixed to 1: TFLite's loops cannot have a free one.",)
-    path.write_bytes(data)
-    if request.precision.endswith("-weights"):
-        _quantize_weights(path, request.precision)
-    return notes
+        note = "The batch is fixed to 1: TFLite's loops cannot have a free one."
+        return _convert_once(model, replace(request, inputs=inputs)), (note,)
 
 
 def _rewrite_integers(path: Path) -> Iterator[str]:
