@@ -251,7 +251,7 @@ def fitting(quick: bool) -> Iterator[Row]:
             ours = epochs == 1 and options == training.SUBSPACE
             bar = {"bar": "≤ 2 points behind", "reached": lost - scratch <= 2} if ours else {}
             yield Row(
-                f"nDCG@20 lost on Gowalla at 16× by from_embedding and {epochs} epochs: {name}",
+                f"nDCG@20 lost on Gowalla at 16× by from_embedding and {('no', 'one')[epochs]} epoch: {name}",
                 round(lost, 2),
                 "%",
                 peer=round(scratch, 2),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import keras
 
 from keras_efficient.errors import WrongArgument
 
 __all__ = ["TableParallel", "local_rows"]
+
+MANY = 256  # rows a device, of what is worth a warning
 
 
 class TableParallel(keras.distribution.ModelParallel):
@@ -50,15 +53,27 @@ class TableParallel(keras.distribution.ModelParallel):
         super().__init__(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
         self._tables = re.compile(tables)
         self._spread = table_devices
+        self._warned: set[str] = set()
 
     def get_variable_layout(self, variable):
         """Rows, else columns, else a copy on every device."""
         axes = [None] * len(variable.shape)
         if self._tables.search(variable.path):
             axis = next((i for i, size in enumerate(variable.shape) if size and size % self._spread == 0), None)
+            if axis != 0 and variable.shape[0] >= self._spread * MANY:
+                self._warn(variable, "every device has them whole" if axis is None else "their columns are")
             if axis is not None:
                 axes[axis] = "tables"
         return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+    def _warn(self, variable, instead):
+        if variable.path not in self._warned:
+            self._warned.add(variable.path)
+            warnings.warn(
+                f"The {variable.shape[0]} rows of {variable.path} cannot be divided among {self._spread} devices: "
+                f"{instead}. Choose a number of entities that can be.",
+                stacklevel=3,
+            )
 
 
 def local_rows(size: int) -> slice:

@@ -18,6 +18,8 @@ pytestmark = [
 
 TRAIN = """
 import json
+import warnings
+
 import keras, numpy as np
 from keras_efficient import models
 from keras_efficient.errors import WrongArgument
@@ -50,6 +52,11 @@ try:
     found["uneven"] = str(local_rows(7))
 except WrongArgument as error:
     found["uneven"] = str(error)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    keras.distribution.set_distribution(TableParallel(4))
+    models.SequenceClassifier(1603, 20, dim=16, embedding={"hash_size": 400})
+found["told"] = [str(warning.message) for warning in told if "rows" in str(warning.message)]
 print(json.dumps(found))
 """
 
@@ -68,6 +75,12 @@ def test_the_result_is_one_devices(found, entities, way):
         assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         for left, right in zip(actual["weights"], expected["weights"], strict=True):
             assert left == pytest.approx(right, abs=2e-5)
+
+
+def test_rows_that_cannot_be_divided_are_told(found):
+    words = "The 1603 rows of embedding/scalars cannot be divided among 4 devices: every device has them whole"
+    assert len(found["told"]) == 1
+    assert words in found["told"][0]
 
 
 def test_tables_are_spread_by_rows_where_these_can_be_divided(found):

@@ -164,6 +164,12 @@ def compress_embeddings(
     tables = _tables(model)
     if not tables:
         raise WrongArgument(f"Model {model.name!r} has no embedding table that could be compressed.")
+    if isinstance(only, str):
+        only = (only,)
+    if counts is not None and not isinstance(counts, Mapping):
+        raise WrongArgument(
+            "`counts` are by layer: {path: counts of its entities}.", hint=f"Paths: {', '.join(dict(tables))}."
+        )
     counts = counts or {}
     for path in [*counts, *(only or ())]:
         if path not in dict(tables):

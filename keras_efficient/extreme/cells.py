@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_efficient.errors import WrongArgument
 from keras_efficient.extreme.clusters import balanced_groups, group_sums, unit
+from keras_efficient.extreme.placement import placed, preferences
 from keras_efficient.extreme.queries import Queries
 from keras_efficient.extreme.routing import ClassMeans, class_means, discriminants
 from keras_efficient.layers.halos import Index, RouterPlan
@@ -18,8 +19,11 @@ __all__ = ["cells", "routed_again", "router_plan"]
 Scores = Callable[[ClassMeans, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 LOOSE = 1.1  # places over classes: balanced groups cut fewer alike classes apart where some places are free
+MOVES = 2  # of classes to other blocks; a third one changed little
+LEAST_BEAM, CHOICES = 8, 24  # of the tree in a move
 HEAD_SHARE = 0.125  # of the budget
-ROUTER_SHARE = 0.25  # of the budget, at most
+ROUTER_SHARE = 0.45  # of the budget, at most
+PROBES, PROBES_OF_MANY, MANY = 8, 64, 2**17  # blocks that a query takes, and of so many classes
 
 
 def router_plan(
@@ -32,7 +36,7 @@ def router_plan(
     """
     neurons = math.floor(budget * units)
     head = round(HEAD_SHARE * neurons) if head is None else head
-    probes = (8 if units < 2**17 else 32) if probes is None else probes
+    probes = (PROBES if units < MANY else PROBES_OF_MANY) if probes is None else probes
     for beams in (probes, max(probes // 2, 1), max(probes // 4, 1), 1):
         plan = _fitted(units, dim, neurons, head, probes, beams)
         if plan is not None and plan.routed <= ROUTER_SHARE * neurons:
@@ -81,6 +85,9 @@ def cells(plan: RouterPlan, queries: Queries, rows: np.ndarray, *, seed: int, le
     groups = np.full(plan.units, -1, np.int32)
     groups[rest] = _nested_groups(features[rest], plan, random)
     routers = _routers(plan, classes, groups, discriminants if learned else _centres)
+    for _ in range(MOVES if learned else 0):
+        groups[rest] = _placed_again(plan, routers, classes, rest)
+        routers = _routers(plan, classes, groups, discriminants)
     return Index(plan, {**routers, "slots": _slots(groups, plan), "head": head})
 
 
@@ -91,6 +98,18 @@ def routed_again(plan: RouterPlan, index: Index, queries: Queries, rows: np.ndar
     groups[index.arrays["slots"][block, place]] = block
     routers = _routers(plan, class_means(queries, rows), groups, discriminants)
     return Index(plan, {**index.arrays, **routers})
+
+
+def _placed_again(
+    plan: RouterPlan, routers: dict[str, np.ndarray], classes: ClassMeans, rest: np.ndarray
+) -> np.ndarray:
+    """The block of each class, where the scores lead its mean query to, as far as there is room.
+
+    Groups of balanced sizes cut classes off from those that they are like; queries of these would not find them.
+    """
+    beam = max(LEAST_BEAM, plan.widths[0] // 32)
+    blocks, scores = preferences(plan, routers, classes.means[rest], beam=beam, count=CHOICES)
+    return placed(blocks, scores, classes.masses[rest], plan)
 
 
 def _routers(plan: RouterPlan, classes: ClassMeans, groups: np.ndarray, scores: Scores) -> dict[str, np.ndarray]:

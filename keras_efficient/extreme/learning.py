@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.extreme.cells import cells, routed_again, router_plan
 from keras_efficient.extreme.contexts import contexts, contexts_plan, moved_again
 from keras_efficient.extreme.hashes import Guards, filled_again, hash_plan, learned_hashes, random_hashes
-from keras_efficient.extreme.measures import Measures, measure
+from keras_efficient.extreme.measures import Measures, full_answers, measure
 from keras_efficient.extreme.queries import Queries, output_layer, queries
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
@@ -64,10 +65,15 @@ class _Task:
     def sizes(self) -> tuple[int, int, float]:
         return len(self.rows), self.rows.shape[1] - 1, self.budget
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """How often each class is a label."""
         return np.bincount(self.known.labels, minlength=len(self.rows))
+
+    @cached_property
+    def full(self) -> np.ndarray:
+        """What the full layer answers on the validation part."""
+        return full_answers(self.rows, self.held_out, 5)
 
     def measure(self, index: Index) -> Measures:
         """What the layer would answer with an index."""
@@ -76,7 +82,7 @@ class _Task:
         def candidates(vectors: np.ndarray) -> np.ndarray:
             return keras.ops.convert_to_numpy(self.layer.candidates(vectors))
 
-        return measure(candidates, index.plan.neurons, self.rows, self.held_out, counts=self.counts)
+        return measure(candidates, index.plan.neurons, self.rows, self.held_out, counts=self.counts, full=self.full)
 
 
 def learn_index(

@@ -12,7 +12,7 @@ from keras_efficient.extreme.queries import Queries
 
 __all__ = ["Measures", "measure"]
 
-BYTES = 256 * 2**20  # of logits at once
+BYTES = 256 * 2**20  # of rows, or of logits, at once
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,20 @@ class Measures:
         return self.precision[k] / max(self.full_precision[k], 1e-12)
 
 
+def full_answers(rows: np.ndarray, queries: Queries, k: int) -> np.ndarray:
+    """The k classes with the largest logits of all, the best first: (n, k) int32.
+
+    Args:
+        rows: (units, d + 1) weights and bias of each class.
+        queries: labelled or not.
+        k: how many; where there are fewer classes, −1 fills up.
+    """
+    weights, bias = np.ascontiguousarray(rows[:, :-1].T), rows[:, -1]
+    step = max(1, BYTES // (4 * len(rows)))
+    parts = (queries.vectors[start : start + step] @ weights + bias for start in range(0, len(queries), step))
+    return np.concatenate([np.zeros((0, k), np.int32), *(ranking.top_k(part, k) for part in parts)])
+
+
 def measure(
     candidates: Callable[[np.ndarray], np.ndarray],
     neurons: int,
@@ -52,6 +66,7 @@ def measure(
     *,
     counts: np.ndarray | None = None,
     at: tuple[int, ...] = (1, 5),
+    full: np.ndarray | None = None,
 ) -> Measures:
     """Compares the best candidates with the best of all classes.
 
@@ -62,29 +77,37 @@ def measure(
         queries: labelled.
         counts: (units,) how often each class is a label in training, by which classes are frequent; by default here.
         at: the k of P@k.
+        full: what `full_answers` found for these queries, for the largest k at least; by default it is asked here.
     """
     units, most = len(rows), max(at)
-    weights, bias = np.ascontiguousarray(rows[:, :-1]), rows[:, -1]
-    some, all_of_them, found = [], [], []
-    step = max(1, BYTES // (4 * units))
+    full = full_answers(rows, queries, most) if full is None else full[:, :most]
+    some, found = [], []
+    step = max(1, BYTES // (4 * rows.shape[1] * neurons))
     for start in range(0, len(queries), step):
         part = queries.select(np.arange(start, min(start + step, len(queries))))
-        logits = part.vectors @ weights.T + bias
-        ids = np.asarray(candidates(part.vectors))
-        inside = np.zeros((len(part), units + 1), bool)  # the last column takes what is none
-        np.put_along_axis(inside, ids, True, axis=1)
-        found.append(inside[part.owners, part.labels])
-        all_of_them.append(ranking.top_k(logits, min(most, units)))
-        some.append(ranking.top_k(np.where(inside[:, :-1], logits, -np.inf), min(most, units)))
+        ids = np.sort(np.asarray(candidates(part.vectors)), axis=1)
+        ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1
+        taken = rows[ids]  # of no class any row
+        logits = np.matmul(taken[:, :, :-1], part.vectors[:, :, None])[:, :, 0] + taken[:, :, -1]
+        places = ranking.top_k(np.where(ids < 0, -np.inf, logits), most)
+        some.append(np.where(places < 0, -1, np.take_along_axis(ids, np.maximum(places, 0), axis=1)))
+        found.append(_are_among(part, ids, units))
     there, relevant = np.concatenate(found), (queries.labels, queries.offsets)
     counts = np.bincount(queries.labels, minlength=units) if counts is None else counts
     third = np.searchsorted([1 / 3, 2 / 3], _rank_of_labels(counts, queries.labels), side="right")
     parts = [float(there[third == which].mean()) if (third == which).any() else float("nan") for which in range(3)]
-    precision, full = (
-        {k: float(np.nanmean(ranking.precision(np.concatenate(ranked), relevant, k))) for k in at}
-        for ranked in (some, all_of_them)
+    precision, full_precision = (
+        {k: float(np.nanmean(ranking.precision(ranked, relevant, k))) for k in at}
+        for ranked in (np.concatenate(some), full)
     )
-    return Measures(len(queries), neurons, neurons / units, precision, full, float(there.mean()), *parts)
+    return Measures(len(queries), neurons, neurons / units, precision, full_precision, float(there.mean()), *parts)
+
+
+def _are_among(queries: Queries, ids: np.ndarray, units: int) -> np.ndarray:
+    """For each label whether it is one of its query's classes ``(n, m)``, where −1 is none."""
+    keys = np.sort((np.arange(len(ids))[:, None] * (units + 1) + ids + 1).ravel())
+    wanted = queries.owners * (units + 1) + queries.labels + 1
+    return keys[np.searchsorted(keys, wanted).clip(0, len(keys) - 1)] == wanted
 
 
 def _rank_of_labels(counts: np.ndarray, labels: np.ndarray) -> np.ndarray:

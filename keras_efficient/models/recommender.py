@@ -214,9 +214,10 @@ def DLRM(
     Raises:
         ValueError: a compression that not even the largest vocabulary allows; the message says how far it goes.
     """
-    compressed_embedding(
-        max(vocabulary_sizes), dim, embedding
-    )  # raises what is not only impossible for small vocabularies
+    if not len(vocabulary_sizes):
+        raise ValueError("A DLRM has one category at least. Received: no vocabulary sizes.")
+    # Raises what is not only impossible for small vocabularies.
+    compressed_embedding(max(vocabulary_sizes), dim, embedding)
     dense = keras.Input((num_dense,), name="dense")
     categories = keras.Input((len(vocabulary_sizes),), dtype="int32", name="categories")
     x = dense
@@ -239,6 +240,8 @@ def compressed_embedding(size: int, dim: int, options: Options, **common: Any) -
     """The whole table, or what the options say: `MEmComEmbedding`, or, with a method, `CompressedEmbedding`."""
     if options is None:
         return CompressedEmbedding(size, dim, method="reduced", **common)
+    if not isinstance(options, Mapping):
+        raise ValueError(f"An embedding's options are a dict, such as {{'compression': 16}}. Received: {options!r}.")
     kind = CompressedEmbedding if "method" in options else MEmComEmbedding
     return kind(size, dim, **{**common, **options})
 

@@ -60,7 +60,8 @@ def evaluate(
         users: so many of them, drawn with `seed`, instead of all.
 
     Raises:
-        WrongArgument: parts of different numbers of users, or nobody has both a history and something held out.
+        WrongArgument: parts of different numbers of users, scores of another number of items, or nobody has both a
+            history and something held out.
     """
     from keras_efficient import ranking
 
@@ -79,6 +80,11 @@ def evaluate(
     done = 0
     for places, ids in history_batches(items, offsets, who):
         scores = np.asarray(_numpy(predict(ids)))[: len(places)]
+        if scores.ndim == 2 and scores.shape[1] != known.num_items:
+            raise WrongArgument(
+                f"The model scores {scores.shape[1]} items, the interactions have {known.num_items}.",
+                hint="Histories are of items plus one, since 0 is padding; scores are of the items themselves.",
+            )
         chosen = who[places]
         ranked[places] = ranking.top_k(scores, k, exclude=_parts(items, offsets, chosen))
         done += len(places)

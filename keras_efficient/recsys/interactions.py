@@ -109,7 +109,7 @@ def by_frequency(*parts: Interactions, counts: np.ndarray | None = None) -> tupl
         new_ids: (num_items,) int32, the new id of each old id. Items that occur equally often stay in their order.
 
     Raises:
-        WrongArgument: no parts, parts with different numbers of items, or `counts` of another length.
+        WrongArgument: no parts, parts with different numbers of items, or `counts` of another length or negative.
     """
     numbers = sorted({part.num_items for part in parts})
     if len(numbers) != 1:
@@ -120,6 +120,8 @@ def by_frequency(*parts: Interactions, counts: np.ndarray | None = None) -> tupl
     counts = parts[0].counts() if counts is None else np.asarray(counts)
     if counts.shape != (numbers[0],):
         raise WrongArgument(f"counts must have shape ({numbers[0]},), got {counts.shape}.")
+    if counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or (counts < 0).any():
+        raise WrongArgument("counts must be finite numbers, not negative.")
     order = np.argsort(-counts.astype(np.float64), kind="stable")  # unsigned counts have no negative
     new_ids = np.empty(numbers[0], np.int32)
     new_ids[order] = np.arange(numbers[0], dtype=np.int32)

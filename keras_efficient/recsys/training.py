@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import numbers
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.models.sampled import SampledSoftmax
 from keras_efficient.recsys.batches import HistoryBatches
 
@@ -63,6 +64,9 @@ def train(
         FileProblem: the folder holds the state of another run; the message says what differs.
     """
     _check_numbers(epochs=epochs, learning_rate=learning_rate, weight_decay=weight_decay)
+    known = set(inspect.signature(HistoryBatches.__init__).parameters) - {"self", "interactions"}
+    if wrong := sorted(set(batches) - known):
+        raise UnknownName("argument", wrong[0], known)
     data = HistoryBatches(interactions, batch_size=batch_size, seed=seed, **batches)
     if not len(data):
         raise WrongArgument("No user has enough items to train on.")

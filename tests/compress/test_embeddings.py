@@ -295,6 +295,8 @@ def test_tables_inside_other_peoples_layers_are_seen_but_not_replaced():
         ({"only": ["items", "biases"]}, WrongArgument, "biases can be compressed 3.99× at most"),
         ({"counts": {"tags": np.ones(1500)}}, UnknownName, "Did you mean 'encoder/tags'"),
         ({"counts": {"items": np.ones(7)}}, WrongArgument, "'items'.*3000 entities"),
+        ({"counts": np.ones(3000)}, WrongArgument, "are by layer(.|\n)*Paths: .*items"),
+        ({"only": "item"}, UnknownName, "Did you mean 'items'"),
         ({"compression": 1000}, WrongArgument, "small is smaller than 64 KiB"),
     ],
 )

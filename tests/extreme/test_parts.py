@@ -8,11 +8,13 @@ import pytest
 
 from keras_efficient import extreme, ranking
 from keras_efficient.errors import WrongArgument
+from keras_efficient.extreme import cells as cells_module
 from keras_efficient.extreme import hashes
 from keras_efficient.extreme.clusters import balanced_groups, group_sums, k_means
+from keras_efficient.extreme.placement import placed, preferences
 from keras_efficient.extreme.queries import Queries
 from keras_efficient.extreme.routing import class_means, discriminants
-from keras_efficient.layers.halos import HashPlan
+from keras_efficient.layers.halos import HashPlan, RouterPlan
 
 RNG = np.random.default_rng(0)
 
@@ -176,3 +178,80 @@ def test_layers_without_biases(planted):
     model = keras.Model(inputs, HALOSOutput(400, use_bias=False, name="out")(inputs))
     model.get_layer("out").set_weights([planted.means])
     assert extreme.learn_index(model, planted.draw(2000), budget=0.4).measures.label_recall > 0.5
+
+
+def _tree(widths=(4, 5), capacity=3, seed=3):
+    blocks = int(np.prod(widths))
+    plan = RouterPlan(units=50, dim=6, capacity=capacity, widths=widths, beams=(1,) * len(widths))
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for name, shelf in plan.shelves().items():
+        arrays[name] = random.normal(size=(shelf.blocks, shelf.width, 6)).astype("f")
+        arrays[f"{name}_bias"] = random.normal(size=(shelf.blocks, shelf.width)).astype("f")
+    return plan, arrays, blocks
+
+
+def test_preferences_are_the_best_blocks_of_the_kept_nodes():
+    plan, arrays, blocks = _tree()
+    points = RNG.normal(size=(40, 6)).astype("f")
+    scores = points @ arrays["router_1"].reshape(blocks, 6).T + arrays["router_1_bias"].reshape(-1)
+    found, values = preferences(plan, arrays, points, beam=4, count=7)
+    np.testing.assert_array_equal(found, np.argsort(-scores, axis=1)[:, :7])
+    np.testing.assert_allclose(values, -np.sort(-scores, axis=1)[:, :7], rtol=1e-5)
+    found, _ = preferences(plan, arrays, points, beam=1, count=9)
+    best = (points @ arrays["router_0"][0].T + arrays["router_0_bias"][0]).argmax(1)
+    assert found.shape == (40, 5)  # a node has no more
+    np.testing.assert_array_equal(found // 5, np.tile(best[:, None], 5))
+
+
+def test_classes_are_placed_where_they_wish_as_far_as_there_is_room():
+    plan, _, blocks = _tree()
+    scores = RNG.normal(size=(60, blocks)).astype("f")
+    order = np.argsort(-scores, axis=1)[:, :8]
+    values = np.take_along_axis(scores, order, axis=1)
+    masses = RNG.integers(1, 100, 60).astype("f")
+    found = placed(order, values, masses, plan)
+    assert np.bincount(found, minlength=blocks).tolist() == [3] * blocks  # 60 places for 60 classes
+    few = placed(order[:2], values[:2], masses[:2], plan)
+    np.testing.assert_array_equal(few, order[:2, 0])
+    # All want one block: those that are asked for most have it.
+    alike = placed(np.tile(order[:1], (60, 1)), np.tile(values[:1], (60, 1)), masses, plan)
+    assert set(masses[alike == order[0, 0]]) == set(np.sort(masses)[-3:])
+
+
+def test_a_group_that_was_cut_apart_is_brought_together(planted):
+    """Balanced groups put what does not fit anywhere; moving classes finds more of them."""
+    x, y = planted.draw(3000)
+    recalls = {}
+    for moves in (0, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cells_module, "MOVES", moves)
+            recalls[moves] = extreme.learn_index(
+                planted.model(), (x, y), method="cells", budget=0.2
+            ).measures.label_recall
+    assert recalls[2] >= recalls[0]
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_measures_against_all_classes(duplicates):
+    units, random = 40, np.random.default_rng(5)
+    rows = random.normal(size=(units, 5)).astype("f")
+    vectors = random.normal(size=(30, 4)).astype("f")
+    labels = np.stack([random.choice(units, 2, replace=False) for _ in range(30)])
+    found = Queries(vectors, labels.ravel().astype("int32"), np.arange(31) * 2)
+    ids = np.stack([random.choice(units, 12, replace=False) for _ in range(30)]).astype("int32")
+    ids[:, 3] = -1
+    if duplicates:
+        ids[:, 5] = ids[:, 6]
+    measures = extreme.measure(lambda x: ids, 12, rows, found)
+    logits = vectors @ rows[:, :-1].T + rows[:, -1]
+    inside = np.zeros((30, units + 1), bool)
+    np.put_along_axis(inside, ids, True, axis=1)
+    some = np.argsort(-np.where(inside[:, :-1], logits, -np.inf), axis=1)[:, :5]
+    full = np.argsort(-logits, axis=1)[:, :5]
+    for k in (1, 5):
+        for ranked, value in ((some, measures.precision[k]), (full, measures.full_precision[k])):
+            hits = [len(set(ranked[i, :k]) & set(labels[i])) / k for i in range(30)]
+            assert value == pytest.approx(np.mean(hits))
+    there = [inside[i, label] for i in range(30) for label in labels[i]]
+    assert measures.label_recall == pytest.approx(np.mean(there))

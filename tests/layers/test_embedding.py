@@ -421,7 +421,32 @@ def test_the_mask_of_the_deployed_form_knows_the_policies(policy):
     np.testing.assert_allclose(array(deploy(model)(ids)), array(model(ids)), rtol=1e-5)
 
 
+def test_arguments_that_are_refused():
+    with pytest.raises(ValueError, match=r"build the layer .* before `embeddings\(\)`"):
+        layers.MEmComEmbedding(500, 8, compression=4).embeddings([0])
+    with pytest.raises(ValueError, match="`frozen` must be one of"):
+        layers.MEmComEmbedding(500, 8, compression=4, frozen="yes")
+    with pytest.raises(TypeError, match=r"no option 'foo'\. It has: .*combiner, compression, .*form, .*hash_size"):
+        layers.MEmComEmbedding(500, 8, foo=1)
+    with pytest.raises(ValueError, match="a table as small as this has none"):
+        layers.MEmComEmbedding(1, 1)
+    with pytest.raises(TypeError, match=r"Ids must be integers\. Received: None"):
+        built(layers.MEmComEmbedding, 500, 8, compression=4)(None)
+
+
 # From a trained table
+
+
+def test_sources_that_are_refused():
+    convert, matrix = layers.MEmComEmbedding.from_embedding, RNG.normal(size=(40, 6))
+    with pytest.raises(ValueError, match=r"An Embedding or a matrix is needed\. Received: a layer Dense"):
+        convert(keras.layers.Dense(4))
+    with pytest.raises(ValueError, match="compressed already"):
+        convert(convert(matrix, compression=2))
+    with pytest.raises(ValueError, match="`counts` must be numbers"):
+        convert(matrix, counts=["a"] * 40, compression=2)
+    with pytest.raises(ValueError, match="The source says what `input_dim` is"):
+        convert(matrix, input_dim=5, compression=2)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("hash_embedding", "tensor_train", "deep_hash")])
@@ -533,6 +558,9 @@ def test_growing_leaves_the_old_vectors(method, frozen, tmp_path):
     np.testing.assert_array_equal(again.embeddings()[:500], old)
     with pytest.raises(ValueError, match="650 entities already"):
         layer.grow(600)
+    for wrong in (700.5, "x", float("nan"), True):
+        with pytest.raises(ValueError, match="`input_dim` must be an integer"):
+            layer.grow(wrong)
 
 
 def test_new_integers_are_the_last_ones_with_its_scale():

@@ -97,5 +97,9 @@ def test_small_vocabularies_keep_their_whole_table(options):
 
 
 def test_a_compression_that_no_vocabulary_allows_is_refused():
+    with pytest.raises(ValueError, match="one category at least"):
+        models.DLRM([], 3)
+    with pytest.raises(ValueError, match="options are a dict"):
+        models.PointwiseRanker(1000, 1000, embedding=16)
     with pytest.raises(ValueError, match=r"the largest possible here is 7\.98"):
         models.DLRM([5000, 5], 3, dim=8, embedding={"compression": 16})

@@ -114,6 +114,9 @@ def test_by_frequency_of_other_counts():
     assert new.items.tolist() == [1, 1, 2]
     with pytest.raises(WrongArgument, match="counts"):
         by_frequency(part, counts=[1, 2])
+    for wrong in ([1, np.nan, 2], [1, -3, 2], ["a", "b", "c"]):
+        with pytest.raises(WrongArgument, match="finite numbers, not negative"):
+            by_frequency(part, counts=np.array(wrong))
     with pytest.raises(WrongArgument, match=r"\[3, 4\]"):
         by_frequency(part, replace(part, num_items=4))
     with pytest.raises(WrongArgument, match="one number of items"):

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from keras_efficient import models, recsys
-from keras_efficient.errors import FileProblem, UnsupportedLayer, WrongArgument
+from keras_efficient.errors import FileProblem, UnknownName, UnsupportedLayer, WrongArgument
 
 pytestmark = pytest.mark.contract
 
@@ -165,6 +165,12 @@ def test_what_cannot_be_trained():
         recsys.train(classifier(), empty, epochs=1)
     with pytest.raises(WrongArgument, match="held-out"):
         recsys.evaluate(classifier().predict_on_batch, empty, empty)
+    items = interactions().num_items
+    for width in (items - 1, items + 1):
+        with pytest.raises(WrongArgument, match=f"scores {width} items, the interactions have {items}"):
+            recsys.evaluate(lambda ids, width=width: np.zeros((len(ids), width)), interactions(), interactions())
+    with pytest.raises(UnknownName, match="Did you mean 'negatives'"):
+        recsys.train(classifier(), interactions(), epochs=1, negative=5)
     with pytest.raises(WrongArgument, match="120 and 3 users"):
         recsys.evaluate(classifier().predict_on_batch, interactions(), empty)
     inputs = keras.Input((4,))

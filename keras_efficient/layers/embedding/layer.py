@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import numbers
 from collections.abc import Collection
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["CompressedEmbedding"]
 
 COMBINERS = (None, "sum", "mean", "sqrtn")
 POLICIES = ("error", "clip", "wrap")
+LAYER_OPTIONS = ("activity_regularizer", "autocast", "dtype", "name", "trainable")  # of every Keras layer
 WIDE = ("int64", "uint64", "uint32")  # what int32 cannot hold all of
 
 
@@ -101,7 +103,9 @@ class CompressedEmbedding(keras.layers.Layer):
         **options,
     ):
         _check_choice("combiner", combiner, COMBINERS)
+        _check_choice("frozen", frozen, (False, True))
         _check_choice("out_of_range", out_of_range, POLICIES)
+        self._check_options(method, options)
         self.plan = _make_plan(method, options, input_dim, output_dim, compression, size, bits)
         super().__init__(**options)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
@@ -116,6 +120,19 @@ class CompressedEmbedding(keras.layers.Layer):
         # Of the ids that models give: Sequential without an Input makes floats of them.
         self._float_ids: set[str] = set()
         self.autocast = False  # ids are no numbers to be cast
+
+    @classmethod
+    def _check_options(cls, method, options):
+        """Raises what is an option neither of the method nor of Keras, with those that there are."""
+        _check_method(method)
+        signature = inspect.signature(cls.__init__).parameters
+        common = set(signature) - {"self", "input_dim", "output_dim", "method", "options", "kwargs"}
+        known = {*common, *LAYER_OPTIONS, *_own_options(METHODS[method]), "grown_from"}
+        if unknown := sorted(set(options) - known):
+            nearest = difflib.get_close_matches(unknown[0], known, n=1)
+            guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            known = ", ".join(sorted(known - {"grown_from"}))
+            raise TypeError(f"Method {method!r} has no option {unknown[0]!r}.{guess} It has: {known}.")
 
     @property
     def input_dim(self):
@@ -223,6 +240,8 @@ class CompressedEmbedding(keras.layers.Layer):
     def _read_inputs(self, inputs):
         """Ids as int32, inside the range; weights and mask, or `None`."""
         ids, weights = inputs if isinstance(inputs, (list, tuple)) and len(inputs) == 2 else (inputs, None)
+        if ids is None:
+            raise TypeError(f"Ids must be integers. Received: None ({self.name}).")
         mask = None
         if hasattr(ids, "row_lengths") and hasattr(ids, "to_tensor"):  # a tf.RaggedTensor
             if self.combiner is None:
@@ -290,6 +309,7 @@ class CompressedEmbedding(keras.layers.Layer):
 
     def embeddings(self, ids=None):
         """The vectors of these ids (default: of all) as a NumPy array, as inference would give them."""
+        self._check_built("embeddings")
         ids = np.arange(self.input_dim) if ids is None else np.asarray(ids)
         shape = (*ids.shape, self.output_dim)
         if not ids.size:
@@ -326,6 +346,12 @@ class CompressedEmbedding(keras.layers.Layer):
                 raise ValueError("The Embedding is quantised: give the matrix of its vectors, layer(np.arange(n)).")
             options = {"mask_zero": source.mask_zero, "name": source.name, **options}
             source = source.embeddings
+        if isinstance(source, CompressedEmbedding):
+            raise ValueError("The layer is compressed already: give the matrix of its vectors, layer.embeddings().")
+        if isinstance(source, keras.layers.Layer):
+            raise ValueError(f"An Embedding or a matrix is needed. Received: a layer {type(source).__name__}.")
+        if wrong := {"input_dim", "output_dim"} & set(options):
+            raise ValueError(f"The source says what `{min(wrong)}` is: leave it out.")
         matrix = np.asarray(ops.convert_to_numpy(source), np.float32)
         if matrix.ndim != 2 or not np.isfinite(matrix).all():
             raise ValueError(f"A finite matrix (entities, columns) is needed. Received: shape {matrix.shape}.")
@@ -367,7 +393,8 @@ class CompressedEmbedding(keras.layers.Layer):
             ValueError: fewer entities than before, or a method whose old vectors would change.
         """
         self._check_built("grow")
-        if not isinstance(input_dim, numbers.Integral) or input_dim < self.input_dim:
+        _check_size("input_dim", input_dim)
+        if input_dim < self.input_dim:
             raise ValueError(f"The layer has {self.input_dim} entities already. Received: input_dim={input_dim}.")
         if not self.plan.grows:
             raise ValueError(f"The vectors of method {self.method!r} would all change with the number of entities.")
@@ -499,8 +526,6 @@ class _Deployment:
         if layer.mask_zero and layer.combiner is not None:
             mask = ops.cast(ops.not_equal(given, 0), "float32")
         outputs = plan.project(_pooled(values, layer.combiner, weights, mask, plan.axes), dense)
-        if layer.mask_zero and layer.combiner is None:
-            outputs = _masked(outputs, given)
         return _numbered(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=layer.name))
 
     def _all_rows(self, codes: dict[str, Any]) -> dict[str, Any]:
@@ -539,13 +564,6 @@ def _numbered(model: keras.Model) -> keras.Model:
     return model
 
 
-def _masked(vectors: Any, ids: Any) -> Any:
-    """The vectors with a mask of the ids that are not zero, by stock layers: only `Embedding` makes one of integers."""
-    ones = keras.layers.Embedding(2, 1, embeddings_initializer="ones", mask_zero=True, dtype="float32", name="mask")
-    ones.trainable = False
-    return keras.layers.Multiply(name="masked")([vectors, ones(ops.cast(ops.not_equal(ids, 0), "int32"))])
-
-
 def _pooled(values: Any, combiner: str | None, weights: Any, mask: Any, axes: int) -> Any:
     """``Σ w·e / Σ |w|`` (mean), ``Σ w·e / √Σ w²`` (sqrtn), ``Σ w·e`` (sum) along the last axis of the ids.
 
@@ -578,22 +596,12 @@ def _pooled(values: Any, combiner: str | None, weights: Any, mask: Any, axes: in
 def _make_plan(method, options, input_dim, output_dim, compression, size, bits) -> Plan:
     """The method's plan; takes its options out of `options`."""
     for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
-            raise ValueError(f"`{name}` must be an integer from 1 to 2³¹ − 1. Received: {name}={value!r}.")
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
+        _check_size(name, value)
     if compression is not None and size is not None:
         raise ValueError(f"Give `compression` or `size`, not both. Received: compression={compression}, size={size}.")
     kind = METHODS[method]
-    own = {f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Plan)}
+    own = _own_options(kind)
     chosen = {name: options.pop(name) for name in list(options) if name in own or name == "grown_from"}
-    known = {"name", "dtype", "trainable", "activity_regularizer", "autocast"}
-    if unknown := sorted(set(options) - known):
-        common = {"compression", "size", "bits", "combiner", "out_of_range", "frozen", "mask_zero", *known}
-        nearest = difflib.get_close_matches(unknown[0], common | own, n=1)
-        guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        own_options = ", ".join(sorted(own)) or "none"
-        raise TypeError(f"Method {method!r} has no option {unknown[0]!r}.{guess} It has of its own: {own_options}.")
     plan = kind(input_dim=int(input_dim), output_dim=int(output_dim), bits=bits, **chosen)
     if size is not None:
         if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
@@ -606,6 +614,20 @@ def _make_plan(method, options, input_dim, output_dim, compression, size, bits) 
     if not isinstance(compression, numbers.Real) or isinstance(compression, bool) or not float(compression) >= 1:
         raise ValueError(f"`compression` must be a number from 1 on. Received: compression={compression!r}.")
     return plan.fitted(float(compression))
+
+
+def _check_method(method: Any) -> None:
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
+
+
+def _own_options(kind: type[Plan]) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Plan)}
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
+        raise ValueError(f"`{name}` must be an integer from 1 to 2³¹ − 1. Received: {name}={value!r}.")
 
 
 def _grown(old: np.ndarray, fresh: np.ndarray, table: Table | None) -> np.ndarray:
@@ -627,7 +649,10 @@ def _counts(counts: Any, entities: int) -> np.ndarray:
     """Weights of the entities, never quite zero: an entity that was not seen has a vector all the same."""
     if counts is None:
         return np.ones(entities, np.float32)
-    counts = np.asarray(counts, np.float32)
+    counts = np.asarray(counts)
+    if counts.dtype.kind not in "iuf":
+        raise ValueError(f"`counts` must be numbers. Received: {counts.dtype}.")
+    counts = counts.astype(np.float32)
     if counts.shape != (entities,):
         raise ValueError(f"`counts` must have one number for each of {entities} entities. Received: {counts.shape}.")
     if not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():

@@ -78,8 +78,11 @@ class Plan:
         smallest = dataclasses.replace(self, size=least)
         if smallest.nbytes > budget:
             largest = math.floor(100 * self.full_nbytes / smallest.nbytes) / 100
+            possible = (
+                f"the largest possible here is {largest:g}" if largest >= 1 else "a table as small as this has none"
+            )
             raise ImpossibleCompression(
-                f"`compression={compression:g}` leaves no {self.counts}: the largest possible here is {largest:g}. "
+                f"`compression={compression:g}` leaves no {self.counts}: {possible}. "
                 f"Received: input_dim={self.input_dim}, output_dim={self.output_dim}, bits={self.bits}."
             )
         while least < most:
