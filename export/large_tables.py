@@ -1,6 +1,7 @@
-"""Large tables that the converter never sees: it would copy each of them several times, and take minutes for that.
+"""Tables that the converter never sees: it would copy large ones several times, and take minutes for that, and round
+the scales and biases of rows where it rounds rows.
 
-A small table takes the place of each while a model is converted, and the large one its place in the file.
+A small table takes the place of each while a model is converted, and the table itself its place in the file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.lowerings import operations, rebuild_if
 from keras_efficient.export.lowerings.plain_gather import PlainGather
+from keras_efficient.export.lowerings.table_layers import IntegerTable, SignTable
 
 if TYPE_CHECKING:
     import keras
@@ -19,32 +21,50 @@ if TYPE_CHECKING:
 __all__ = ["LARGE", "put_back", "taken_out"]
 
 LARGE = 32 * 2**20  # bytes
+ROUNDED = 1024  # numbers from which on the converter rounds a table of floats
+KEPT = ("bias", "scale")  # ends of the names of tables that belong to another one's rows
 ROWS = 13  # of a small table: enough for no two of them to be alike
 
 
-def taken_out(model: keras.Model, *, of_floats: bool) -> tuple[keras.Model, list[tuple[np.ndarray, np.ndarray]]]:
+def taken_out(model: keras.Model, *, rounding: bool) -> tuple[keras.Model, list[tuple[np.ndarray, np.ndarray]]]:
     """The model with small tables in the place of large ones, and pairs of both; itself where it has none.
 
     Args:
         model: as it would be converted.
-        of_floats: whether tables of floats are meant, too, which some precisions round.
+        rounding: whether the converter will round tables of floats to integers. Then it has to see those of rows, and
+            must not see scales and biases of rows.
     """
-    random = np.random.default_rng(0)
-    large = {id(layer): layer for layer in operations(model) if _is_large(layer, of_floats)}
-    tables = {}
-    for key, layer in large.items():
-        shape, dtype = (ROWS, layer.output_dim), np.dtype(layer.embeddings.dtype)
-        whole = random.integers(0, 100, shape, dtype) if dtype.kind in "iu" else None
-        tables[key] = random.normal(size=shape).astype(dtype) if whole is None else whole
+    random, found = np.random.default_rng(0), {}
+    for layer in operations(model):
+        if _is_meant(layer, rounding):
+            large = layer.get_weights()
+            found[id(layer)] = [(_like(array, random), array) for array in large]
 
-    def small(layer: Any) -> PlainGather:
-        twin = PlainGather.from_config({**layer.get_config(), "input_dim": ROWS})
+    def small(layer: Any) -> Any:
+        size = "input_dim" if isinstance(layer, PlainGather) else "rows"
+        twin = type(layer).from_config({**layer.get_config(), size: ROWS})
         twin.build()
-        twin.set_weights([tables[id(layer)]])
+        twin.set_weights([small for small, _ in found[id(layer)]])
         return twin
 
-    pairs = [(tables[key], np.asarray(layer.embeddings)) for key, layer in large.items()]
-    return rebuild_if(model, lambda operation: id(operation) in tables, small), pairs
+    return rebuild_if(model, lambda x: id(x) in found, small), [pair for pairs in found.values() for pair in pairs]
+
+
+def _is_meant(layer: Any, rounding: bool) -> bool:
+    if type(layer) not in (PlainGather, IntegerTable, SignTable):
+        return False
+    arrays = [(np.dtype(weight.dtype), int(np.prod(weight.shape))) for weight in layer.weights]
+    if rounding and type(layer) is PlainGather and arrays[0][0].kind == "f":
+        return layer.name.endswith(KEPT) and arrays[0][1] >= ROUNDED
+    scales = rounding and any(dtype.kind == "f" and size >= ROUNDED for dtype, size in arrays)
+    return scales or sum(dtype.itemsize * size for dtype, size in arrays) >= LARGE
+
+
+def _like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    shape = (ROWS, *array.shape[1:])
+    if array.dtype.kind in "iu":
+        return random.integers(0, 100, shape, array.dtype)
+    return random.normal(size=shape).astype(array.dtype)
 
 
 def put_back(data: bytes, tables: list[tuple[np.ndarray, np.ndarray]]) -> bytes | None:
@@ -76,10 +96,3 @@ def _tensors_of(model: Any, small: np.ndarray) -> list[Any]:
 def _contents(model: Any, tensor: Any) -> bytes:
     data = model.buffers[tensor.buffer].data
     return b"" if data is None else bytes(data)
-
-
-def _is_large(layer: Any, of_floats: bool) -> bool:
-    if type(layer) is not PlainGather:
-        return False
-    dtype = np.dtype(layer.embeddings.dtype)
-    return (of_floats or dtype.kind in "iu") and layer.input_dim * layer.output_dim * dtype.itemsize >= LARGE

@@ -94,9 +94,9 @@ def convert_plainly(model: keras.Model, request: Request, path: Path) -> tuple[s
     """
     from keras_efficient.export import large_tables
 
-    as_they_are = request.precision in ("float32", "float16")  # others round tables of floats
     calibrated = request.precision in CALIBRATED  # the model is run, with its own tables
-    small, tables = (model, []) if calibrated else large_tables.taken_out(model, of_floats=as_they_are)
+    rounding = request.precision not in ("float32", "float16")
+    small, tables = (model, []) if calibrated else large_tables.taken_out(model, rounding=rounding)
     data, notes = _convert_in_some_way(small, request)
     if tables:
         whole = large_tables.put_back(data, tables)
