@@ -143,7 +143,8 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
         layer.set_index(index)
         name = f"candidates, {bits} bits" + (", dynamic" if precision == "dynamic" else "")
         started = time.time()
-        report = export.save(model, folder / f"{name}.tflite", precision=precision, overwrite=True)
+        options = {"input_shape": (halos_planted.DIM,), "overwrite": True}
+        report = export.save(model, folder / f"{name}.tflite", precision=precision, **options)
         found[name] = {
             "seconds of export": round(time.time() - started, 1),
             "megabytes": round(report.bytes / 1e6, 1),
@@ -155,7 +156,8 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
     last = next(layer for layer in whole.layers if isinstance(layer, HALOSOutput))
     last.set_weights([planted.kernel, planted.bias])
     last.set_index(index)
-    export.save(whole, folder / "whole, candidates, 8 bits.tflite", overwrite=True, verify=False)
+    path = folder / "whole, candidates, 8 bits.tflite"
+    export.save(whole, path, input_shape={"ids": (WORDS,), "weights": (WORDS,)}, overwrite=True, verify=False)
     del whole, last
     _dense_files(planted, folder)
     return found

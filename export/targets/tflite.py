@@ -131,10 +131,10 @@ def _rewrite_integers(path: Path) -> Iterator[str]:
 def _rewrite_tables(path: Path, precision: str) -> Iterator[str]:
     """Rewrites how a float file reads its tables; yields a note for each rewrite."""
     from keras_efficient.export.lowerings.embedding_lookup import EMBEDDING_LOOKUP, ROWS_WIDENED_LATE
-    from keras_efficient.export.lowerings.gathered_products import GATHERED_PRODUCTS
+    from keras_efficient.export.lowerings.gathered_products import GATHERED_PRODUCTS, ROUNDED_PRODUCTS
 
-    products = (GATHERED_PRODUCTS,) if precision == "dynamic" else ()  # which rounds inputs, as this does
-    for summary in _rewrite(path, (EMBEDDING_LOOKUP, ROWS_WIDENED_LATE, *products)):
+    rounded = (ROUNDED_PRODUCTS,) if precision == "dynamic" else ()  # which rounds inputs, as this does
+    for summary in _rewrite(path, (EMBEDDING_LOOKUP, ROWS_WIDENED_LATE, *rounded, GATHERED_PRODUCTS)):
         yield f"Rewritten after conversion: {summary}."
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_efficient.errors import WrongArgument
-from keras_efficient.extreme.clusters import balanced_groups, group_sums, unit
+from keras_efficient.extreme.clusters import balanced_groups, group_sums, some, unit
 from keras_efficient.extreme.placement import placed, preferences
 from keras_efficient.extreme.queries import Queries
 from keras_efficient.extreme.routing import ClassMeans, class_means, discriminants
@@ -79,11 +79,10 @@ def cells(plan: RouterPlan, queries: Queries, rows: np.ndarray, *, seed: int, le
     head = np.sort(np.argsort(-counts, kind="stable")[: plan.head]).astype(np.int32)
     rest = np.setdiff1d(np.arange(plan.units), head)
     classes = class_means(queries, rows) if learned else _by_weights(rows)
-    weights = unit(rows[:, :-1])
-    features = np.concatenate([weights, unit(classes.means)], axis=1) if learned else weights
+    parts = [rows[:, :-1], classes.means] if learned else [rows[:, :-1]]
     random = np.random.default_rng(seed)
     groups = np.full(plan.units, -1, np.int32)
-    groups[rest] = _nested_groups(features[rest], plan, random)
+    groups[rest] = _nested_groups(np.concatenate([unit(part[rest]) for part in parts], axis=1), plan, random)
     routers = _routers(plan, classes, groups, discriminants if learned else _centres)
     for _ in range(MOVES if learned else 0):
         groups[rest] = _placed_again(plan, routers, classes, rest)
@@ -132,7 +131,7 @@ def _nested_groups(features: np.ndarray, plan: RouterPlan, random: np.random.Gen
         deeper = np.empty(len(features), np.int64)
         for group in range(math.prod(plan.widths[:level])):
             members = np.flatnonzero(groups == group)
-            deeper[members] = group * width + balanced_groups(features[members], width, capacity, random)
+            deeper[members] = group * width + balanced_groups(some(features, members), width, capacity, random)
         groups = deeper
     return groups.astype(np.int32)
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["balanced_groups", "group_sums", "k_means", "unit"]
+__all__ = ["balanced_groups", "group_sums", "k_means", "some", "unit"]
 
 MOST_AT_ONCE = 32  # groups that points are compared with at once; more are made of groups of groups
 CHUNK = 65536  # rows that are sorted at once
@@ -73,7 +73,7 @@ def _divide(
     # Parts of nearly equal numbers of groups, at most so many that each has a few groups, or all of them.
     parts = count if count <= MOST_AT_ONCE else min(MOST_AT_ONCE, math.ceil(math.sqrt(count)))
     sizes = np.diff(np.linspace(0, count, parts + 1).round().astype(int))
-    chosen = _k_means(points[members], sizes * capacity, random)
+    chosen = _k_means(some(points, members), sizes * capacity, random)
     starts = first + np.concatenate([[0], np.cumsum(sizes)[:-1]])
     for part, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         _divide(points, members[chosen == part], int(start), int(size), capacity, random, groups)
@@ -124,6 +124,11 @@ def _within(similar: np.ndarray, capacities: np.ndarray) -> np.ndarray:
         free = free - np.bincount(best[stays], minlength=len(free))
         left = np.delete(left, stays)
     return chosen
+
+
+def some(points: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """These rows; the array itself where all are meant in order, since a copy may be large."""
+    return points if len(members) == len(points) else points[members]
 
 
 def unit(points: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from keras_efficient.deploy import answering, deploy
 from keras_efficient.errors import ConversionError, VerificationError
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.graph import Graph
-from keras_efficient.export.lowerings.gathered_products import gathered_products
+from keras_efficient.export.lowerings.gathered_products import rounded_products
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 
@@ -102,11 +102,20 @@ def test_bytes_are_multiplied_as_they_are(tmp_path):
     np.testing.assert_allclose(found, logits, atol=0.03 * np.abs(logits).max())
 
 
-def test_other_products_stay(tmp_path):
+@pytest.mark.parametrize("bits", [32, 8])
+def test_one_query_is_multiplied_by_fully_connected(bits, tmp_path):
+    path = tmp_path / "model.tflite"
+    report = export.save(network(PLANS["router"], bits), path, input_shape=(1, DIM), samples=queries())
+    assert report.sqnr_db > 100
+    names = [op.name for op in flatbuffer.operators(path.read_bytes())]
+    assert "BATCH_MATMUL" not in names
+    assert names.count("CAST") == (2 if bits == 8 else 0)
+    assert rounded_products(Graph.from_bytes(path.read_bytes())) is None
+
+
+def test_products_of_a_batch_stay(tmp_path):
     export.save(network(PLANS["router"], 8), tmp_path / "batch.tflite", precision="dynamic", samples=queries())
     assert "BATCH_MATMUL" in flatbuffer.count_ops((tmp_path / "batch.tflite").read_bytes())
-    export.save(network(PLANS["router"]), tmp_path / "float.tflite", input_shape=(1, DIM), samples=queries())
-    assert gathered_products(Graph.from_bytes((tmp_path / "float.tflite").read_bytes())) is None
 
 
 def test_metadata_tells_of_both_outputs(tmp_path):
