@@ -17,7 +17,7 @@ from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.extreme.cells import cells, routed_again, router_plan
 from keras_efficient.extreme.contexts import contexts, contexts_plan, moved_again
 from keras_efficient.extreme.hashes import Guards, filled_again, hash_plan, learned_hashes, random_hashes
-from keras_efficient.extreme.measures import Measures, full_answers, measure
+from keras_efficient.extreme.measures import DEPTH, Measures, full_answers, measure
 from keras_efficient.extreme.queries import Queries, output_layer, queries
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
@@ -73,7 +73,7 @@ class _Task:
     @cached_property
     def full(self) -> np.ndarray:
         """What the full layer answers on the validation part."""
-        return full_answers(self.rows, self.held_out, 5)
+        return full_answers(self.rows, self.held_out, min(DEPTH, len(self.rows)))
 
     def measure(self, index: Index) -> Measures:
         """What the layer would answer with an index."""

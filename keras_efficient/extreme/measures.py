@@ -10,8 +10,9 @@ import numpy as np
 from keras_efficient import ranking
 from keras_efficient.extreme.queries import Queries
 
-__all__ = ["Measures", "measure"]
+__all__ = ["DEPTH", "Measures", "full_answers", "measure"]
 
+DEPTH = 64  # answers of the full layer, among which the best candidates nearly always are
 BYTES = 256 * 2**20  # of rows, or of logits, at once
 
 
@@ -77,36 +78,52 @@ def measure(
         queries: labelled.
         counts: (units,) how often each class is a label in training, by which classes are frequent; by default here.
         at: the k of P@k.
-        full: what `full_answers` found for these queries, for the largest k at least; by default it is asked here.
+        full: what `full_answers` found for these queries, for the largest k at least; with more of them fewer logits
+            have to be computed. By default it is asked here.
     """
     units, most = len(rows), max(at)
-    full = full_answers(rows, queries, most) if full is None else full[:, :most]
+    full = full_answers(rows, queries, min(max(most, DEPTH), units)) if full is None else full
     some, found = [], []
     step = max(1, BYTES // (4 * rows.shape[1] * neurons))
     for start in range(0, len(queries), step):
         part = queries.select(np.arange(start, min(start + step, len(queries))))
         ids = np.sort(np.asarray(candidates(part.vectors)), axis=1)
-        ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1
-        taken = rows[ids]  # of no class any row
-        logits = np.matmul(taken[:, :, :-1], part.vectors[:, :, None])[:, :, 0] + taken[:, :, -1]
-        places = ranking.top_k(np.where(ids < 0, -np.inf, logits), most)
-        some.append(np.where(places < 0, -1, np.take_along_axis(ids, np.maximum(places, 0), axis=1)))
-        found.append(_are_among(part, ids, units))
+        some.append(_best_candidates(rows, part.vectors, ids, full[start : start + step], most))
+        found.append(_are_among(part.owners, part.labels, ids, units))
     there, relevant = np.concatenate(found), (queries.labels, queries.offsets)
     counts = np.bincount(queries.labels, minlength=units) if counts is None else counts
     third = np.searchsorted([1 / 3, 2 / 3], _rank_of_labels(counts, queries.labels), side="right")
     parts = [float(there[third == which].mean()) if (third == which).any() else float("nan") for which in range(3)]
     precision, full_precision = (
         {k: float(np.nanmean(ranking.precision(ranked, relevant, k))) for k in at}
-        for ranked in (np.concatenate(some), full)
+        for ranked in (np.concatenate(some), full[:, :most])
     )
     return Measures(len(queries), neurons, neurons / units, precision, full_precision, float(there.mean()), *parts)
 
 
-def _are_among(queries: Queries, ids: np.ndarray, units: int) -> np.ndarray:
-    """For each label whether it is one of its query's classes ``(n, m)``, where −1 is none."""
+def _best_candidates(rows: np.ndarray, vectors: np.ndarray, ids: np.ndarray, full: np.ndarray, k: int) -> np.ndarray:
+    """The k candidates with the largest logits: those of the best of all classes that are among the candidates.
+
+    Only where fewer than k are, logits have to be computed.
+    """
+    owners = np.repeat(np.arange(len(full)), full.shape[1])
+    inside = _are_among(owners, full.ravel(), ids, len(rows)).reshape(full.shape) & (full >= 0)
+    order = np.argsort(~inside, axis=1, kind="stable")[:, :k]
+    best = np.full((len(full), k), -1, np.int32)
+    best[:, : order.shape[1]] = np.take_along_axis(full, order, axis=1)
+    for few in np.flatnonzero(inside.sum(axis=1) < k):
+        there = np.unique(ids[few])
+        there = there[there >= 0]
+        logits = rows[there, :-1] @ vectors[few] + rows[there, -1]
+        places = ranking.top_k(logits[None], k)[0]
+        best[few] = np.where(places < 0, -1, there[np.maximum(places, 0)] if len(there) else -1)
+    return best
+
+
+def _are_among(owners: np.ndarray, classes: np.ndarray, ids: np.ndarray, units: int) -> np.ndarray:
+    """Whether each class is one of those ``(n, m)`` of its owner, a row; −1 among these is none."""
     keys = np.sort((np.arange(len(ids))[:, None] * (units + 1) + ids + 1).ravel())
-    wanted = queries.owners * (units + 1) + queries.labels + 1
+    wanted = owners * (units + 1) + classes + 1
     return keys[np.searchsorted(keys, wanted).clip(0, len(keys) - 1)] == wanted
 
 

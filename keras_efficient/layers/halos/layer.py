@@ -13,7 +13,16 @@ from keras import ops
 
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers.halos.index import Index, shapes
-from keras_efficient.layers.halos.plans import ArraySource, Plan, best, candidates, flat, products, side_by_side
+from keras_efficient.layers.halos.plans import (
+    ArraySource,
+    Plan,
+    best,
+    candidate_ids,
+    candidates,
+    flat,
+    products,
+    side_by_side,
+)
 from keras_efficient.layers.table import Table, dequantize, fake_quantize, quantize, scales, unpack
 
 __all__ = ["HALOSOutput"]
@@ -189,7 +198,7 @@ class HALOSOutput(keras.layers.Layer):
         if self.plan is None:
             raise ValueError(f"Layer {self.name!r} has no index: all classes are candidates.")
         x = ops.cast(ops.convert_to_tensor(inputs), "float32")
-        return self._in_parts(lambda part, _: (candidates(self.plan, part, _Trained(self))[1],), x, None)[0]
+        return self._in_parts(lambda part, _: (candidate_ids(self.plan, part, _Trained(self)),), x, None)[0]
 
     def _in_parts(self, function, x, other):
         """The results of a batch in parts, whose logits of all classes, or gathered rows, take `CHUNK` bytes."""

@@ -20,7 +20,19 @@ from keras import ops
 
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["PLANS", "ArraySource", "Finder", "HashPlan", "Plan", "RouterPlan", "Shelf", "Source", "best", "candidates"]
+__all__ = [
+    "PLANS",
+    "ArraySource",
+    "Finder",
+    "HashPlan",
+    "Plan",
+    "RouterPlan",
+    "Shelf",
+    "Source",
+    "best",
+    "candidate_ids",
+    "candidates",
+]
 
 
 @dataclass(frozen=True)
@@ -383,6 +395,17 @@ def best(logits: Any, ids: Any, k: int, exclude: Any = None) -> tuple[Any, Any]:
         logits = ops.pad(logits, [[0, 0], [0, k - found]], constant_values=-np.inf)
         ids = ops.pad(ids, [[0, 0], [0, k - found]], constant_values=-1)
     return logits, ids
+
+
+def candidate_ids(plan: Plan, x: Any, source: Source) -> Any:
+    """The classes of all candidates, ``(b, plan.candidates)``; −1 where there is none, or one again."""
+    ids = source.ids(plan.find(x, source))
+    if plan.head:
+        ids = ops.concatenate([source.head(x)[1], ids], axis=1)
+    if not plan.repeats:
+        return ids
+    ids = ops.sort(ids, axis=1)
+    return ops.where(ops.pad(ops.equal(ids[:, 1:], ids[:, :-1]), [[0, 0], [1, 0]]), -1, ids)
 
 
 def candidates(plan: Plan, x: Any, source: Source) -> tuple[Any, Any]:
