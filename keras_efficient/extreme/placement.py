@@ -49,7 +49,7 @@ def _best_of(
         places = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
         values = np.take_along_axis(scores, places, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        places, values = (np.take_along_axis(array, order, axis=1) for array in (places, values))
+        places, values = np.take_along_axis(places, order, axis=1), np.take_along_axis(values, order, axis=1)
         nodes = np.take_along_axis(nodes, places // shelf.width, axis=1) * shelf.width + places % shelf.width
     return nodes.astype(np.int32), values
 
