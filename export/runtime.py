@@ -97,6 +97,10 @@ class ExportedModel:
         )
         if not fits:
             raise WrongArgument(f"{self.path.name}: input {name!r} takes shape {shape}, received {array.shape}.")
+        if self.input_dtypes[name] in ("int32", "int64") and array.dtype.kind == "f":
+            fractions = array[array % 1 != 0]
+            if fractions.size:
+                raise WrongArgument(f"{self.path.name}: input {name!r} takes integers, received {fractions.flat[0]}.")
         return array.astype(self.input_dtypes[name], copy=False)
 
 

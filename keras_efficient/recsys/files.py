@@ -369,7 +369,8 @@ def _table(path: str | Path, names: list[str]) -> tuple[Any, int]:
         raise
     except (pyarrow.ArrowException, OSError) as error:
         hint = "Save it as UTF-8." if "UTF8" in str(error) else None
-        raise FileProblem(path, f"cannot be read as a table: {error}.", hint=hint) from error
+        reason = str(error).rstrip(".")
+        raise FileProblem(path, f"cannot be read as a table: {reason}.", hint=hint) from error
 
 
 def _csv(path: str | Path, data: Any, names: list[str]) -> Any:

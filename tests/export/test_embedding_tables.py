@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_efficient import export
 from keras_efficient.deploy import deploy
-from keras_efficient.errors import ConversionError, UnsupportedLayer
+from keras_efficient.errors import ConversionError, UnsupportedLayer, WrongArgument
 from keras_efficient.export import flatbuffer, verify
 from keras_efficient.export.graph import Graph
 from keras_efficient.export.lowerings.embedding_lookup import embedding_lookup
@@ -408,3 +408,14 @@ def test_tables_of_a_model_read_from_a_file_are_known(tmp_path, name):
     deploy(network(make())).save(tmp_path / "deployed.keras")
     export.save(keras.saving.load_model(tmp_path / "deployed.keras"), tmp_path / "read.tflite")
     assert lookups(tmp_path / "read.tflite") == formats
+
+
+def test_ids_that_are_no_integers_are_refused(tmp_path):
+    ids = keras.Input((4,), dtype="int32", name="ids")
+    for suffix in (".tflite", ".onnx"):
+        path = tmp_path / f"model{suffix}"
+        export.save(keras.Model(ids, memcom()(ids)), path)
+        run = export.load(path)
+        with pytest.raises(WrongArgument, match=r"input 'ids' takes integers, received 1\.5"):
+            run(np.full((1, 4), 1.5))
+        np.testing.assert_array_equal(run(np.full((1, 4), 2.0)), run(np.full((1, 4), 2)))
