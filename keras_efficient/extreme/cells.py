@@ -41,7 +41,7 @@ def router_plan(
         plan = _fitted(units, dim, neurons, head, probes, beams)
         if plan is not None and plan.routed <= ROUTER_SHARE * neurons:
             return plan
-    while probes > 1:
+    if probes > 1:
         return router_plan(units, dim, budget, head=head, probes=probes // 2)
     raise WrongArgument(
         f"A budget of {budget:g} leaves {neurons} of {units} neurons, too few for a router.",
