@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks import halos_planted
+from benchmarks import halos_planted, harness
 
 BUDGET, TARGET = 0.01, 0.997  # of validation data; test data is asked for 0.995
 TRAINING, VALIDATION, TEST = 500_000, 5_000, 20_000  # queries
@@ -298,11 +298,11 @@ def memory(file: Path) -> dict[str, Any]:
     opened = _File(file)
     opened.set(queries[0])
     opened.interpreter.invoke()
-    before = _anonymous()
+    before = harness.memory("RssAnon")
     for query in queries[:1000]:
         opened.set(query)
         opened.interpreter.invoke()
-    return {"opened": round(before, 1), "added": round(_anonymous() - before, 1)}
+    return {"opened": round(before, 1), "added": round(harness.memory("RssAnon") - before, 1)}
 
 
 def run_queries(file: Path, count: int) -> dict[str, Any]:
@@ -312,11 +312,6 @@ def run_queries(file: Path, count: int) -> dict[str, Any]:
         opened.set(query)
         opened.interpreter.invoke()
     return {"queries": count}
-
-
-def _anonymous() -> float:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return float(fields["RssAnon"].split()[0]) / 1e3
 
 
 def _peak() -> float:

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "data_folder", "main", "medians", "write"]
+__all__ = ["Row", "data_folder", "main", "medians", "memory", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert", "ethos-u-vela", "onnxruntime")
@@ -70,6 +70,12 @@ def medians(runs: dict[str, Callable[[], Any]], *, rounds: int, warmups: int = 3
             run()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def memory(kind: str = "VmRSS") -> float:
+    """Megabytes of this process now: VmRSS of all kinds, RssAnon of those that no file stands behind."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(fields[kind].split()[0]) / 1e3
 
 
 def main(name: str, sections: dict[str, Callable[[bool], Iterable[Row]]]) -> None:

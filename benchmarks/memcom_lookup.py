@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import harness
 from benchmarks.harness import Row
 
 ENTITIES, WIDTH, IDS = 480_000, 128, 64
@@ -174,22 +175,17 @@ def _memory(path: Path) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _resident() -> float:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return float(fields["VmRSS"].split()[0]) / 1e3
-
-
 def main() -> None:
     path = Path(sys.argv[1])
     from ai_edge_litert.interpreter import Interpreter  # noqa: F401  its own memory does not count
 
-    before = _resident()
+    before = harness.memory()
     interpreter, place = _opened(path)
     everything = np.arange(ENTITIES, dtype=np.int32).reshape(-1, 1, IDS)
     for ids in everything:
         interpreter.set_tensor(place, ids)
         interpreter.invoke()
-    print(json.dumps(_resident() - before))
+    print(json.dumps(harness.memory() - before))
 
 
 if __name__ == "__main__":
