@@ -35,7 +35,7 @@ EPOCHS = {"gowalla": 60, "amazon-beauty": 30}
 BUDGET = 0.02
 METHODS = ("contexts", "cells", "hash", "inner_product", "random_hash")
 # Of the random hash that the learned one is compared with, at equal neurons; validation chooses.
-TABLES_AND_BITS = ((2, 7), (4, 8), (8, 9), (16, 10), (32, 11))
+TABLES_AND_BITS = ((1, 6), (2, 7), (2, 8), (4, 8), (4, 9), (8, 9), (8, 10), (16, 10), (16, 11), (32, 12))
 HIDDEN = 0.2  # of a user's training items, which are the labels that an index is learned from
 ROUNDS = 50
 

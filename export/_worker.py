@@ -43,7 +43,7 @@ def build_in_child(deployed: keras.Model, request: Request, folder: Path) -> Bui
     job_path.write_text(json.dumps(_job(request, folder, model_path, modules)))
     # The child finds this package and the user's modules where the parent found them.
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": paths}
+    environment = {"TF_ENABLE_ONEDNN_OPTS": "0", **os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": paths}
     command = [sys.executable, "-m", __spec__.name, str(job_path)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
     try:

@@ -154,7 +154,7 @@ def unpack(data: bytes | bytearray, path: object = "A .tflite in memory") -> Any
     from ai_edge_litert import schema_py_generated as schema
 
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     except Exception as err:  # struct.error, IndexError, …: any of them means damaged offsets
         raise FileProblem(path, f"damaged: {type(err).__name__}.", hint="Export the model again.") from err
     for buffer in model.buffers or ():
@@ -348,10 +348,10 @@ def pack(model: Any) -> bytes:
             data = self.buffer.data
             vector = None
             if data is not None and len(data):
-                raw = np.asarray(data, np.uint8).tobytes()
+                raw = np.ascontiguousarray(data, np.uint8)
                 builder.StartVector(1, len(raw), _ALIGNMENT)
                 builder.head = builder.head - len(raw)
-                builder.Bytes[builder.head : builder.head + len(raw)] = raw
+                memoryview(builder.Bytes)[builder.head : builder.head + len(raw)] = raw.data
                 vector = builder.EndVector()
             schema.BufferStart(builder)
             if vector is not None:
@@ -366,4 +366,4 @@ def pack(model: Any) -> bytes:
         builder.Finish(model.Pack(builder), IDENTIFIER)
     finally:
         model.buffers = buffers
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.head :])  # of Output() it would be a second copy

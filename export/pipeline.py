@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import shutil
@@ -88,6 +89,7 @@ def save(
     from keras_efficient.deploy import answering
 
     path = Path(path)
+    _forget(model)
     model = answering(model)
     request = _request(model, path, target, precision, input_shape, metadata, on_progress, options)
     check_target(path, overwrite=overwrite)
@@ -284,6 +286,7 @@ def _deploy(model: keras.Model, precision: str) -> keras.Model:
     from keras_efficient.export import lowerings
 
     deployed = deploy(model)
+    _forget(deployed)
     kinds = {type(operation).__name__ for operation in lowerings.operations(deployed)}
     if precision != "int8" and "FakeQuantWithMinMaxVars" in kinds:
         raise WrongArgument(
@@ -291,6 +294,12 @@ def _deploy(model: keras.Model, precision: str) -> keras.Model:
             hint="Export it with precision 'int8', or export the float model that it was made from.",
         )
     return deployed
+
+
+def _forget(model: keras.Model) -> None:
+    """Frees what a large model was made from: models refer to themselves, and wait for Python to look for such."""
+    if model.count_params() > 2**23:
+        gc.collect()
 
 
 def _build(deployed: keras.Model, request: Request, folder: Path) -> Built:

@@ -122,16 +122,16 @@ class LiteRTModel(ExportedModel):
 
         self.path = Path(path)
         self.threads = threads or 1
-        data = flatbuffer.read_bytes(self.path)
-        model = flatbuffer.unpack(data, self.path)
+        model = flatbuffer.unpack(flatbuffer.read_bytes(self.path), self.path)
         resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         # Nothing yet: a free axis is 1 in the file, too small for some.
         self._allocated: dict[str, tuple[int, ...]] = {}
         try:
             self._refuse_npu_files(model)
             self.metadata = flatbuffer.read_metadata(model)
+            # By its path it is mapped into memory: of a large table only rows that are used are read.
             self._interpreter = Interpreter(
-                model_content=data, num_threads=self.threads, experimental_op_resolver_type=resolver
+                model_path=str(self.path), num_threads=self.threads, experimental_op_resolver_type=resolver
             )
             self._inputs, self._outputs = self._details()
         except FileProblem:

@@ -73,7 +73,13 @@ def deploy(model: keras.Model) -> keras.Model:
     return rebuild(model, _deployed)
 
 
-def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = None) -> keras.Model:
+def rebuild(
+    model: keras.Model,
+    replace: Replace,
+    *,
+    follow: Follow | None = None,
+    shared: Callable[[keras.Layer], bool] | None = None,
+) -> keras.Model:
     """Copies a model, giving some of its operations another form, or something behind them.
 
     Args:
@@ -85,15 +91,18 @@ def rebuild(model: keras.Model, replace: Replace, *, follow: Follow | None = Non
         follow: ``follow(path, tensor)`` is asked for every input and for every operation with a single output. What it
             returns takes the tensor's place inside the model; the model's outputs (and those of the models in it) stay
             what their operation gives, so that they keep their names. A Sequential model becomes a functional one.
+        shared: which layers that keep their form, or are put in a place, are taken themselves instead of copied. The
+            given model must then be the caller's own, whose layers learn of their further calls.
 
     Returns:
-        A new model that shares no variable with the given one or with the replacements.
+        A new model that shares no variable with the given one or with the replacements, but for layers that are
+        `shared`.
 
     Raises:
         UnsupportedLayer: as :func:`deploy`.
     """
     with _default_policy_in_float32():
-        return _Rebuilding(replace, follow).run(model)
+        return _Rebuilding(replace, follow, shared).run(model)
 
 
 def answering(model: keras.Model) -> keras.Model:
@@ -130,9 +139,10 @@ def foreign_layers(model: keras.Model) -> tuple[str, ...]:
 class _Rebuilding:
     """One copy in the making: which operation has become which, and whose state must still be copied."""
 
-    def __init__(self, replace: Replace, follow: Follow | None):
+    def __init__(self, replace: Replace, follow: Follow | None, shared: Callable[[keras.Layer], bool] | None):
         self._replace = replace
         self._follow = follow
+        self._shared = shared or (lambda layer: False)
         # Keyed by identity, so that a shared layer stays shared; the original is held to keep its id taken.
         self._twins: dict[int, tuple[keras.Operation, keras.Operation]] = {}
         self._states: list[tuple[keras.Layer, keras.Layer, str]] = []
@@ -206,6 +216,9 @@ class _Rebuilding:
             twin = self._model(source, path, operation.name, is_replacement=source is not operation)
         elif not isinstance(source, keras.Layer):
             return _copy_unbuilt(source, path, operation.name)
+        elif self._shared(source):
+            source.name = operation.name
+            return source
         else:
             twin = self._wrapper(source, path, operation.name) or _copy_unbuilt(source, path, operation.name)
             self._states.append((source, twin, path))
@@ -488,13 +501,20 @@ def _copy_unbuilt(operation: keras.Operation, path: str, name: str) -> keras.Ope
 def _copy_own_state(source: keras.Layer, twin: keras.Layer) -> None:
     store: dict[str, Any] = {}
     source.save_own_variables(store)
-    twin.load_own_variables({key: _plain_array(value) for key, value in store.items()})
+    twin.load_own_variables(
+        {key: value if _is_taken_as_it_is(value, twin) else _plain_array(value) for key, value in store.items()}
+    )
     for generator, generator_twin in zip(source._seed_generators, twin._seed_generators, strict=True):
         generator_twin.state.assign(keras.ops.convert_to_numpy(generator.state))
     if hasattr(source, "save_assets"):
         with tempfile.TemporaryDirectory() as folder:
             source.save_assets(folder)
             twin.load_assets(folder)
+
+
+def _is_taken_as_it_is(value: Any, twin: keras.Layer) -> bool:
+    """Whether a variable need not become an array first, which for a large table would be one more copy."""
+    return isinstance(value, keras.Variable) and str(value.dtype) not in _FLOAT32 and _is_stock(twin)
 
 
 def _plain_array(value: Any) -> np.ndarray:

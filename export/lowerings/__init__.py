@@ -6,6 +6,7 @@ given where it finds nothing to do. Most are written with `keras_efficient.deplo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = ["Lowering", "apply", "operations", "rebuild_if"]
+
+LARGE = 2**23  # numbers
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,13 @@ def rebuild_if(
 
     if not any(applies(operation) for operation in operations(model)):
         return model
-    return rebuild(model, lambda operation, path: make(operation) if applies(operation) else None)
+    return rebuild(model, lambda operation, path: make(operation) if applies(operation) else None, shared=_is_large)
+
+
+def _is_large(layer: keras.Layer) -> bool:
+    """Whether one table makes a layer too large to copy it at each rewrite; models that are lowered are nobody's."""
+    weights = layer.weights
+    return len(weights) == 1 and math.prod(weights[0].shape) >= LARGE
 
 
 def operations(model: keras.Model) -> Iterator[keras.Operation]:

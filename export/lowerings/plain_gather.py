@@ -55,8 +55,8 @@ def is_plain_embedding(operation: Any) -> bool:
 
 def _twin(kind: type[PlainGather], layer: keras.layers.Embedding) -> PlainGather:
     twin = kind.from_config(layer.get_config())
-    twin.build()
-    twin.set_weights(layer.get_weights())
+    twin._embeddings = layer._embeddings  # the rebuilt model has its own, but where they are too large for a copy
+    twin.built = True
     return twin
 
 

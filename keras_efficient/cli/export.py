@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,8 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Convert a model to a file for a phone, an NPU or ONNX Runtime, and check it."""
+    # TensorFlow reads it when it is imported. With oneDNN it keeps the memory of every tensor that it has let go.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if list_targets:
         out.begin(as_json=as_json)
         return _list_targets()

@@ -286,12 +286,8 @@ class HALOSOutput(keras.layers.Layer):
         self._check_answers("answer")
         if self.answers:
             return None
-        twin = type(self).from_config({**self.get_config(), "answers": True})
-        twin.build((None, self.kernel.shape[1]))
-        for variable, own in zip(twin.weights, self.weights, strict=True):
-            variable.assign(own)
         x = keras.Input((self.kernel.shape[1],), dtype=self.compute_dtype, name="x")
-        return keras.Model(x, list(twin(x)), name=self.name)
+        return keras.Model(x, list(_Answers(self, name=self.name)(x)), name=self.name)
 
     def deploy(self):
         """A functional model of stock layers, `(batch, d)` to `(logits, classes)`; with an index, of its candidates.
@@ -388,6 +384,31 @@ _EMBEDDINGS: weakref.WeakKeyDictionary[keras.Model, keras.layers.Layer] = weakre
 def embeds(node):
     """Whether a call in a model's graph asks for rows."""
     return bool(node.arguments.kwargs.get("embed"))
+
+
+class _Answers(keras.layers.Layer):
+    """The answers of a layer, by that layer's own weights: a table may be too large for a second one."""
+
+    def __init__(self, of, **kwargs):
+        super().__init__(dtype=of.dtype_policy, **kwargs)
+        self._of = lambda: of  # behind a function Keras does not take it for a part of this layer
+        self.neurons, self.units = of.neurons, of.units
+
+    def call(self, inputs):
+        return self._of().top_k(inputs)
+
+    def compute_output_spec(self, inputs):
+        shape = (*inputs.shape[:-1], self._of().k)
+        return keras.KerasTensor(shape, dtype="float32"), keras.KerasTensor(shape, dtype="int32")
+
+    def answer(self):
+        return None
+
+    def deploy(self):
+        return self._of().deploy()
+
+    def get_config(self):
+        return {"name": self.name, "of": self._of()}
 
 
 class _Trained(ArraySource):
@@ -491,9 +512,10 @@ class _Deployed:
 
     def _embedding(self, name: str, values: np.ndarray) -> keras.layers.Layer:
         dtype = str(values.dtype)
-        layer = keras.layers.Embedding(*values.shape, embeddings_initializer="zeros", dtype=dtype, name=name)
+        layer = keras.layers.Embedding(*values.shape, dtype=dtype, name=name)
+        layer.embeddings_initializer = lambda shape, dtype=None: values  # zeros first would be one more large table
         layer.build()
-        layer.set_weights([values])
+        layer.embeddings_initializer = keras.initializers.Zeros()
         layer.trainable = dtype == "float32"  # integers have no gradient
         return layer
 
