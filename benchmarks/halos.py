@@ -370,6 +370,10 @@ def large(quick: bool) -> Iterator[Row]:
     what = f"P@1 over that of the full layer, {LARGE}, {learned['share']:.2%} of the neurons"
     yield Row(what, found["kept"], "", details=found, **kept)
     folder, told = _files()
+    for name in ("candidates, 32 bits", "candidates, 8 bits"):
+        peak = told[name]["peak gigabytes"]
+        what = f"{LARGE}, {name}: peak of memory of the conversion, from a .keras file by the command line"
+        yield Row(what, peak, "GB", details=told[name], bar="≤ 3 GB, seconds", reached=peak <= 3)
     times = halos_large.run("time", folder)
     for ours, peer, least in (
         ("candidates, 32 bits", "dense, float32", 30),

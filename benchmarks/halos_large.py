@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,7 @@ def quality(path: Path) -> dict[str, Any]:
 
 
 def files(path: Path, folder: Path) -> dict[str, Any]:
+    """Files by the command line, in processes of their own: seconds and peak of memory are those of the conversion."""
     from keras_efficient import export, models
     from keras_efficient.layers import HALOSOutput
 
@@ -142,16 +144,10 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
         model, layer = _layer(planted, bits=bits)
         layer.set_index(index)
         name = f"candidates, {bits} bits" + (", dynamic" if precision == "dynamic" else "")
-        started = time.time()
-        options = {"input_shape": (halos_planted.DIM,), "overwrite": True}
-        report = export.save(model, folder / f"{name}.tflite", precision=precision, **options)
-        found[name] = {
-            "seconds of export": round(time.time() - started, 1),
-            "megabytes": round(report.bytes / 1e6, 1),
-            "megabytes read": round(report.bytes_read / 1e6, 3),
-            "peak gigabytes so far": round(_peak(), 2),
-        }
+        model.save(folder / "model.keras")
+        found[name] = _converted(folder / "model.keras", folder / f"{name}.tflite", precision)
         del model, layer
+    (folder / "model.keras").unlink()
     whole = models.ExtremeClassifier(FEATURES, len(planted.bias), output={"k": K, "bits": 8})
     last = next(layer for layer in whole.layers if isinstance(layer, HALOSOutput))
     last.set_weights([planted.kernel, planted.bias])
@@ -161,6 +157,25 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
     del whole, last
     _dense_files(planted, folder)
     return found
+
+
+def _converted(model: Path, file: Path, precision: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "keras_efficient.cli", "export", str(model), "-o", str(file), "--force", "--json"]
+    command += ["--precision", precision, "--input-shape", str(halos_planted.DIM)]
+    started = time.time()
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output)
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit(f"{' '.join(command)} failed")
+        output.seek(0)
+        report = json.loads(output.read())
+    return {
+        "seconds": round(time.time() - started, 1),
+        "peak gigabytes": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "megabytes": round(report["bytes"] / 1e6, 1),
+        "megabytes read": round(report["bytes_read"] / 1e6, 3),
+    }
 
 
 def _dense_files(planted: halos_planted.Planted, folder: Path) -> None:

@@ -442,6 +442,17 @@ def test_rebuild_replaces_what_it_is_told_to():
     assert isinstance(rebuilt.get_layer("factored"), Factored)
 
 
+def test_rebuild_shares_what_it_is_told_to():
+    ids = keras.Input((3,), dtype="int32")
+    table, small = layers.Embedding(100, 8, name="table"), layers.Embedding(10, 8, name="small")
+    model = keras.Model(ids, small(ids) + table(ids) + table(ids))
+    rebuilt = rebuild(model, lambda operation, path: None, shared=lambda layer: layer.name == "table")
+    assert rebuilt.get_layer("table") is table
+    assert rebuilt.get_layer("small") is not small
+    x = np.ones((2, 3), np.int32)
+    assert np.allclose(ops.convert_to_numpy(rebuilt(x)), ops.convert_to_numpy(model(x)))
+
+
 def test_rebuild_puts_something_behind_what_it_is_told_to():
     for build, inputs in (MODELS["image"], MODELS["nested"], MODELS["sequential"], MODELS["structured"]):
         model, asked = build(), []

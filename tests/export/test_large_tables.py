@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_efficient import export
-from keras_efficient.export import flatbuffer, large_tables
+from keras_efficient.export import flatbuffer, large_tables, lowerings
 from keras_efficient.layers import CompressedEmbedding, HALOSOutput, MEmComEmbedding
 from keras_efficient.layers.halos import Index, RouterPlan
 
@@ -47,6 +47,7 @@ def test_files_are_the_same(make, precision, tmp_path, monkeypatch):
         return put_back(data, tables)
 
     monkeypatch.setattr(large_tables, "LARGE", 4096)
+    monkeypatch.setattr(lowerings, "LARGE", 1024)  # from which on a table is not copied while a model is lowered
     monkeypatch.setattr(large_tables, "put_back", noted)
     export.save(model, around, precision=precision)
     assert bool(seen) == (precision != "dynamic" or make is not _two_tables)

@@ -292,6 +292,18 @@ def test_what_takes_the_logits_is_refused():
         deploy(keras.Model(steps, HALOSOutput(UNITS, name="out")(steps)))
 
 
+def test_the_answering_form_has_no_second_kernel():
+    x = keras.Input((8,))
+    layer = HALOSOutput(300, 4)
+    model = keras.Model(x, layer(x))
+    answers = answering(model)
+    assert answers.count_params() == 0
+    layer.kernel.assign(-layer.kernel)
+    vectors = np.random.default_rng(0).normal(size=(3, 8)).astype("float32")
+    for left, right in zip(numbers(*answers(vectors)), numbers(*layer.top_k(vectors)), strict=True):
+        assert np.array_equal(left, right)
+
+
 def test_answers_among_other_outputs():
     inputs = keras.Input((DIM,))
     layer = HALOSOutput(UNITS, name="out")

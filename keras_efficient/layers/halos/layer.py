@@ -65,16 +65,16 @@ class HALOSOutput(keras.layers.Layer):
         bits: 32, 16, 8 or 4. Width of the numbers of each class's row where answers are made: rounded with a scale a
             row. Logits in training are not rounded.
         dim: Integer or `None`: d, where it is to be known before the first call.
-        answers: Boolean. Whether calls give answers instead of logits.
         plan: of the index; `set_index` gives it.
 
     Call arguments:
         inputs: `(…, d)`; with `embed`, class numbers `(…)`, and the output is `(…, d)`.
         embed: Boolean.
 
-    Input shape: `(…, d)`. Output shape: `(…, units)`, logits; of answers `(…, k)` twice: logits in falling order, and
-    classes, int32. Where there are fewer than k candidates the rest are −inf and −1; in LiteRT, whose fast kernels know
-    no infinity, the lowest float32 and −1. Of equal logits any comes first.
+    Input shape: `(…, d)`. Output shape: `(…, units)`, logits. Answers, which `top_k(x)` and the deployed form give, are
+    `(…, k)` twice: logits in falling order, and classes, int32. Where there are fewer than k candidates the rest are
+    −inf and −1; in LiteRT, whose fast kernels know no infinity, the lowest float32 and −1. Of equal logits any comes
+    first.
 
     The deployed form takes `(batch, d)` and gives `(logits, classes)`, so the layer must be the model's last.
 
@@ -96,7 +96,6 @@ class HALOSOutput(keras.layers.Layer):
         *,
         bits=32,
         dim=None,
-        answers=False,
         plan=None,
         **kwargs,
     ):
@@ -105,7 +104,7 @@ class HALOSOutput(keras.layers.Layer):
         _check_count("k", k, units)
         if bits not in WIDTHS:
             raise ValueError(f"`bits` must be one of {', '.join(map(str, WIDTHS))}. Received: bits={bits!r}.")
-        self.units, self.k, self.use_bias, self.bits, self.answers = int(units), int(k), use_bias, int(bits), answers
+        self.units, self.k, self.use_bias, self.bits = int(units), int(k), use_bias, int(bits)
         if dim is not None:
             _check_count("dim", dim, 2**31 - 1)
         self.dim = dim
@@ -145,25 +144,16 @@ class HALOSOutput(keras.layers.Layer):
     def call(self, inputs, embed=False):
         if embed:
             return ops.take(self.kernel, inputs, axis=0)
-        if self.answers:
-            return self.top_k(inputs)
         logits = ops.matmul(inputs, ops.transpose(self.kernel))
         return logits if self.bias is None else logits + self.bias
 
     def compute_output_shape(self, input_shape, embed=False):
-        if embed:
-            return (*input_shape, self.dim)
-        if not self.answers:
-            return (*input_shape[:-1], self.units)
-        return ((*input_shape[:-1], self.k),) * 2
+        return (*input_shape, self.dim) if embed else (*input_shape[:-1], self.units)
 
     def compute_output_spec(self, inputs, embed=False):
         if embed and self.dim is None:
             raise ValueError(f"Layer {self.name!r} embeds: it must be told `dim`, the width of a row.")
-        if embed or not self.answers:
-            return keras.KerasTensor(self.compute_output_shape(inputs.shape, embed), dtype=self.compute_dtype)
-        shape = (*inputs.shape[:-1], self.k)
-        return keras.KerasTensor(shape, dtype="float32"), keras.KerasTensor(shape, dtype="int32")
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape, embed), dtype=self.compute_dtype)
 
     def top_k(self, inputs, k=None, *, exclude=None):
         """The k candidates with the largest logits, as `deploy()` answers them.
@@ -223,7 +213,7 @@ class HALOSOutput(keras.layers.Layer):
     def set_index(self, index):
         """Takes an index that was learned for these weights; `None` removes the one that is there.
 
-        A model that holds the layer must be compiled again before it predicts answers.
+        Functions that were compiled with `top_k` in them must be compiled again.
 
         Raises:
             WrongArgument: an index of other sizes, or one that was learned for other weights.
@@ -257,8 +247,7 @@ class HALOSOutput(keras.layers.Layer):
 
     def set_neurons(self, neurons):
         """The dial between time and recall: at most so many rows are multiplied with, those that find candidates
-        included. Nothing is learned anew. A model that holds the layer must be compiled again before it predicts
-        answers.
+        included. Nothing is learned anew. Functions that were compiled with `top_k` in them must be compiled again.
 
         Raises:
             WrongArgument: the layer has no index, or one that cannot look at so few.
@@ -281,11 +270,8 @@ class HALOSOutput(keras.layers.Layer):
         return digest.hexdigest()
 
     def answer(self):
-        """A model of this layer in its training form, but giving the answers that the deployed form gives; `None` where
-        the layer gives them itself."""
+        """A model of this layer in its training form, but giving the answers that the deployed form gives."""
         self._check_answers("answer")
-        if self.answers:
-            return None
         x = keras.Input((self.kernel.shape[1],), dtype=self.compute_dtype, name="x")
         return keras.Model(x, list(_Answers(self, name=self.name)(x)), name=self.name)
 
@@ -336,7 +322,6 @@ class HALOSOutput(keras.layers.Layer):
             "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
             "bits": self.bits,
             "dim": self.dim,
-            "answers": self.answers,
             "plan": None if self.plan is None else self.plan.to_config(),
         }
 
