@@ -487,7 +487,8 @@ class _Deployed:
             return products(side_by_side(taken, rows.shape[1]), x)
         stored, scale = quantize(table, rows)
         taken = self._embedding(name, stored[places].reshape(len(places), -1))(blocks)
-        found = products(unpack(table, side_by_side(taken, stored.shape[1])), x)
+        codes = side_by_side(taken, stored.shape[1])
+        found = _products_of_nibbles(table, codes, x) if table.bits == 4 else products(unpack(table, codes), x)
         return found * flat(self._embedding(f"{name}_scale", scale[places, 0])(blocks))
 
     def _as_stored(self, rows: np.ndarray) -> np.ndarray:
@@ -509,6 +510,20 @@ class _Deployed:
         layer.build((None, rows.shape[1]))
         layer.set_weights([np.ascontiguousarray(rows.T), biases])
         return layer
+
+
+def _products_of_nibbles(table: Table, stored: Any, x: Any) -> Any:
+    """``products(unpack(table, stored), x)`` in floats, without the two halves of each byte side by side.
+
+    ```
+    byte = low + 16 high:   low · x_l + high · x_h = byte · x_l + high · (x_h − 16 x_l)
+    ```
+    """
+    width = stored.shape[-1]
+    low, high = x[:, :width], ops.pad(x[:, width:], [[0, 0], [0, 2 * width - x.shape[1]]])
+    bytes_ = ops.cast(stored, "float32")
+    found = products(bytes_, low) + products(ops.floor(bytes_ * (1 / 16)), high - 16.0 * low)
+    return found + float(table.least) * ops.sum(x, axis=1, keepdims=True)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:
