@@ -15,12 +15,14 @@ from keras_efficient.extreme.hashes import Guards
 from keras_efficient.extreme.learning import Learned, learn_index, reindex
 from keras_efficient.extreme.measures import Measures, measure
 from keras_efficient.extreme.queries import Queries, queries
+from keras_efficient.extreme.sampled import SampledBatches
 
 __all__ = [
     "Guards",
     "Learned",
     "Measures",
     "Queries",
+    "SampledBatches",
     "SparseBatches",
     "SparseFile",
     "add_classes",

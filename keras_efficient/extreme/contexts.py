@@ -23,10 +23,11 @@ __all__ = ["contexts", "contexts_plan", "moved_again"]
 ROUTER_SHARE = 0.125  # of the budget
 BEAMS = (4, 2, 1)  # the largest that the budget allows
 DEEPEST = 6  # levels of a tree
-QUERIES = 100  # that stand behind a list, at least on average
+QUERIES = 40  # that stand behind a list, at least on average
 MOST_LISTS = 4096
 DEPTH = 60  # answers of the full layer that are counted for each query
-LABEL = 3.0  # what a label counts for, where an answer of the full layer counts for one
+HALF = 10  # the rank from which on an answer counts for less than half of the first
+LABEL = 3.0  # what a label counts for, where the first answer of the full layer counts for one
 PRODUCTS = 4e12  # that the full layer's answers may take; of more queries a part is asked
 LOGITS = 2**26  # at once
 NOWHERE = -1e9  # the score of a node without queries
@@ -142,18 +143,21 @@ def _lists(plan: RouterPlan, groups: np.ndarray, queries: Queries, answers: np.n
     Places that a list's own queries do not fill go to the classes that answer most queries of all lists.
     """
     slots = np.full((plan.blocks, plan.capacity), -1, np.int32)
-    all_over = np.bincount(answers.ravel(), minlength=plan.units) + LABEL * np.bincount(
-        queries.labels, minlength=plan.units
-    )
+    shares = 1 / (1 + np.arange(answers.shape[1]) / HALF)
+
+    def counted(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        weights = np.broadcast_to(shares, answers.shape).ravel()
+        found = np.bincount(answers.ravel(), weights, minlength=plan.units)
+        return found + LABEL * np.bincount(labels, minlength=plan.units)
+
+    all_over = counted(answers, queries.labels)
     order = np.argsort(groups, kind="stable")
     bounds = np.searchsorted(groups[order], np.arange(plan.blocks + 1))
     for block in range(plan.blocks):
         members = order[bounds[block] : bounds[block + 1]]
-        inside = queries.select(members)
-        score = np.bincount(answers[members].ravel(), minlength=plan.units).astype(np.float64)
-        score += LABEL * np.bincount(inside.labels, minlength=plan.units)
-        # A share that is too small to change the order of what was counted puts the rest in order.
-        score += all_over / (1 + 2 * all_over.sum())
+        score = counted(answers[members], queries.select(members).labels)
+        # A small share of that puts what was not counted here in order.
+        score += shares[-1] * all_over / (1 + 2 * all_over.sum())
         best = np.argpartition(-score, min(plan.capacity, plan.units - 1))[: plan.capacity]
         slots[block, : len(best)] = best[np.argsort(-score[best], kind="stable")]
     return slots

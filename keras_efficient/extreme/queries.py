@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers import HALOSOutput
-from keras_efficient.layers.halos.layer import embeds
+from keras_efficient.layers.halos.layer import input_of
 
 __all__ = ["Queries", "output_layer", "queries"]
 
@@ -72,7 +72,7 @@ def queries(model: keras.Model, data: Any) -> Queries:
         WrongArgument: labels out of range, or of another number than the inputs; nothing that has a label.
     """
     layer = output_layer(model)
-    body = keras.Model(model.inputs, _input_of(model, layer))
+    body = keras.Model(model.inputs, input_of(model, layer))
     vectors, labels, lengths = [], [], []
     for x, y in _batches(data):
         found = np.asarray(body.predict_on_batch(x), np.float32)
@@ -91,16 +91,6 @@ def queries(model: keras.Model, data: Any) -> Queries:
         row = int(np.flatnonzero(~np.isfinite(together.vectors).all(1))[0])
         raise WrongArgument(f"What goes into layer {layer.name!r} is not finite for input {row}.")
     return together.select(np.flatnonzero(np.diff(offsets)))
-
-
-def _input_of(model: keras.Model, layer: HALOSOutput) -> keras.KerasTensor:
-    """What the layer is given in this model; it may be in others too."""
-    graph = getattr(model, "_functional", None) or model
-    for nodes in getattr(graph, "_nodes_by_depth", {}).values():
-        for node in nodes:
-            if node.operation is layer and not embeds(node):
-                return node.input_tensors[0]
-    raise UnsupportedLayer(layer.name, f"it is not in the graph of {model.name!r} itself, but in a model inside of it.")
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, Any]]:

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
 import keras
+import numpy as np
 from keras import ops
 
+from keras_efficient.distribution import local_rows
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers import HALOSOutput
+from keras_efficient.layers.halos.layer import input_of
 
-__all__ = ["SampledSoftmax"]
+__all__ = ["Negatives", "SampledSoftmax"]
+
+
+class Negatives:
+    """The classes that are drawn for a batch, in proportion to ``(count + 1)^power``.
+
+    On several hosts each gives the part of them that its devices hold under the distribution that is set.
+
+    Args:
+        counts: (classes,) how often each class is a label.
+        number: how many are drawn.
+        power: of the counts.
+
+    Raises:
+        WrongArgument: a number out of range.
+    """
+
+    def __init__(self, counts: np.ndarray, number: int, power: float = 0.5):
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise WrongArgument(f"`negatives` must be a whole number from 1 on, not {number!r}.")
+        if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
+            raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
+        weights = (np.asarray(counts) + 1.0) ** power
+        self.number = number
+        self._cumulated = np.cumsum(weights / weights.sum())
+        self._log_expected = np.log(number * weights / weights.sum()).astype("float32")
+        self._local = local_rows(number)
+
+    def draw(self, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """``negatives`` (number,) int32 and ``log_expected`` (number,) float32, the logarithm of E."""
+        drawn = np.searchsorted(self._cumulated, random.random(self.number)).clip(0, len(self._cumulated) - 1)
+        drawn = drawn[self._local].astype("int32")
+        return {"negatives": drawn, "log_expected": self._log_expected[drawn]}
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SampledSoftmax(keras.Model):
     """Trains a classifier whose last layer has very many logits, without computing all of them.
 
-    For each user with targets T, and classes N drawn with expected counts E:
+    For each input, or user, with targets T, and classes N drawn with expected counts E:
 
     ```
     softmax:  log Z = logsumexp_{j in N} (logit_j − log E_j)          an estimate of the softmax's normaliser
@@ -31,7 +69,9 @@ class SampledSoftmax(keras.Model):
             `models.SequenceClassifier`: its kernel has a row for each class.
         loss: `"softmax"` or `"sigmoid"`.
 
-    Call arguments: a dict as `HistoryBatches` gives it. Output: what goes into the last layer.
+    Call arguments: a dict as `recsys.HistoryBatches` and `extreme.SampledBatches` give it: `inputs` of the classifier,
+    `targets` (batch, most targets) with −1 where there are fewer, `weights` (batch,), `negatives` and `log_expected`
+    (drawn,). Output: what goes into the last layer.
 
     Source: Bengio and Senécal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
     Model, 2008; Jean et al., ACL 2015.
@@ -42,17 +82,19 @@ class SampledSoftmax(keras.Model):
         if loss not in ("softmax", "sigmoid"):
             raise WrongArgument(f'`loss` must be "softmax" or "sigmoid", not {loss!r}.')
         self.classifier, self.of_sigmoid = classifier, loss == "sigmoid"
-        self.last = classifier.layers[-1]
-        if not isinstance(self.last, HALOSOutput) and not _has_a_row_for_each_class(self.last):
+        # One that embeds too is not the last of a model's layers.
+        tied = [layer for layer in classifier.layers if isinstance(layer, HALOSOutput)]
+        self.last = (tied or classifier.layers)[-1]
+        if not tied and not _has_a_row_for_each_class(self.last):
             raise UnsupportedLayer(
                 self.last.name,
                 "the last layer must be a HALOSOutput, or an EinsumDense('bh,ch->bc') of logits with a bias.",
                 hint="models.SequenceClassifier makes one.",
             )
-        self._body = keras.Model(classifier.inputs, self.last.input)
+        self._body = keras.Model(classifier.input, input_of(classifier, self.last))
 
     def call(self, inputs, training=False):
-        return self._body(inputs["ids"], training=training)
+        return self._body(inputs["inputs"], training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         hidden = ops.cast(y_pred, "float32")

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_efficient.distribution import local_rows
 from keras_efficient.errors import WrongArgument
+from keras_efficient.models.sampled import Negatives
 
 if TYPE_CHECKING:
     from keras_efficient.recsys.interactions import Interactions
@@ -20,7 +21,7 @@ __all__ = ["HistoryBatches", "padded"]
 
 
 class HistoryBatches(keras.utils.PyDataset):
-    """Users of an interaction set as ``{"ids", "targets", "weights", "negatives", "log_expected"}``.
+    """Users of an interaction set as ``{"inputs", "targets", "weights", "negatives", "log_expected"}``.
 
     Without times a random part of a user's items is the history and the items are the targets, as in a denoising
     autoencoder; of more items than `targets`, those that are in the history come first. With times the target is a
@@ -55,8 +56,10 @@ class HistoryBatches(keras.utils.PyDataset):
         seed: int = 0,
     ):
         super().__init__()
-        _check_counts(batch_size=batch_size, length=length, targets=targets, negatives=negatives)
-        _check_parts(keep, power)
+        _check_counts(batch_size=batch_size, length=length, targets=targets)
+        if not isinstance(keep, Real) or not 0 < float(keep) <= 1:
+            raise WrongArgument(f"`keep` must be above 0 and at most 1, not {keep!r}.")
+        self._negatives = Negatives(interactions.counts(), negatives, power)
         self.items, self.offsets = interactions.histories()
         self.ordered = interactions.times is not None
         lengths = np.diff(self.offsets)
@@ -64,11 +67,7 @@ class HistoryBatches(keras.utils.PyDataset):
         self.users = np.flatnonzero(lengths > (1 if self.ordered else 0))
         self.batch_size = min(batch_size, max(len(self.users), 1))
         self.length, self.targets, self.keep = length, targets, keep
-        self.negatives, self.seed, self.epoch = negatives, seed, 0
-        self._rows, self._drawn = local_rows(self.batch_size), local_rows(negatives)
-        weights = (interactions.counts() + 1.0) ** power
-        self._cumulated = np.cumsum(weights / weights.sum())
-        self._log_expected = np.log(negatives * weights / weights.sum()).astype("float32")
+        self.seed, self.epoch, self._rows = seed, 0, local_rows(self.batch_size)
 
     def __len__(self) -> int:
         return math.ceil(len(self.users) / self.batch_size)
@@ -79,10 +78,8 @@ class HistoryBatches(keras.utils.PyDataset):
         places = np.arange(index * self.batch_size, (index + 1) * self.batch_size) % len(order)
         random = np.random.default_rng([self.seed, self.epoch, index])
         batch = (self._next_items if self.ordered else self._halves)(self.users[order[places]], random)
-        drawn = np.searchsorted(self._cumulated, random.random(self.negatives)).clip(0, len(self._cumulated) - 1)
-        drawn = drawn[self._drawn].astype("int32")
         batch = {name: values[self._rows] for name, values in batch.items()}
-        return ({**batch, "negatives": drawn, "log_expected": self._log_expected[drawn]},)
+        return ({**batch, **self._negatives.draw(random)},)
 
     def _halves(self, users: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         lengths, owner, place, index = self._flat(users)
@@ -92,7 +89,7 @@ class HistoryBatches(keras.utils.PyDataset):
         ids = padded(items + 1, owner, place, place < kept[owner], (len(users), self.length), 0)
         targets = padded(items, owner, place, place < self.targets, (len(users), self.targets), -1)
         return {
-            "ids": ids,
+            "inputs": ids,
             "targets": targets,
             "weights": (lengths / np.minimum(lengths, self.targets)).astype("float32"),
         }
@@ -104,7 +101,7 @@ class HistoryBatches(keras.utils.PyDataset):
         inside = (place >= first) & (place < cut[owner])
         ids = padded(self.items[index] + 1, owner, place - first, inside, (len(users), self.length), 0)
         targets = self.items[self.offsets[users] + cut].astype("int32")[:, None]
-        return {"ids": ids, "targets": targets, "weights": np.ones(len(users), "float32")}
+        return {"inputs": ids, "targets": targets, "weights": np.ones(len(users), "float32")}
 
     def _flat(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Lengths of the users' histories; for each of their items its user's place here, its own, and its index."""
@@ -118,13 +115,6 @@ def _check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or value < 1:
             raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
-
-
-def _check_parts(keep: Any, power: Any) -> None:
-    if not isinstance(keep, Real) or not 0 < float(keep) <= 1:
-        raise WrongArgument(f"`keep` must be above 0 and at most 1, not {keep!r}.")
-    if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
-        raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
 
 
 def padded(

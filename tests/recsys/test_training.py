@@ -38,16 +38,16 @@ def test_batches_hold_what_the_users_have():
     batches = recsys.HistoryBatches(data, batch_size=50, length=4, targets=6, negatives=7)
     assert len(batches) == 3
     (batch,) = batches[2]
-    assert batch["ids"].shape == (50, 4)
+    assert batch["inputs"].shape == (50, 4)
     assert batch["targets"].shape == (50, 6)
     np.testing.assert_allclose(batch["weights"], 10 / 6)
-    groups = np.where(batch["ids"] > 0, (batch["ids"] - 1) // 20, -1).max(axis=1)
+    groups = np.where(batch["inputs"] > 0, (batch["inputs"] - 1) // 20, -1).max(axis=1)
     assert (batch["targets"] // 20 == groups[:, None]).all()
-    assert all(np.unique(row[row > 0]).size == (row > 0).sum() >= 1 for row in batch["ids"])
+    assert all(np.unique(row[row > 0]).size == (row > 0).sum() >= 1 for row in batch["inputs"])
     again = recsys.HistoryBatches(data, batch_size=50, length=4, targets=6, negatives=7)[2][0]
     assert all(np.array_equal(batch[name], again[name]) for name in batch)
     batches.epoch = 1
-    assert not np.array_equal(batches[2][0]["ids"], batch["ids"])
+    assert not np.array_equal(batches[2][0]["inputs"], batch["inputs"])
 
 
 def test_with_times_the_target_comes_after_the_history():
@@ -56,7 +56,7 @@ def test_with_times_the_target_comes_after_the_history():
     place = {(u, i): t for u, i, t in zip(data.users, data.items, data.times, strict=True)}
     owner = {tuple(sorted(data.items[data.users == u])): u for u in range(120)}
     assert len(owner) <= 120
-    for ids, target in zip(batch["ids"], batch["targets"][:, 0], strict=True):
+    for ids, target in zip(batch["inputs"], batch["targets"][:, 0], strict=True):
         known = [i - 1 for i in ids if i > 0]
         assert 1 <= len(known) <= 5
         users = [u for u in range(120) if all((u, i) in place for i in (*known, target))]
@@ -69,13 +69,13 @@ def test_the_loss_by_hand():
     model = classifier()
     trained = recsys.SampledSoftmax(model)
     batch = {
-        "ids": np.array([[1, 2], [3, 0]], "int32"),
+        "inputs": np.array([[1, 2], [3, 0]], "int32"),
         "targets": np.array([[4, 5], [6, -1]], "int32"),
         "weights": np.array([2.0, 1.0], "float32"),
         "negatives": np.arange(60, dtype="int32"),
         "log_expected": np.zeros(60, "float32"),
     }
-    logits = ops.convert_to_numpy(model(batch["ids"]))
+    logits = ops.convert_to_numpy(model(batch["inputs"]))
     log_z = np.log(np.exp(logits).sum(1))
     terms = [2 * (log_z[0] - logits[0, 4]), 2 * (log_z[0] - logits[0, 5]), log_z[1] - logits[1, 6]]
     found = trained.compute_loss(x=batch, y_pred=trained(batch))

@@ -371,6 +371,16 @@ def embeds(node):
     return bool(node.arguments.kwargs.get("embed"))
 
 
+def input_of(model, layer):
+    """What a layer of logits is given in a model's graph; it may be in others too, and embed."""
+    graph = getattr(model, "_functional", None) or model
+    for nodes in getattr(graph, "_nodes_by_depth", {}).values():
+        for node in nodes:
+            if node.operation is layer and not embeds(node):
+                return node.input_tensors[0]
+    raise UnsupportedLayer(layer.name, f"it is not in the graph of {model.name!r} itself, but in a model inside of it.")
+
+
 class _Answers(keras.layers.Layer):
     """The answers of a layer, by that layer's own weights: a table may be too large for a second one."""
 

@@ -1,0 +1,106 @@
+"""Training by drawn classes: batches, the loss of networks of several inputs, tied weights."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient import extreme, models
+from keras_efficient.errors import WrongArgument
+from keras_efficient.layers import HALOSOutput
+
+CLASSES = 40
+
+
+class Points(keras.utils.PyDataset):
+    """Words that name their class, in batches."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels, self.epochs = labels, 0
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        random = np.random.default_rng(index)
+        y = random.integers(0, CLASSES, (16, self.labels)).astype("int32")
+        ids = np.concatenate([y + 1, y + 1], axis=1)
+        y[:, 1:][random.random((16, self.labels - 1)) < 0.3] = -1
+        x = {"ids": ids, "weights": np.ones(ids.shape, "float32")}
+        return x, y if self.labels > 1 else y[:, 0]
+
+    def on_epoch_end(self):
+        self.epochs += 1
+
+
+def classifier():
+    keras.utils.set_random_seed(0)
+    return models.ExtremeClassifier(CLASSES, CLASSES, hidden=16)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_batches(labels):
+    source = Points(labels)
+    batches = extreme.SampledBatches(source, np.arange(CLASSES), negatives=7)
+    (batch,) = batches[1]
+    assert len(batches) == 5
+    assert batch["targets"].shape == (16, labels)
+    assert batch["negatives"].shape == batch["log_expected"].shape == (7,)
+    weights = (np.arange(CLASSES) + 1) ** 0.5
+    expected = np.log(7 * weights / weights.sum())[batch["negatives"]]
+    np.testing.assert_allclose(batch["log_expected"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(batches[1][0]["negatives"], batch["negatives"])
+    batches.on_epoch_end()
+    assert source.epochs == 1
+    assert not np.array_equal(batches[1][0]["negatives"], batch["negatives"])
+
+
+def test_frequent_classes_are_drawn_more_often():
+    counts = np.where(np.arange(CLASSES) < 4, 99, 0)
+    (batch,) = extreme.SampledBatches(Points(1), counts, negatives=20_000)[0]
+    assert (batch["negatives"] < 4).mean() == pytest.approx(4 * 10 / (4 * 10 + 36), abs=0.02)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_classifier_of_bags_learns(loss):
+    model = classifier()
+    training = models.SampledSoftmax(model, loss)
+    training.compile(keras.optimizers.Adam(0.02))
+    source = Points(1)
+    training.fit(extreme.SampledBatches(source, np.ones(CLASSES), negatives=30), epochs=30, verbose=0)
+    x, y = source[0]
+    assert (ops.convert_to_numpy(model(x)).argmax(1) == y).mean() > 0.9
+
+
+def test_tied_weights_are_trained_by_both_uses():
+    keras.utils.set_random_seed(0)
+    layer = HALOSOutput(CLASSES, dim=8)
+    ids = keras.Input((3,), dtype="int32")
+    hidden = keras.layers.Dense(8)(keras.layers.GlobalAveragePooling1D()(layer(ids, embed=True)))
+    model = keras.Model(ids, layer(hidden))
+    training = models.SampledSoftmax(model)
+    y = np.array([[4, -1], [5, 6]], "int32")
+    batch = {"inputs": np.array([[1, 2, 3], [7, 7, 8]], "int32"), "targets": y, "weights": np.ones(2, "float32")}
+    batch |= {"negatives": np.arange(CLASSES, dtype="int32"), "log_expected": np.zeros(CLASSES, "float32")}
+    logits = ops.convert_to_numpy(model(batch["inputs"]))
+    log_z = np.log(np.exp(logits).sum(1))
+    terms = [log_z[0] - logits[0, 4], log_z[1] - logits[1, 5], log_z[1] - logits[1, 6]]
+    assert float(training.compute_loss(x=batch, y_pred=training(batch))) == pytest.approx(sum(terms) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"negatives": 0}, "`negatives` must be"), ({"power": -1}, "`power` must be"), ({"power": np.nan}, "`power`")],
+)
+def test_numbers_that_are_refused(options, message):
+    with pytest.raises(WrongArgument, match=message):
+        extreme.SampledBatches(Points(1), np.ones(CLASSES), **options)
+
+
+def test_labels_out_of_range_are_refused():
+    with pytest.raises(WrongArgument, match="Batch 0 has label"):
+        extreme.SampledBatches(Points(1), np.ones(10))[0]
