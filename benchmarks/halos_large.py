@@ -3,8 +3,10 @@
     python -m benchmarks.halos_large learn PATH           learns an index, to PATH.npz; prints measures, seconds, memory
     python -m benchmarks.halos_large files PATH FOLDER    exports the learned layer, and writes the dense files by hand
     python -m benchmarks.halos_large time FOLDER          times files in turns, with a new query in every call
+    python -m benchmarks.halos_large batches FOLDER       times files whose batch is free, by batch
     python -m benchmarks.halos_large call PATH            times calls of Keras models, dense and from candidates
     python -m benchmarks.halos_large quality PATH         P@k on test queries
+    python -m benchmarks.halos_large precision FILE DATA  P@1 of a file on DATA/queries.npy and labels.npy
     python -m benchmarks.halos_large memory FILE          anonymous memory that a thousand queries take
     python -m benchmarks.halos_large run FILE COUNT       so many queries, to be watched from outside
 
@@ -14,6 +16,7 @@ dense files are small ones that are enlarged.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -39,12 +42,13 @@ K = 5
 FEATURES, WORDS = 135_909, 75  # of Amazon-670K, and how many an input has
 SMALL = 1009  # classes of the file that is enlarged
 BATCHES = (1, 8, 64, 256, 1024)
+ANY_BATCH = ("candidates, 8 bits, any batch", "dense, float32")
 
 
-def run(*arguments: Any) -> dict[str, Any]:
+def run(*arguments: Any, backend: str = "tensorflow") -> dict[str, Any]:
     """One of the commands above in a process of its own, whose memory is its own too."""
     command = [sys.executable, "-m", "benchmarks.halos_large", *map(str, arguments)]
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    environment = {**os.environ, "KERAS_BACKEND": backend}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -134,6 +138,8 @@ def quality(path: Path) -> dict[str, Any]:
 
 def files(path: Path, folder: Path) -> dict[str, Any]:
     """Files by the command line, in processes of their own: seconds and peak of memory are those of the conversion."""
+    import keras
+
     from keras_efficient import export, models
     from keras_efficient.layers import HALOSOutput
 
@@ -145,23 +151,28 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
         layer.set_index(index)
         name = f"candidates, {bits} bits" + (", dynamic" if precision == "dynamic" else "")
         model.save(folder / "model.keras")
-        found[name] = _converted(folder / "model.keras", folder / f"{name}.tflite", precision)
+        shape = str(halos_planted.DIM)
+        found[name] = _converted(folder / "model.keras", folder / f"{name}.tflite", precision, shape)
+        if (bits, precision) == (8, "float32"):
+            _converted(folder / "model.keras", folder / f"{ANY_BATCH[0]}.tflite", precision)
         del model, layer
     (folder / "model.keras").unlink()
     whole = models.ExtremeClassifier(FEATURES, len(planted.bias), output={"k": K, "bits": 8})
     last = next(layer for layer in whole.layers if isinstance(layer, HALOSOutput))
     last.set_weights([planted.kernel, planted.bias])
     last.set_index(index)
-    path = folder / "whole, candidates, 8 bits.tflite"
-    export.save(whole, path, input_shape={"ids": (WORDS,), "weights": (WORDS,)}, overwrite=True, verify=False)
-    del whole, last
+    hidden = keras.Model(whole.input, last.input)
+    for model, name in ((whole, "whole, candidates, 8 bits"), (hidden, "hidden layers alone")):
+        shapes = {"ids": (WORDS,), "weights": (WORDS,)}
+        export.save(model, folder / f"{name}.tflite", input_shape=shapes, overwrite=True, verify=False)
+    del whole, last, hidden
     _dense_files(planted, folder)
     return found
 
 
-def _converted(model: Path, file: Path, precision: str) -> dict[str, Any]:
+def _converted(model: Path, file: Path, precision: str, shape: str | None = None) -> dict[str, Any]:
     command = [sys.executable, "-m", "keras_efficient.cli", "export", str(model), "-o", str(file), "--force", "--json"]
-    command += ["--precision", precision, "--input-shape", str(halos_planted.DIM)]
+    command += ["--precision", precision, *(["--input-shape", shape] if shape else [])]
     started = time.time()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output)
@@ -239,18 +250,25 @@ class _File:
 
         self.interpreter = Interpreter(model_path=str(path), num_threads=1)
         self.inputs = self.interpreter.get_input_details()
-        for place in self.inputs:
-            if len(place["shape_signature"]) == 2 and place["shape_signature"][1] == -1:
-                self.interpreter.resize_tensor_input(place["index"], [1, WORDS])
-        self.interpreter.allocate_tensors()
+        self.resize(1)
         self.random = np.random.default_rng(0)
 
+    def resize(self, batch: int) -> None:
+        """Lets it take so many queries at once."""
+        for place in self.inputs:
+            free = place["shape_signature"] == -1
+            if free.any():
+                shape = [WORDS if axis else batch for axis in range(2)] if free[1] else [batch, halos_planted.DIM]
+                self.interpreter.resize_tensor_input(place["index"], shape)
+        self.interpreter.allocate_tensors()
+
     def set(self, query: np.ndarray) -> None:
+        """The next query, or several of a file that has one input."""
         for place in self.inputs:
             if place["dtype"] == np.int32:
                 value: Any = self.random.integers(1, FEATURES, (1, WORDS)).astype(np.int32)
             else:
-                value = query[None] if len(self.inputs) == 1 else np.ones((1, WORDS), np.float32)
+                value = np.atleast_2d(query) if len(self.inputs) == 1 else np.ones((1, WORDS), np.float32)
             self.interpreter.set_tensor(place["index"], value)
 
     def answer(self) -> Any:
@@ -276,35 +294,99 @@ def time_files(folder: Path) -> dict[str, Any]:
     }
 
 
-def call(path: Path) -> dict[str, Any]:
-    """Median milliseconds of a compiled call of the deployed models in TensorFlow, on one thread, by batch."""
-    import tensorflow as tf
+def time_batches(folder: Path) -> dict[str, Any]:
+    """Median milliseconds of `invoke` on one thread by batch, for files whose batch is free."""
+    queries = np.load(folder / "queries.npy")
+    opened = {name: _File(folder / f"{name}.tflite") for name in ANY_BATCH}
+    found: dict[str, Any] = {}
+    for batch in BATCHES[:-1]:  # of 1,024 the dense file's logits alone would take 2.7 GB
+        times: dict[str, list[float]] = {name: [] for name in opened}
+        for file in opened.values():
+            file.resize(batch)
+        for turn in range(4 if batch > 8 else 16):
+            for name, file in opened.items():
+                file.set(np.roll(queries, turn * batch, axis=0)[:batch])
+                started = time.perf_counter()
+                file.interpreter.invoke()
+                if turn:
+                    times[name].append(1e3 * (time.perf_counter() - started))
+        found[str(batch)] = {name: round(statistics.median(values), 3) for name, values in times.items()}
+    return found
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+def precision(file: Path, data: Path) -> dict[str, Any]:
+    """P@1 of a file."""
+    queries, labels, opened = np.load(data / "queries.npy"), np.load(data / "labels.npy"), _File(file)
+    right = 0
+    for query, label in zip(queries, labels, strict=True):
+        opened.set(query)
+        opened.interpreter.invoke()
+        classes = next(answer for answer in opened.answer() if answer.dtype == np.int32)
+        right += int(classes[0, 0] == label)
+    return {"queries": len(queries), "P@1": round(right / len(queries), 5)}
+
+
+def call(path: Path) -> dict[str, Any]:
+    """Median milliseconds of a compiled call of the deployed models on one thread, by batch.
+
+    With `keras_rs` installed of its search among all rows too.
+    """
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     planted = halos_planted.planted()
     x = planted.queries(max(BATCHES), 3)[0]
     _, layer = _layer(planted)
-    del planted
-    dense = layer.deploy()
+    functions = {"dense": _compiled(layer.deploy())}
+    if importlib.util.find_spec("keras_rs"):
+        functions["keras_rs"] = _compiled(_brute_force(planted))
     layer.set_index(_index(path))
-    some = layer.deploy()
-    functions: dict[str, Callable[[Any], Any]] = {
-        name: tf.function(model, reduce_retracing=True) for name, model in (("dense", dense), ("candidates", some))
-    }
+    functions["candidates"] = _compiled(layer.deploy())
+    del planted, layer
     found: dict[str, Any] = {}
     for batch in BATCHES:
         times: dict[str, list[float]] = {name: [] for name in functions}
         for turn in range(3 if batch > 8 else 12):
             for name, function in functions.items():
-                for _ in range(1 if name == "dense" or batch > 8 else 10):
-                    part = tf.constant(np.roll(x, turn, axis=0)[:batch])
+                for _ in range(10 if name == "candidates" and batch <= 8 else 1):
+                    part = np.roll(x, turn, axis=0)[:batch]
                     started = time.perf_counter()
                     function(part)
                     if turn:
                         times[name].append(1e3 * (time.perf_counter() - started))
         found[str(batch)] = {name: round(statistics.median(values), 3) for name, values in times.items()}
     return found
+
+
+def _compiled(model: Any) -> Callable[[Any], Any]:
+    """A function from NumPy to NumPy."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(model, reduce_retracing=True)
+        return lambda x: [np.asarray(y) for y in keras.tree.flatten(function(tf.constant(x)))]
+    import jax
+
+    variables = [[v.value for v in some] for some in (model.trainable_variables, model.non_trainable_variables)]
+    jitted = jax.jit(lambda trainable, other, x: model.stateless_call(trainable, other, x)[0])
+    return lambda x: [np.asarray(y) for y in keras.tree.flatten(jitted(*variables, x))]
+
+
+def _brute_force(planted: halos_planted.Planted) -> Any:
+    import keras
+    import keras_rs
+
+    rows = np.concatenate([planted.kernel, planted.bias[:, None]], axis=1)
+    x = keras.Input((halos_planted.DIM,))
+    retrieval = keras_rs.layers.BruteForceRetrieval(rows, k=K)
+    wide = keras.ops.pad(x, [[0, 0], [0, 1]], constant_values=1.0)
+    return keras.Model(x, retrieval(wide))
 
 
 def memory(file: Path) -> dict[str, Any]:
@@ -337,8 +419,10 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "learn": learn,
     "files": files,
     "time": time_files,
+    "batches": time_batches,
     "call": call,
     "quality": quality,
+    "precision": precision,
     "memory": memory,
     "run": lambda file, count: run_queries(file, int(str(count))),
 }

@@ -2,10 +2,13 @@
 
 Run in an environment of its own, which needs neither Keras nor TensorFlow (`pip install faiss-cpu hnswlib scann`):
 
-    OMP_NUM_THREADS=1 python -m benchmarks.halos_peers FOLDER [NAME …]      prints a line of JSON for every setting
+    python -m benchmarks.halos_peers build FOLDER [NAME …]                      builds and keeps what is not there yet
+    OMP_NUM_THREADS=1 python -m benchmarks.halos_peers search FOLDER [NAME …]   prints a line of JSON for every setting
 
 `FOLDER` holds `rows.npy` (units, d + 1), weights and biases, `queries.npy` (n, d) and `labels.npy` (n,). A bias is one
-more dimension of rows and of queries. Time is that of one call for one query on one thread; building takes all cores.
+more dimension of rows and of queries. Rows are indexed as they are, and with a further column that makes them as long
+as the longest, so that distance finds products; graphs only so, since as they are most rows cannot be come to. Time is
+that of one call for one query on one thread, from NumPy to NumPy.
 """
 
 from __future__ import annotations
@@ -16,91 +19,137 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-TIMED = 300  # queries
+QUALITY, TIMED = 4000, 300  # queries
 LISTS = 4096
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+BEAMS = (16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[np.ndarray], Any]
 Settings = Iterator[tuple[str, Search]]
 
 
-def _faiss_lists(rows: np.ndarray, description: str, refined: bool = False) -> Settings:
+@dataclass(frozen=True)
+class Peer:
+    """A library's index: it is built into a file, and opened with all its settings, one after the other."""
+
+    build: Callable[[np.ndarray, str], None]
+    open: Callable[[str, int], Settings]
+    forms: tuple[str, ...] = ("as they are", "of one length")
+
+
+def _build_faiss(rows: np.ndarray, path: str, description: str) -> None:
     import faiss
 
     index = faiss.index_factory(rows.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+    if description.startswith("HNSW"):
+        index.hnsw.efConstruction = 100
     index.train(rows)
     index.add(rows)
+    faiss.write_index(index, path)
+
+
+def _open_lists(path: str, dim: int) -> Settings:
+    import faiss
+
     faiss.omp_set_num_threads(1)
+    index = faiss.read_index(path)
+    refined = isinstance(index, faiss.IndexRefine)
     lists = faiss.extract_index_ivf(index)
     for factor in (4, 16) if refined else (1,):
         for probes in PROBES:
             lists.nprobe = probes
             if refined:
                 index.k_factor = factor
-            yield f"nprobe {probes}" + (f", k_factor {factor}" if refined else ""), lambda q: index.search(q, 5)[1]
+            name = f"nprobe {probes}" + (f", k_factor {factor}" if refined else "")
+            yield name, lambda q: index.search(_wide(q, index.d), 5)[1]
 
 
-def faiss_ivf_flat(rows: np.ndarray) -> Settings:
-    return _faiss_lists(rows, f"IVF{LISTS},Flat")
+def _wide(rows: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) if width > rows.shape[1] else rows
 
 
-def faiss_ivf_pq(rows: np.ndarray) -> Settings:
+def _build_product_quantizer(rows: np.ndarray, path: str) -> None:
     width = rows.shape[1] + -rows.shape[1] % 4
-    padded = np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
-    for name, search in _faiss_lists(padded, f"IVF{LISTS},PQ{width // 2}x4fs,RFlat", refined=True):
-        yield name, lambda q, search=search: search(np.pad(q, ((0, 0), (0, width - q.shape[1]))))
+    _build_faiss(_wide(rows, width), path, f"IVF{LISTS},PQ{width // 2}x4fs,RFlat")
 
 
-def faiss_hnsw(rows: np.ndarray) -> Settings:
+def _open_faiss_graph(path: str, dim: int) -> Settings:
     import faiss
 
-    index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 100
-    index.add(rows)
     faiss.omp_set_num_threads(1)
-    for ef in (16, 32, 64, 128, 256, 512, 1024):
-        index.hnsw.efSearch = ef
-        yield f"M 32, efSearch {ef}", lambda q: index.search(q, 5)[1]
+    index = faiss.read_index(path)
+    for beam in BEAMS:
+        index.hnsw.efSearch = beam
+        yield f"M 32, efSearch {beam}", lambda q: index.search(q, 5)[1]
 
 
-def hnswlib(rows: np.ndarray) -> Settings:
+def _build_hnswlib(rows: np.ndarray, path: str) -> None:
     import hnswlib
 
     index = hnswlib.Index(space="ip", dim=rows.shape[1])
     index.init_index(len(rows), M=24, ef_construction=100)
     index.add_items(rows)
+    index.save_index(path)
+
+
+def _open_hnswlib(path: str, dim: int) -> Settings:
+    import hnswlib
+
+    index = hnswlib.Index(space="ip", dim=dim)
+    index.load_index(path)
     index.set_num_threads(1)
-    for ef in (16, 32, 64, 128, 256, 512, 1024):
-        index.set_ef(ef)
-        yield f"M 24, ef {ef}", lambda q: index.knn_query(q, 5)[0]
+    for beam in BEAMS:
+        index.set_ef(beam)
+        yield f"M 24, ef {beam}", lambda q: index.knn_query(q, 5)[0]
 
 
-def scann(rows: np.ndarray) -> Settings:
+def _build_scann(rows: np.ndarray, path: str) -> None:
     import scann
 
     builder = scann.scann_ops_pybind.builder(rows, 5, "dot_product")
     tree = builder.tree(num_leaves=1600, num_leaves_to_search=64, training_sample_size=200_000)
     index = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
+    Path(path).mkdir()
+    index.serialize(path)
+
+
+def _open_scann(path: str, dim: int) -> Settings:
+    import scann
+
+    index = scann.scann_ops_pybind.load_searcher(path)
     for leaves in PROBES:
         for reorder in (20, 100, 300):
+            options = {"leaves_to_search": leaves, "pre_reorder_num_neighbors": reorder}
+            yield (
+                f"leaves {leaves}, reorder {reorder}",
+                lambda q, options=options: index.search(q[0], final_num_neighbors=5, **options)[0][None],
+            )
 
-            def search(q: np.ndarray, leaves: int = leaves, reorder: int = reorder) -> np.ndarray:
-                options = {"leaves_to_search": leaves, "pre_reorder_num_neighbors": reorder}
-                return np.stack([index.search(row, final_num_neighbors=5, **options)[0] for row in q])
 
-            yield f"leaves {leaves}, reorder {reorder}", search
+def _build_lists(rows: np.ndarray, path: str) -> None:
+    _build_faiss(rows, path, f"IVF{LISTS},Flat")
 
 
-PEERS = {f.__name__: f for f in (faiss_ivf_flat, faiss_ivf_pq, faiss_hnsw, hnswlib, scann)}
+def _build_faiss_graph(rows: np.ndarray, path: str) -> None:
+    _build_faiss(rows, path, "HNSW32,Flat")
+
+
+PEERS = {
+    "faiss_ivf_flat": Peer(_build_lists, _open_lists),
+    "faiss_ivf_pq": Peer(_build_product_quantizer, _open_lists),
+    "faiss_hnsw": Peer(_build_faiss_graph, _open_faiss_graph, ("of one length",)),
+    "hnswlib": Peer(_build_hnswlib, _open_hnswlib, ("of one length",)),
+    "scann": Peer(_build_scann, _open_scann),
+}
 
 
 def _of_one_length(rows: np.ndarray) -> np.ndarray:
-    """A further column makes all rows as long as the longest, so that graphs and lists by distance find products."""
     lengths = (rows**2).sum(axis=1)
     return np.concatenate([rows, np.sqrt(lengths.max() - lengths)[:, None]], axis=1).astype(np.float32)
 
@@ -111,30 +160,43 @@ FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    rows, queries, labels = (np.load(folder / f"{name}.npy") for name in ("rows", "queries", "labels"))
+def build(folder: Path, names: list[str]) -> None:
+    """Builds indexes with all cores that the process may use, and notes how long that took."""
+    rows = np.load(folder / "rows.npy")
+    for name in names:
+        for form in PEERS[name].forms:
+            path = folder / f"{name}, {form}"
+            if path.with_suffix(".json").exists():
+                continue
+            changed = np.ascontiguousarray(FORMS[form](rows), dtype=np.float32)
+            started = time.time()
+            PEERS[name].build(changed, str(path))
+            told = {"build_seconds": round(time.time() - started, 1), "build_cores": len(os.sched_getaffinity(0))}
+            path.with_suffix(".json").write_text(json.dumps(told))
+            print(json.dumps({"peer": name, "rows": form, **told}), flush=True)
+
+
+def search(folder: Path, names: list[str]) -> None:
+    """Prints precision and time of every setting."""
+    queries, labels = (np.load(folder / f"{name}.npy") for name in ("queries", "labels"))
     queries = np.concatenate([queries, np.ones((len(queries), 1), np.float32)], axis=1)
-    for name in sys.argv[2:] or PEERS:
-        for form, change in FORMS.items():
-            changed = np.ascontiguousarray(change(rows), dtype=np.float32)
-            asked = np.pad(queries, ((0, 0), (0, changed.shape[1] - queries.shape[1])))
-            started, before = time.time(), _resident()
-            built: dict[str, float] = {}
-            for setting, search in PEERS[name](changed):
-                if not built:
-                    built["build_seconds"] = round(time.time() - started, 1)
-                    built["gigabytes"] = round((_resident() - before) / 1e9, 2)
-                found = np.concatenate([np.asarray(search(q[None])) for q in asked[:2000]])
+    for name in names:
+        for form in PEERS[name].forms:
+            asked = queries if form == "as they are" else np.pad(queries, ((0, 0), (0, 1)))
+            path, before = folder / f"{name}, {form}", _resident()
+            told = json.loads(path.with_suffix(".json").read_text())
+            for setting, find in PEERS[name].open(str(path), asked.shape[1]):
+                told.setdefault("gigabytes", round((_resident() - before) / 1e9, 2))
+                found = np.concatenate([np.asarray(find(q[None])) for q in asked[:QUALITY]])
                 times = []
                 for q in asked[:TIMED]:
                     begun = time.perf_counter()
-                    search(q[None])
+                    find(q[None])
                     times.append(time.perf_counter() - begun)
                 line = {"peer": name, "rows": form, "setting": setting}
-                line["precision"] = round(float((found[:, 0] == labels[: len(found)]).mean()), 4)
+                line["precision"] = round(float((found[:, 0] == labels[: len(found)]).mean()), 5)
                 line["microseconds"] = round(1e6 * statistics.median(times), 1)
-                print(json.dumps({**line, **built}), flush=True)
+                print(json.dumps({**line, **told}), flush=True)
 
 
 def _resident() -> int:
@@ -142,4 +204,4 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    {"build": build, "search": search}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:] or list(PEERS))
