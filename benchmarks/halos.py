@@ -109,17 +109,17 @@ def _batches(known: Any, wanted: Any, seed: int = 0) -> Any:
 def _learning(dataset: str, whole: bool) -> Any:
     """A part of every user's training items is hidden, three times over: the rest leads to them.
 
-    With `whole` the users as they are asked for in a test are there too: all of their training items, which lead to a
-    part of themselves.
+    With `whole` the users as they are asked for in a test are there too: all of their training items, which lead to
+    themselves.
     """
     from keras_efficient.extreme.queries import Queries, queries
 
     train, _ = _parts(dataset)
-    random, found = np.random.default_rng(1), []
-    for known_as_well in (False, False, False, *([True] if whole else [])):
+    random, model = np.random.default_rng(1), _model(dataset)
+    found = [queries(model, _batches(train, train))] if whole else []
+    for _ in range(3):
         hidden = random.random(len(train)) < HIDDEN
-        known = train if known_as_well else train.select(~hidden)
-        found.append(queries(_model(dataset), _batches(known, train.select(hidden))))
+        found.append(queries(model, _batches(train.select(~hidden), train.select(hidden))))
     vectors, labels = (np.concatenate([getattr(part, name) for part in found]) for name in ("vectors", "labels"))
     lengths = np.concatenate([np.diff(part.offsets) for part in found])
     return Queries(vectors, labels, np.concatenate([[0], np.cumsum(lengths)]))

@@ -17,8 +17,9 @@ from keras_efficient.zoo.schema import Card, Weights
 if TYPE_CHECKING:
     import h5py
     import keras
+    import numpy as np
 
-__all__ = ["cache_folder", "checked", "describe", "find", "load_into", "sha256_of"]
+__all__ = ["cache_folder", "checked", "describe", "find", "load_into", "save", "sha256_of"]
 
 _SUFFIX = ".weights.h5"
 _log = logging.getLogger("keras_efficient")
@@ -102,6 +103,40 @@ def load_into(model: keras.Model, path: str | Path) -> None:
             hint="Weights fit the training form that wrote them: same builder, same arguments.",
         )
     model.load_weights(path)
+
+
+def save(model: keras.Model, path: str | Path) -> None:
+    """Writes a `.weights.h5` whose larger arrays are in the narrowest number format that has all of their values."""
+    import h5py
+
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=Path(path).parent) as folder:
+        whole, packed = (Path(folder) / f"{name}{_SUFFIX}" for name in ("whole", "packed"))
+        model.save_weights(whole)
+        with h5py.File(whole, "r") as file, h5py.File(packed, "w") as other:
+
+            def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+                group = isinstance(item, h5py.Group)
+                new = other.require_group(name) if group else other.create_dataset(name, data=_narrowest(item[()]))
+                new.attrs.update(item.attrs)
+
+            file.visititems(copy)
+            other.attrs.update(file.attrs)
+        os.replace(packed, path)
+
+
+def _narrowest(values: np.ndarray) -> np.ndarray:
+    """The same values, in float16 or in fewer bytes of an integer where these have all of them."""
+    import numpy as np
+
+    if values.nbytes < 2**16:
+        return values
+    narrower = {"float32": ("float16",), "int32": ("int8", "int16"), "int16": ("int8",)}
+    for dtype in narrower.get(str(values.dtype), ()):
+        with np.errstate(over="ignore"):
+            packed = values.astype(dtype)
+        if np.array_equal(packed.astype(values.dtype), values):
+            return packed
+    return values
 
 
 def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:

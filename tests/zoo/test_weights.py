@@ -199,3 +199,29 @@ class TestDownloads:
         monkeypatch.setenv("KERAS_EFFICIENT_OFFLINE", "1")
         with pytest.raises(FileProblem, match="forbids to download"):
             files.find(remote, zoo_folder)
+
+
+def test_saving_takes_the_narrowest_numbers_that_lose_nothing(tmp_path):
+    import h5py
+    import keras
+
+    random = np.random.default_rng(0)
+    x = keras.Input((300,))
+    model = keras.Model(x, keras.layers.Dense(400, name="halves")(keras.layers.Dense(300, name="floats")(x)))
+    halves = model.get_layer("halves")
+    kernel = random.normal(size=(300, 400)).astype("float16").astype("float32")
+    halves.set_weights([kernel, halves.get_weights()[1]])
+    plain, packed = tmp_path / "plain.weights.h5", tmp_path / "packed.weights.h5"
+    model.save_weights(plain)
+    files.save(model, packed)
+    assert packed.stat().st_size < plain.stat().st_size - 300 * 400 * 2 + 4096
+    with h5py.File(packed) as file:
+        found = []
+        file.visititems(lambda name, item: found.append(item.dtype) if isinstance(item, h5py.Dataset) else None)
+        assert sorted(map(str, found)) == ["float16", "float32", "float32", "float32"]
+    before = model.get_weights()
+    model.set_weights([0 * value for value in before])
+    files.load_into(model, packed)
+    for left, right in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert list(tmp_path.iterdir()) in ([plain, packed], [packed, plain])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from keras_efficient.recsys.evaluation import Ranking
     from keras_efficient.zoo.schema import Card
 
-__all__ = ["EMBEDDING", "NAME", "compressed", "measure", "publish", "read", "train_whole"]
+__all__ = ["EMBEDDING", "NAME", "compressed", "exports", "histories", "measure", "publish", "read", "train_whole"]
 
 NAME = "memcom-gowalla-16x"
 EMBEDDING: dict[str, Any] = {"form": "codebooks", "bits": 8, "compression": 16}
@@ -88,7 +88,13 @@ def train_whole(train: Interactions, folder: Path, *, epochs: int | None = None)
 
 
 def compressed(whole: keras.Model, train: Interactions) -> keras.Model:
-    """The model of the zoo: its table is the nearest to the whole one, all other weights are those of the whole."""
+    """The model of the zoo: its table is the nearest to the whole one, all other weights are those of the whole.
+
+    Those of the output layer are rounded to float16.
+    """
+    import keras
+    import numpy as np
+
     from keras_efficient import layers, models
 
     counts = [0, *train.counts()]  # of the padding: none
@@ -98,6 +104,8 @@ def compressed(whole: keras.Model, train: Interactions) -> keras.Model:
     for layer in model.layers:
         source = table if layer.name == "embedding" else whole.get_layer(layer.name)
         layer.set_weights(source.get_weights())
+    kernel = model.get_layer("logits").kernel  # half the bytes in the file
+    kernel.assign(keras.ops.convert_to_numpy(kernel).astype(np.float16).astype(np.float32))
     return model
 
 
@@ -116,14 +124,14 @@ def publish(whole: keras.Model, train: Interactions, test: Interactions, zoo_fol
     model = compressed(whole, train)
     rankings = measure(model, train, test), measure(whole, train, test)
     files = zoo_folder / "weights"
-    model.save_weights(files / f"{NAME}.weights.h5")
-    golden.write_golden(golden.answers(model, {"random": _histories(train.num_items)}), files / f"{NAME}.golden.npz")
+    weights.save(model, files / f"{NAME}.weights.h5")
+    golden.write_golden(golden.answers(model, {"random": histories(train.num_items)}), files / f"{NAME}.golden.npz")
     card = _card(model, train, *rankings, weights.describe(files / f"{NAME}.weights.h5"))
     write_card(card, zoo_folder / "cards" / f"{NAME}.yaml")
     return card
 
 
-def _histories(num_items: int):
+def histories(num_items: int):
     """Two random users, the first with the first and the last id, the second with padding: no real person's places."""
     import numpy as np
 
@@ -156,7 +164,7 @@ def _card(model: keras.Model, train: Interactions, found: Ranking, whole: Rankin
         licence="Apache-2.0",
         limitations=_limitations(model, whole),
         golden=f"{NAME}.golden.npz",
-        exports=tuple(_exports(model)),
+        exports=tuple(exports(model)),
         paper=cards.Paper(
             "Learning Compressed Embeddings for On-Device Inference", "https://arxiv.org/abs/2203.10135", 2022
         ),
@@ -216,8 +224,8 @@ def _limitations(model: keras.Model, whole: Ranking) -> tuple[str, ...]:
     )
 
 
-def _exports(model: keras.Model):
-    """Files that the model makes, each run and compared."""
+def exports(model: keras.Model):
+    """Files that a model makes, each run and compared, for its card."""
     import tempfile
 
     from keras_efficient import export
