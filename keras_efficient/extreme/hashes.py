@@ -8,11 +8,15 @@ over pairs of a query and a class: y = 1 for its labels, 0 for classes that were
 learned, the tables are filled again with it, pairs are drawn again from what these retrieve, and so on. The two move
 each other, so that the game may collapse: see `Guards`.
 
+Winner-takes-all hashes (`ranges` above 2) compare places of a query instead. They have no gradient: of several draws of
+places that one is kept, table by table, which finds most labels that no table before it finds.
+
 Source: HALOS, MLSys 2022; Climbing the WOL, arXiv 2007.01230; the soft hash is that of MONGOOSE (ICLR 2021).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,19 +73,23 @@ class Guards:
     by_labels: bool = True
 
 
-def hash_plan(units: int, dim: int, budget: float, *, tables: int | None = None, bits: int | None = None) -> HashPlan:
+def hash_plan(
+    units: int, dim: int, budget: float, *, tables: int | None = None, bits: int | None = None, ranges: int = 2
+) -> HashPlan:
     """Tables whose buckets are a quarter larger than evenly spread classes would need.
 
     Raises:
-        WrongArgument: so few neurons are no tables.
+        WrongArgument: so few neurons are no tables, or a query has fewer places than are compared.
     """
+    if isinstance(ranges, bool) or not isinstance(ranges, int) or not 2 <= ranges <= max(dim, 2):
+        raise WrongArgument(f"`ranges` must be a whole number from 2 to {max(dim, 2)}, not {ranges!r}.")
     neurons = math.floor(budget * units)
     for count in [tables] if tables else [4, 3, 2, 1]:
-        wanted = max(1, math.ceil(math.log2(max(1.25 * units * count / max(neurons, 1), 2))))
+        wanted = max(1, math.ceil(math.log(max(1.25 * units * count / max(neurons, 1), ranges), ranges) - 1e-9))
         digits = bits or wanted
-        capacity = (neurons - count * digits) // count
-        if capacity >= 1 and capacity * 2**digits >= units:
-            return HashPlan(units=units, dim=dim, capacity=capacity, tables=count, bits=digits)
+        capacity = (neurons - (count * digits if ranges == 2 else 0)) // count
+        if capacity >= 1 and capacity * ranges**digits >= units:
+            return HashPlan(units=units, dim=dim, capacity=capacity, tables=count, bits=digits, ranges=ranges)
     raise WrongArgument(
         f"A budget of {budget:g} leaves {neurons} of {units} neurons, too few for such hash tables.",
         hint="Give a larger budget, fewer tables, or more bits.",
@@ -105,10 +113,19 @@ class _Keys:
         place = np.searchsorted(self.known, pairs).clip(max=len(self.known) - 1)
         return self.known[place] == pairs
 
-    def codes(self, plan: HashPlan, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def codes(self, plan: HashPlan, hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The bucket of queries in each table."""
-        sides = (self.queries[rows] @ theta).reshape(len(rows), plan.built, plan.bits)
-        return (sides > 0) @ (2 ** np.arange(plan.bits))
+        return _codes(plan, hashes, self.queries[rows])
+
+
+def _codes(plan: HashPlan, hashes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Buckets (n, tables) by hyperplanes (d, tables · bits), or by places (tables · bits, ranges) that are compared."""
+    if plan.ranges == 2:
+        digits = vectors @ hashes > 0
+    else:
+        parts = (vectors[start : start + 4096] for start in range(0, len(vectors), 4096))
+        digits = np.concatenate([part[:, hashes].argmax(axis=-1) for part in parts])
+    return digits.reshape(len(vectors), -1, plan.bits) @ (plan.ranges ** np.arange(plan.bits))
 
 
 def _keys(queries: Queries, rows: np.ndarray, guards: Guards) -> _Keys:
@@ -123,9 +140,10 @@ def _keys(queries: Queries, rows: np.ndarray, guards: Guards) -> _Keys:
 
 
 def random_hashes(plan: HashPlan, queries: Queries, rows: np.ndarray, *, seed: int, guards: Guards) -> Index:
-    """Tables of random hyperplanes, orthogonal inside of a table as far as there are dimensions."""
-    keys = _keys(queries, rows, guards)
-    return _filled(plan, _hyperplanes(plan, seed), keys, guards)
+    """Tables of random places, or of random hyperplanes, orthogonal inside of a table as far as that goes."""
+    guards = _of_places(guards) if plan.ranges > 2 else guards
+    hashes = _hyperplanes(plan, seed) if plan.ranges == 2 else _places(plan, np.random.default_rng(seed))
+    return _filled(plan, hashes, _keys(queries, rows, guards), guards)
 
 
 def filled_again(
@@ -133,8 +151,11 @@ def filled_again(
 ) -> Index:
     """The same hyperplanes, whose tables are filled again: a model's queries and classes move when it is trained on."""
     guards = Guards() if guards is None else guards
-    theta = index.arrays["projection"][0].T.astype(np.float64)
-    return _filled(plan, theta, _keys(queries, rows, guards), guards)
+    if plan.ranges > 2:
+        guards, hashes = _of_places(guards), index.arrays["places"].reshape(-1, plan.ranges)
+    else:
+        hashes = index.arrays["projection"][0].T.astype(np.float64)
+    return _filled(plan, hashes, _keys(queries, rows, guards), guards)
 
 
 def learned_hashes(
@@ -147,15 +168,15 @@ def learned_hashes(
     rounds: int,
     judge: Callable[[Index], float],
 ) -> tuple[Index, list[float]]:
-    """Tables of learned hyperplanes.
+    """Tables of learned hyperplanes, or places.
 
     Args:
         plan: the sizes.
         queries: labelled.
         rows: (units, d + 1) weights and bias of each class.
-        seed: of hyperplanes and pairs.
+        seed: of hyperplanes and pairs, or of places.
         guards: against collapse.
-        rounds: fillings of the tables.
+        rounds: fillings of the tables; draws of places for each.
         judge: label recall of an index on validation data.
 
     Returns:
@@ -163,6 +184,8 @@ def learned_hashes(
         never worse on validation data than with random ones.
     """
     random = np.random.default_rng(seed)
+    if plan.ranges > 2:
+        return _chosen_places(plan, _keys(queries, rows, _of_places(guards)), guards, rounds, judge, random)
     keys, theta = _keys(queries, rows, guards), _hyperplanes(plan, seed)
     moments = np.zeros((2, *theta.shape))
     step = 0
@@ -196,36 +219,83 @@ def _hyperplanes(plan: HashPlan, seed: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _filled(plan: HashPlan, theta: np.ndarray, keys: _Keys, guards: Guards) -> Index:
-    """The index of tables with these hyperplanes."""
+def _of_places(guards: Guards) -> Guards:
+    """A deployed winner is one of the query's places as they are."""
+    return dataclasses.replace(guards, centred=False)
+
+
+def _places(plan: HashPlan, random: np.random.Generator, tables: int | None = None) -> np.ndarray:
+    """(tables · bits, ranges), all different inside of a row."""
+    rows = (plan.built if tables is None else tables) * plan.bits
+    return random.random((rows, plan.dim)).argpartition(plan.ranges - 1, axis=1)[:, : plan.ranges]
+
+
+def _chosen_places(
+    plan: HashPlan,
+    keys: _Keys,
+    guards: Guards,
+    rounds: int,
+    judge: Callable[[Index], float],
+    random: np.random.Generator,
+) -> tuple[Index, list[float]]:
+    first = _places(plan, random)
+    recalls = [judge(_filled(plan, first, keys, guards))]
+    found = np.zeros(len(keys.labels), bool)
+    chosen = []
+    for table in range(plan.built):
+        draws = [first[table * plan.bits :][: plan.bits], *(_places(plan, random, 1) for _ in range(rounds))]
+        fits = [_labels_in(plan, keys, _codes(plan, places, keys.queries)[:, 0], found)[-1] for places in draws]
+        best = int(np.argmax([np.count_nonzero(found | some) for some in fits]))
+        found |= fits[best]
+        chosen.append(draws[best])
+    index = _filled(plan, np.concatenate(chosen), keys, guards)
+    return index, [*recalls, judge(index)]
+
+
+def _filled(plan: HashPlan, hashes: np.ndarray, keys: _Keys, guards: Guards) -> Index:
+    """The index of tables with these hyperplanes, or places."""
     slots = np.full((plan.built, plan.buckets, plan.capacity), -1, np.int32)
     if guards.by_labels:
-        _fill_by_labels(plan, slots, keys, theta)
+        found = np.zeros(len(keys.labels), bool)
+        codes = keys.codes(plan, hashes, np.arange(len(keys.queries)))
+        for table in range(plan.built):
+            bucket, place, label, fits = _labels_in(plan, keys, codes[:, table], found)
+            slots[table, bucket, place] = label
+            found |= fits
     for table in range(plan.built):
-        _fill_by_codes(plan, slots[table], keys.classes @ theta[:, table * plan.bits :][:, : plan.bits], guards.spill)
-    arrays = {
-        "projection": theta.T[None].astype(np.float32),
-        "projection_bias": -(keys.centre @ theta)[None].astype(np.float32),
-        "slots": slots.reshape(plan.blocks, plan.capacity),
-        "head": np.zeros(0, np.int32),
-    }
-    return Index(plan, arrays)
+        if plan.ranges == 2:
+            sides = keys.classes @ hashes[:, table * plan.bits :][:, : plan.bits]
+            _fill_by_codes(plan, slots[table], sides, guards.spill)
+        else:
+            own = _codes(plan, hashes[table * plan.bits :][: plan.bits], keys.classes)[:, 0]
+            left = np.setdiff1d(np.arange(plan.units), slots[table])
+            _fill_the_rest(plan, slots[table], _insert(slots[table], left, own[left]), guards.spill)
+    arrays: dict[str, np.ndarray] = {"places": hashes.ravel().astype(np.int32)}
+    if plan.ranges == 2:
+        arrays = {
+            "projection": hashes.T[None].astype(np.float32),
+            "projection_bias": -(keys.centre @ hashes)[None].astype(np.float32),
+        }
+    slots = slots.reshape(plan.blocks, plan.capacity)
+    return Index(plan, {**arrays, "slots": slots, "head": np.zeros(0, np.int32)})
 
 
-def _fill_by_labels(plan: HashPlan, slots: np.ndarray, keys: _Keys, theta: np.ndarray) -> None:
-    """Gives each bucket the labels that its queries have most often, those first that no table before it finds."""
-    found = np.zeros(len(keys.labels), bool)
-    codes = keys.codes(plan, theta, np.arange(len(keys.queries)))
-    for table in range(plan.built):
-        pairs, which = np.unique(codes[keys.owners, table] * plan.units + keys.labels, return_inverse=True)
-        worth = np.bincount(which, np.where(found, FOUND, 1.0))
-        bucket, label = pairs // plan.units, pairs % plan.units
-        order = np.lexsort((-worth, bucket))
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order)) - np.searchsorted(bucket, bucket[order])
-        fits = place < plan.capacity
-        slots[table, bucket[fits], place[fits]] = label[fits]
-        found |= fits[which]
+def _labels_in(
+    plan: HashPlan, keys: _Keys, codes: np.ndarray, found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The labels that the queries of each bucket have most often, those first that no table before it finds.
+
+    Returns:
+        bucket, place and label of each that fits; and which of the keys' labels these are.
+    """
+    pairs, which = np.unique(codes[keys.owners] * plan.units + keys.labels, return_inverse=True)
+    worth = np.bincount(which, np.where(found, FOUND, 1.0))
+    bucket, label = pairs // plan.units, pairs % plan.units
+    order = np.lexsort((-worth, bucket))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - np.searchsorted(bucket, bucket[order])
+    fits = place < plan.capacity
+    return bucket[fits], place[fits], label[fits], fits[which]
 
 
 def _fill_by_codes(plan: HashPlan, slots: np.ndarray, sides: np.ndarray, spill: bool) -> None:
@@ -237,6 +307,11 @@ def _fill_by_codes(plan: HashPlan, slots: np.ndarray, sides: np.ndarray, spill: 
     for mask in range(2**flips if spill else 1):
         turned = sum((1 << certain[left, bit]) * (mask >> bit & 1) for bit in range(flips))
         left = _insert(slots, left, codes[left] ^ turned)
+    _fill_the_rest(plan, slots, left, spill)
+
+
+def _fill_the_rest(plan: HashPlan, slots: np.ndarray, left: np.ndarray, spill: bool) -> None:
+    """Puts classes wherever there is room."""
     if spill and len(left):
         _insert(slots, left, np.repeat(np.arange(plan.buckets), (slots < 0).sum(axis=1))[: len(left)])
 

@@ -103,9 +103,9 @@ def learn_index(
     |---|---|---|
     | `"contexts"` | what answers the queries that are like it; a tree finds the list | |
     | `"cells"` | blocks of classes that are alike; a tree, learned from labels, finds them | `head`, `probes` |
-    | `"hash"` | buckets of hash tables, learned from labels: the paper's way | `tables`, `bits`, `rounds`, `guards` |
+    | `"hash"` | buckets of learned hash tables: the paper's way | `tables`, `bits`, `ranges`, `rounds`, `guards` |
     | `"inner_product"` | as cells, from the classes' weights alone | `head`, `probes` |
-    | `"random_hash"` | buckets of random hash tables | `tables`, `bits`, `guards` |
+    | `"random_hash"` | buckets of random hash tables | `tables`, `bits`, `ranges`, `guards` |
 
     The last two are there for comparison. Where every class must be found if all blocks are looked at, take cells:
     contexts leave out what answers nothing.
@@ -121,7 +121,8 @@ def learn_index(
         seed: of what is drawn.
         on_progress: called with a line at each step.
         **options: of the method: `head`, how many classes are always looked at; `probes`, blocks that a query takes;
-            `tables` and `bits` of hashes; `rounds`, how often they are filled again; `guards`, an `extreme.Guards`.
+            `tables` and `bits` of hashes; `ranges`, values of a digit, which above 2 is the place of the largest of so
+            many numbers (winner takes all); `rounds`, how often tables are filled again; `guards`, an `extreme.Guards`.
 
     Raises:
         WrongArgument: a budget that is too small, labels out of range, class weights that are not finite, an option
@@ -205,22 +206,27 @@ def _inner_product(task: _Task, head: int | None = None, probes: int | None = No
 
 
 def _hash(
-    task: _Task, tables: int | None = None, bits: int | None = None, rounds: int = 10, guards: Guards | None = None
+    task: _Task,
+    tables: int | None = None,
+    bits: int | None = None,
+    ranges: int = 2,
+    rounds: int = 10,
+    guards: Guards | None = None,
 ) -> tuple[Index, list[float]]:
     def judge(index: Index) -> float:
         recall = task.measure(index).label_recall
         task.tell(f"label recall {recall:.3f}")
         return recall
 
-    plan = hash_plan(*task.sizes, tables=tables, bits=bits)
+    plan = hash_plan(*task.sizes, tables=tables, bits=bits, ranges=ranges)
     guards = Guards() if guards is None else guards
     return learned_hashes(plan, task.known, task.rows, seed=task.seed, guards=guards, rounds=rounds, judge=judge)
 
 
 def _random_hash(
-    task: _Task, tables: int | None = None, bits: int | None = None, guards: Guards | None = None
+    task: _Task, tables: int | None = None, bits: int | None = None, ranges: int = 2, guards: Guards | None = None
 ) -> tuple[Index, list[float]]:
-    plan = hash_plan(*task.sizes, tables=tables, bits=bits)
+    plan = hash_plan(*task.sizes, tables=tables, bits=bits, ranges=ranges)
     guards = Guards(by_labels=False) if guards is None else guards
     return random_hashes(plan, task.known, task.rows, seed=task.seed, guards=guards), []
 
