@@ -105,18 +105,25 @@ def _batches(known: Any, wanted: Any, seed: int = 0) -> Any:
     return Batches()
 
 
+def _strangers(dataset: str) -> np.ndarray:
+    """A fifth of the users."""
+    return np.random.default_rng(9).random(_parts(dataset)[0].num_users) < 0.2
+
+
 @cache
-def _learning(dataset: str, whole: bool) -> Any:
+def _learning(dataset: str, users: str) -> Any:
     """A part of every user's training items is hidden, three times over: the rest leads to them.
 
-    With `whole` the users as they are asked for in a test are there too: all of their training items, which lead to
-    themselves.
+    Of `known` users they are there as a test asks for them too: all of their training items, which lead to themselves.
+    `parts` is without these, `others` without a fifth of the users.
     """
     from keras_efficient.extreme.queries import Queries, queries
 
     train, _ = _parts(dataset)
+    if users == "others":
+        train = train.select(~_strangers(dataset)[train.users])
     random, model = np.random.default_rng(1), _model(dataset)
-    found = [queries(model, _batches(train, train))] if whole else []
+    found = [] if users == "parts" else [queries(model, _batches(train, train))]
     for _ in range(3):
         hidden = random.random(len(train)) < HIDDEN
         found.append(queries(model, _batches(train.select(~hidden), train.select(hidden))))
@@ -125,7 +132,7 @@ def _learning(dataset: str, whole: bool) -> Any:
     return Queries(vectors, labels, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _learn(dataset: str, method: str, whole: bool = False, **options: Any) -> tuple[Any, float]:
+def _learn(dataset: str, method: str, users: str = "parts", **options: Any) -> tuple[Any, float]:
     """What `extreme.learn_index` does with the queries that are there already."""
     import keras
 
@@ -133,7 +140,7 @@ def _learn(dataset: str, method: str, whole: bool = False, **options: Any) -> tu
     from keras_efficient.layers import HALOSOutput
 
     layer = _model(dataset).get_layer("logits")
-    found = _learning(dataset, whole)
+    found = _learning(dataset, users)
     x = keras.Input((layer.kernel.shape[1],))
     alone = HALOSOutput(layer.units, layer.k, name="alone")
     model = keras.Model(x, alone(x))
@@ -167,6 +174,7 @@ class _Quality:
 
 @cache
 def _test_queries(dataset: str) -> Any:
+    """Of every user who has something to be found: what should be, what the user has, and the user."""
     import keras
 
     from keras_efficient.extreme.queries import Queries
@@ -183,7 +191,7 @@ def _test_queries(dataset: str) -> Any:
     for places, ids in history_batches(items, offsets, users):
         vectors[places] = np.asarray(body.predict_on_batch(ids))[: len(places)]
     seen = Queries(vectors, *lists_of(items, offsets, users))
-    return Queries(vectors, *lists_of(labels, bounds, users)), seen
+    return Queries(vectors, *lists_of(labels, bounds, users)), seen, users
 
 
 def _qualities(dataset: str, candidates: dict[str, Any]) -> dict[str, _Quality]:
@@ -192,7 +200,7 @@ def _qualities(dataset: str, candidates: dict[str, Any]) -> dict[str, _Quality]:
 
     layer = _model(dataset).get_layer("logits")
     weights, bias = np.asarray(layer.kernel).T.copy(), np.asarray(layer.bias)
-    test, seen = _test_queries(dataset)
+    test, seen, _ = _test_queries(dataset)
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("full", *candidates)}
     for start in range(0, len(test), 512):
         rows = np.arange(start, min(start + 512, len(test)))
@@ -219,15 +227,18 @@ def quality(quick: bool) -> Iterator[Row]:
     for dataset in EPOCHS:
         layers, learned, seconds = {}, {}, {}
         for method in METHODS:
-            (layers[method], learned[method]), seconds[method] = _learn(dataset, method, whole=True)
-        units = layers["cells"].units
+            (layers[method], learned[method]), seconds[method] = _learn(dataset, method, "known")
+        units, strangers = layers["cells"].units, f"{METHODS[0]}, users that it was not learned from"
+        (layers[strangers], learned[strangers]), seconds[strangers] = _learn(dataset, METHODS[0], "others")
         popular = np.arange(round(BUDGET * units))  # items are sorted by their frequency
         candidates = {name: lambda x, layer=layer: np.asarray(layer.candidates(x)) for name, layer in layers.items()}
         candidates["the most frequent only"] = lambda x, popular=popular: np.tile(popular, (len(x), 1))
         found = _qualities(dataset, candidates)
-        full = found.pop("full")
-        means = [round(float(value), 5) for value in full.values.mean(axis=0)]
+        everyone, some = found.pop("full"), _strangers(dataset)[_test_queries(dataset)[2]]
+        found[strangers] = _Quality(found[strangers].values[some])
         for name, quality in found.items():
+            full = _Quality(everyone.values[some]) if name == strangers else everyone
+            means = [round(float(value), 5) for value in full.values.mean(axis=0)]
             details: dict[str, Any] = {"users": len(quality.values), "full": dict(zip(NAMES, means, strict=True))}
             if name in learned:
                 measures = learned[name].measures
@@ -424,9 +435,7 @@ def batches(quick: bool) -> Iterator[Row]:
                 yield Row(what, times["candidates"], "ms", peer=times["keras_rs"], ratio=round(ratio, 1), **bar)
     for batch, times in halos_large.run("batches", _files()[0]).items():
         ours, dense = (times[name] for name in halos_large.ANY_BATCH)
-        what = (
-            f"{LARGE}, LiteRT, 1 thread, batch {batch} of any: candidates, 8 bits, against dense, float32"
-        )
+        what = f"{LARGE}, LiteRT, 1 thread, batch {batch} of any: candidates, 8 bits, against dense, float32"
         bar = {"bar": "never slower than 1.05× dense", "reached": dense / ours >= 1 / 1.05}
         yield Row(what, ours, "ms", peer=dense, ratio=round(dense / ours, 1), **bar)
 

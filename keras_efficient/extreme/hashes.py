@@ -365,7 +365,7 @@ def _gradient(
     beta = 6.0 if guards.unit_norm else 1.0
     a, c = np.tanh(beta * queries @ theta), np.tanh(beta * classes @ theta)
     s = (a * c).reshape(len(a), plan.built, plan.bits).sum(axis=2)
-    g = (1 / (1 + np.exp(-s)) - truth[:, None]) * weights[:, None] / (weights.sum() * plan.built)
+    g = (1 / (1 + np.exp(-s)) - truth[:, None]) * weights[:, None] / (max(weights.sum(), 1e-12) * plan.built)
     g = np.repeat(g, plan.bits, axis=1) * beta
     gradient = queries.T @ (g * c * (1 - a**2)) + classes.T @ (g * a * (1 - c**2))
     if guards.orthogonal:

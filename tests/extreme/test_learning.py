@@ -94,6 +94,14 @@ def test_ranges_that_are_refused(planted, ranges):
         extreme.learn_index(planted.model(), planted.draw(500), method="hash", ranges=ranges, **BUDGET)
 
 
+def test_hashes_may_find_every_label(planted):
+    """Then no pair pulls: labels that are found weigh nothing."""
+    options = {"method": "hash", "rounds": 2, "tables": 1, "bits": 1, "guards": extreme.Guards(kept_positives=0.0)}
+    x, _ = planted.draw(500)
+    learned = extreme.learn_index(planted.model(), (x, np.zeros(500, int)), budget=0.9, **options)
+    assert learned.measures.label_recall == 1.0
+
+
 def test_labels_without_a_pattern_are_not_found(planted):
     """What is right for a query must not leak into its candidates."""
     x, y = planted.draw(4000)
