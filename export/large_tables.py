@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_efficient.export import flatbuffer
-from keras_efficient.export.lowerings import operations, rebuild_if
+from keras_efficient.export.lowerings import LARGE, operations, rebuild_if
 from keras_efficient.export.lowerings.plain_gather import PlainGather
 from keras_efficient.export.lowerings.table_layers import IntegerTable, SignTable
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["LARGE", "put_back", "taken_out"]
+__all__ = ["put_back", "taken_out"]
 
-LARGE = 32 * 2**20  # bytes
 ROUNDED = 1024  # numbers from which on the converter rounds a table of floats
 KEPT = ("bias", "scale")  # ends of the names of tables that belong to another one's rows
 ROWS = 13  # of a small table: enough for no two of them to be alike

@@ -298,7 +298,9 @@ def _deploy(model: keras.Model, precision: str) -> keras.Model:
 
 def _forget(model: keras.Model) -> None:
     """Frees what a large model was made from: models refer to themselves, and wait for Python to look for such."""
-    if model.count_params() > 2**23:
+    from keras_efficient.export import lowerings
+
+    if 4 * model.count_params() >= lowerings.LARGE:
         gc.collect()
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Lowering", "apply", "operations", "rebuild_if"]
+__all__ = ["LARGE", "Lowering", "apply", "operations", "rebuild_if"]
 
-LARGE = 2**23  # numbers
+LARGE = 32 * 2**20  # bytes from which on a table is not copied, nor shown to a converter
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def rebuild_if(
 def _is_large(layer: keras.Layer) -> bool:
     """Whether one table makes a layer too large to copy it at each rewrite; models that are lowered are nobody's."""
     weights = layer.weights
-    return len(weights) == 1 and math.prod(weights[0].shape) >= LARGE
+    return len(weights) == 1 and math.prod(weights[0].shape) * np.dtype(weights[0].dtype).itemsize >= LARGE
 
 
 def operations(model: keras.Model) -> Iterator[keras.Operation]:
