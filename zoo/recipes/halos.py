@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from keras_efficient.recsys.evaluation import Ranking
     from keras_efficient.zoo.schema import Card
 
-__all__ = ["BUDGET", "NAME", "indexed", "measure", "publish", "read", "train"]
+__all__ = ["BUDGET", "NAME", "compressed", "indexed", "measure", "publish", "read", "train"]
 
 NAME = "halos-games"
 NETWORK: dict[str, Any] = {"dim": 64, "hidden": [64], "activation": "tanh", "dropout": 0.5, "combiner": "mean"}
-EMBEDDING: dict[str, Any] = {"form": "codebooks", "bits": 8, "compression": 8}
+EMBEDDING: dict[str, Any] = {"form": "codebooks", "bits": 8, "compression": 16, "frozen": True}
 TRAINING: dict[str, Any] = {
     "epochs": 40,
     "learning_rate": 0.01,
@@ -54,26 +54,44 @@ def read(folder: Path) -> tuple[Interactions, Interactions]:
     return train, test
 
 
-def _arguments(num_items: int, plan: dict[str, Any] | None = None) -> dict[str, Any]:
+def _arguments(num_items: int, embedding: dict[str, Any], plan: dict[str, Any] | None = None) -> dict[str, Any]:
     """Of `models.SequenceClassifier`: every item is an id, and 0 the padding."""
     output = {"k": K, **({"plan": plan} if plan else {})}
     sizes = {"vocabulary_size": num_items + 1, "num_classes": num_items}
-    return {**sizes, **NETWORK, "embedding": EMBEDDING, "output": output}
+    return {**sizes, **NETWORK, "embedding": embedding, "output": output}
 
 
 def train(interactions: Interactions, folder: Path, *, epochs: int | None = None) -> keras.Model:
-    """Trains the network, or goes on with it; `folder` keeps the state."""
+    """Trains the network around a whole table, or goes on with it; `folder` keeps the state."""
     import keras
-    import numpy as np
 
     from keras_efficient import models
     from keras_efficient.recsys import training
 
     settings = TRAINING if epochs is None else {**TRAINING, "epochs": epochs}
     keras.utils.set_random_seed(settings["seed"])
-    model = models.SequenceClassifier(**_arguments(interactions.num_items), name=NAME.replace("-", "_"))
+    initializer = keras.initializers.RandomNormal(stddev=0.36, seed=settings["seed"])
+    options = {"method": "reduced", "embeddings_initializer": initializer}  # nothing is reduced: the whole table
+    model = models.SequenceClassifier(**_arguments(interactions.num_items, options))
     training.train(model, interactions, folder=folder, verbose=2, **settings)
-    kernel = model.get_layer("logits").kernel  # half the bytes in the file
+    return model
+
+
+def compressed(whole: keras.Model, interactions: Interactions) -> keras.Model:
+    """The model with a compressed table, and an output layer that is rounded to float16."""
+    import keras
+    import numpy as np
+
+    from keras_efficient import layers, models
+
+    arguments = _arguments(interactions.num_items, EMBEDDING)
+    model = models.SequenceClassifier(**arguments, name=NAME.replace("-", "_"))
+    counts, matrix = [0, *interactions.counts()], whole.get_layer("embedding").embeddings()
+    table = layers.MEmComEmbedding.from_embedding(matrix, counts=counts, **EMBEDDING)
+    for layer in model.layers:
+        source = table if layer.name == "embedding" else whole.get_layer(layer.name)
+        layer.set_weights(source.get_weights())
+    kernel = model.get_layer("logits").kernel
     kernel.assign(keras.ops.convert_to_numpy(kernel).astype(np.float16).astype(np.float32))
     return model
 
@@ -125,12 +143,12 @@ def measure(model: keras.Model, known: Interactions, test: Interactions, *, whol
     return evaluate(of_candidates, known, test, k=K)
 
 
-def publish(trained: keras.Model, known: Interactions, test: Interactions, zoo_folder: Path) -> Card:
-    """Learns the index and measures, and puts weights, golden tensors and card into the zoo."""
+def publish(whole: keras.Model, known: Interactions, test: Interactions, zoo_folder: Path) -> Card:
+    """Compresses the table, learns the index, measures, and puts weights, golden tensors and card into the zoo."""
     from keras_efficient.zoo import golden, weights
     from keras_efficient.zoo.schema import write_card
 
-    model = indexed(trained, known)
+    model = indexed(compressed(whole, known), known)
     rankings = measure(model, known, test), measure(model, known, test, whole=True)
     files = zoo_folder / "weights"
     weights.save(model, files / f"{NAME}.weights.h5")
@@ -152,7 +170,7 @@ def _card(model: keras.Model, known: Interactions, found: Ranking, whole: Rankin
         system="halos",
         task="recommendation",
         summary=f"The next of Amazon's {known.num_items:,} games by those a user has, of {plan.neurons:,} looked at.",
-        builder=cards.Builder("SequenceClassifier", _arguments(known.num_items, plan.to_config())),
+        builder=cards.Builder("SequenceClassifier", _arguments(known.num_items, EMBEDDING, plan.to_config())),
         weights=weights,
         preprocessing=_preprocessing(model, known.num_items),
         parameters=deploy(model).count_params(),
@@ -163,7 +181,7 @@ def _card(model: keras.Model, known: Interactions, found: Ranking, whole: Rankin
         limitations=_limitations(plan, whole),
         golden=f"{NAME}.golden.npz",
         exports=tuple(exports(model)),
-        paper=cards.Paper("HALOS: Hashing Large Output Space for Cheap Inference", "https://mlsys.org", 2022),
+        paper=cards.Paper("HALOS: Hashing Large Output Space for Cheap Inference", "https://arxiv.org/abs/2007.01230", 2022),
     )
 
 
@@ -225,9 +243,9 @@ def main() -> None:
 
         print(measure(zoo.load(NAME), known, test))
         return
-    trained = train(known, arguments.out / NAME, epochs=arguments.epochs)
+    whole = train(known, arguments.out / NAME, epochs=arguments.epochs)
     if arguments.publish:
-        card = publish(trained, known, test, Path(__file__).resolve().parent.parent)
+        card = publish(whole, known, test, Path(__file__).resolve().parent.parent)
         print(*(f"{NAME}: {metric.name} {metric.value}" for metric in card.metrics), sep="\n", file=sys.stderr)
 
 
