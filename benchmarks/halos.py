@@ -354,7 +354,8 @@ def _large() -> tuple[Path, dict[str, Any]]:
     path = FOLDER / "planted"
     if not path.with_suffix(".npz").exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(halos_large.run("learn", path)))
+        told = {**halos_large.run("learn", path), "commit": harness.commit()}
+        path.with_suffix(".json").write_text(json.dumps(told))
     return path, json.loads(path.with_suffix(".json").read_text())
 
 
@@ -365,7 +366,7 @@ def _files() -> tuple[Path, dict[str, Any]]:
     told = folder / "told.json"
     if not told.exists():
         found = halos_large.run("files", _large()[0], folder)
-        told.write_text(json.dumps(found))
+        told.write_text(json.dumps({**found, "commit": harness.commit()}))
     return folder, json.loads(told.read_text())
 
 
@@ -434,8 +435,9 @@ def batches(quick: bool) -> Iterator[Row]:
                 bar = {"bar": "≥ 1.5×", "reached": ratio >= 1.5}
                 yield Row(what, times["candidates"], "ms", peer=times["keras_rs"], ratio=round(ratio, 1), **bar)
     for batch, times in halos_large.run("batches", _files()[0]).items():
-        ours, dense = (times[name] for name in halos_large.ANY_BATCH)
-        what = f"{LARGE}, LiteRT, 1 thread, batch {batch} of any: candidates, 8 bits, against dense, float32"
+        ours, *others = (times[name] for name in halos_large.ANY_BATCH)
+        dense = min(others)
+        what = f"{LARGE}, LiteRT, 1 thread, batch {batch} of any: candidates, 8 bits, against the faster dense file"
         bar = {"bar": "never slower than 1.05× dense", "reached": dense / ours >= 1 / 1.05}
         yield Row(what, ours, "ms", peer=dense, ratio=round(dense / ours, 1), **bar)
 

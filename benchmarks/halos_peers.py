@@ -27,8 +27,8 @@ import numpy as np
 
 QUALITY, TIMED = 4000, 300  # queries
 LISTS = 4096
-PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
-BEAMS = (16, 32, 64, 128, 256, 512, 1024)
+PROBES = (1, 2, 4, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181)
+BEAMS = (16, 32, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 
 Search = Callable[[np.ndarray], Any]
 Settings = Iterator[tuple[str, Search]]
@@ -41,6 +41,7 @@ class Peer:
     build: Callable[[np.ndarray, str], None]
     open: Callable[[str, int], Settings]
     forms: tuple[str, ...] = ("as they are", "of one length")
+    multiple: int = 1  # of which the width of rows must be
 
 
 def _build_faiss(rows: np.ndarray, path: str, description: str) -> None:
@@ -67,16 +68,15 @@ def _open_lists(path: str, dim: int) -> Settings:
             if refined:
                 index.k_factor = factor
             name = f"nprobe {probes}" + (f", k_factor {factor}" if refined else "")
-            yield name, lambda q: index.search(_wide(q, index.d), 5)[1]
+            yield name, lambda q: index.search(q, 5)[1]
 
 
-def _wide(rows: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) if width > rows.shape[1] else rows
+def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
+    return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, -rows.shape[1] % multiple))), dtype=np.float32)
 
 
 def _build_product_quantizer(rows: np.ndarray, path: str) -> None:
-    width = rows.shape[1] + -rows.shape[1] % 4
-    _build_faiss(_wide(rows, width), path, f"IVF{LISTS},PQ{width // 2}x4fs,RFlat")
+    _build_faiss(rows, path, f"IVF{LISTS},PQ{rows.shape[1] // 2}x4fs,RFlat")
 
 
 def _open_faiss_graph(path: str, dim: int) -> Settings:
@@ -142,7 +142,7 @@ def _build_faiss_graph(rows: np.ndarray, path: str) -> None:
 
 PEERS = {
     "faiss_ivf_flat": Peer(_build_lists, _open_lists),
-    "faiss_ivf_pq": Peer(_build_product_quantizer, _open_lists),
+    "faiss_ivf_pq": Peer(_build_product_quantizer, _open_lists, multiple=4),
     "faiss_hnsw": Peer(_build_faiss_graph, _open_faiss_graph, ("of one length",)),
     "hnswlib": Peer(_build_hnswlib, _open_hnswlib, ("of one length",)),
     "scann": Peer(_build_scann, _open_scann),
@@ -168,7 +168,7 @@ def build(folder: Path, names: list[str]) -> None:
             path = folder / f"{name}, {form}"
             if path.with_suffix(".json").exists():
                 continue
-            changed = np.ascontiguousarray(FORMS[form](rows), dtype=np.float32)
+            changed = _padded(FORMS[form](rows), PEERS[name].multiple)
             started = time.time()
             PEERS[name].build(changed, str(path))
             told = {"build_seconds": round(time.time() - started, 1), "build_cores": len(os.sched_getaffinity(0))}
@@ -183,6 +183,7 @@ def search(folder: Path, names: list[str]) -> None:
     for name in names:
         for form in PEERS[name].forms:
             asked = queries if form == "as they are" else np.pad(queries, ((0, 0), (0, 1)))
+            asked = _padded(asked, PEERS[name].multiple)
             path, before = folder / f"{name}, {form}", _resident()
             told = json.loads(path.with_suffix(".json").read_text())
             for setting, find in PEERS[name].open(str(path), asked.shape[1]):

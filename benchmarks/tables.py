@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ZOO_COLUMNS = {
     "sesr": (("Set5", "PSNR", "Set5"), ("Set14", "PSNR", "Set14"), ("BSD100", "PSNR", "BSD100")),
     "memcom": (("nDCG@20", "nDCG@20", "Gowalla"), ("Recall@20", "Recall@20", "Gowalla")),
+    "halos": (("nDCG@20", "nDCG@20", "Amazon"), ("Recall@20", "Recall@20", "Amazon")),
 }
 _MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
