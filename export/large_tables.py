@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_efficient.errors import ConversionError
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.lowerings import LARGE, operations, rebuild_if
 from keras_efficient.export.lowerings.plain_gather import PlainGather
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["put_back", "taken_out"]
 
+MOST = 2**31 - 2**20  # bytes of a flatbuffer, whose offsets are signed
 ROUNDED = 1024  # numbers from which on the converter rounds a table of floats
 KEPT = ("bias", "scale")  # ends of the names of tables that belong to another one's rows
 ROWS = 13  # of a small table: enough for no two of them to be alike
@@ -68,6 +70,12 @@ def _like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def put_back(data: bytes, tables: list[tuple[np.ndarray, np.ndarray]]) -> bytes | None:
     """The file with the large tables; `None` where a small one is not there as it was, or as float16."""
+    size = len(data) + sum(large.nbytes for _, large in tables)
+    if size >= MOST:
+        raise ConversionError(
+            f"The tables need {size / 1e9:.1f} GB; a .tflite holds less than 2.1 GB.",
+            hint="Store them in fewer bits, such as HALOSOutput(bits=8).",
+        )
     model = flatbuffer.unpack(data)
     for small, large in tables:
         found = _tensors_of(model, small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from keras_efficient.layers.halos import HashPlan, Index, Plan
 __all__ = ["add_classes", "remove_classes", "set_classes"]
 
 NEIGHBOURS = 4  # classes that are there, by which a new one finds its place
+LOGITS = 2**24  # of new classes with those that are there, at once
 LISTS = 8  # that a new class comes into, where a class may lie in several blocks
 
 
@@ -35,10 +37,11 @@ def add_classes(
         bias: (n,); by default zeros.
 
     Returns:
-        the model, not compiled, and the numbers of the new classes.
+        the model, not compiled and in float32, and the numbers of the new classes.
 
     Raises:
-        WrongArgument: weights of another width, not finite, or more classes than blocks have places for.
+        WrongArgument: weights of another width, not finite, or more classes than blocks have places for; an index of
+            other weights.
     """
     layer = output_layer(model)
     kernel, bias = _weights(layer, kernel, bias)
@@ -48,7 +51,7 @@ def add_classes(
     twin.kernel.assign(np.concatenate([_array(layer.kernel), kernel]))
     if layer.bias is not None:
         twin.bias.assign(np.concatenate([_array(layer.bias), bias]))
-    if (index := layer.index) is not None:
+    if (index := _checked(layer)) is not None:
         plan = dataclasses.replace(index.plan, units=twin.units)
         slots = _with_classes(index, _array(layer.kernel), kernel, ids)
         twin.set_index(Index(plan, {**index.arrays, "slots": slots}, twin.fingerprint()))
@@ -70,51 +73,49 @@ def remove_classes(model: keras.Model, ids: np.ndarray) -> None:
 
 
 def set_classes(model: keras.Model, ids: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> None:
-    """Gives classes other weights; they stay where they lie in the index.
+    """Gives classes other weights, and other biases if there are some; they stay where they lie in the index.
 
     Raises:
-        WrongArgument: a class that does not exist, weights of another width or not finite.
+        WrongArgument: a class that does not exist, weights of another width or not finite; an index of other weights.
     """
     layer = output_layer(model)
-    ids = _known(layer, ids)
+    ids, index = _known(layer, ids), _checked(layer)
+    kept = layer.bias if bias is None else None
     kernel, bias = _weights(layer, kernel, bias)
     if len(ids) != len(kernel):
         raise WrongArgument(f"There are weights for {len(kernel)} classes, and {len(ids)} classes.")
     for variable, values in ((layer.kernel, kernel), (layer.bias, bias)):
-        if variable is not None:
+        if variable is not None and variable is not kept:
             array = _array(variable).copy()
             array[ids] = values
             variable.assign(array)
-    if (index := layer.index) is not None:
+    if index is not None:
         layer.set_index(dataclasses.replace(index, fingerprint=layer.fingerprint()))
 
 
 def _with_classes(index: Index, old: np.ndarray, kernel: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The slots with the new classes in them."""
-    slots = index.arrays["slots"].copy()
-    order = _most_alike(old, slots, kernel)
-    free = (slots < 0).sum(axis=1)
-    if index.plan.overlapping:
-        for row, number in enumerate(ids):
-            for block in _of_each_table(index.plan, order[row]):
-                # Free places are the last ones; without any, places go from the end on.
-                free[block] -= 1
-                slots[block, free[block] if free[block] < 0 else np.argmax(slots[block] < 0)] = number
-        return slots
-    if free.sum() < len(ids):
+    """The slots with the new classes in them, in places that are looked at."""
+    slots, width = index.arrays["slots"].copy(), index.plan.width
+    free = (slots[:, :width] < 0).sum(axis=1)
+    if not index.plan.overlapping and free.sum() < len(ids):
         raise WrongArgument(
             f"The index has {free.sum()} free places, for {len(ids)} new classes.", hint="Learn it again: learn_index."
         )
-    for blocks, number in zip(order, ids, strict=True):
-        block = blocks[np.argmax(free[blocks] > 0)]
-        slots[block, np.argmax(slots[block] < 0)] = number
-        free[block] -= 1
+    least = -(width // 2) if index.plan.overlapping else 0  # so many that stand last make room
+    for blocks, number in zip(_most_alike(old, slots, kernel), ids, strict=True):
+        chosen = _of_each_table(index.plan, blocks[free[blocks] > least])
+        if not len(chosen):
+            hint = "Learn the index again: learn_index."
+            raise WrongArgument(f"{len(ids)} new classes are too many for the blocks that they are like.", hint=hint)
+        free[chosen] -= 1
+        places = np.where(free[chosen] < 0, width + free[chosen], np.argmax(slots[chosen] < 0, axis=1))
+        slots[chosen, places] = number
     return slots
 
 
-def _most_alike(old: np.ndarray, slots: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Blocks for each new class, (n, blocks): those first in which the classes lie that its weights are most like, and
-    then those that are like it on the whole."""
+def _most_alike(old: np.ndarray, slots: np.ndarray, kernel: np.ndarray) -> Iterator[np.ndarray]:
+    """For each new class all blocks: those first in which the classes lie that its weights are most like, and then
+    those that are like it on the whole."""
     old, kernel = unit(old), unit(kernel)
     order = np.argsort(slots, axis=None, kind="stable")[np.count_nonzero(slots < 0) :]
     blocks, bounds = order // slots.shape[1], np.searchsorted(slots.ravel()[order], np.arange(len(old) + 1))
@@ -122,17 +123,19 @@ def _most_alike(old: np.ndarray, slots: np.ndarray, kernel: np.ndarray) -> np.nd
     for start in range(0, len(order), CHUNK):  # rows that are taken from the kernel at once
         part = slice(start, start + CHUNK)
         centres += group_sums(old[slots.ravel()[order[part]]], blocks[part], len(slots))
-    votes = kernel @ unit(centres).T
-    for row, alike in enumerate(kernel @ old.T):
-        for number in np.argpartition(-alike, min(NEIGHBOURS, len(old)) - 1)[:NEIGHBOURS]:
-            votes[row, blocks[bounds[number] : bounds[number + 1]]] += 1
-    return np.argsort(-votes, axis=1, kind="stable")
+    centres, step = unit(centres).astype(np.float32), max(1, LOGITS // len(old))
+    for start in range(0, len(kernel), step):
+        some = kernel[start : start + step]
+        for votes, alike in zip(some @ centres.T, some @ old.T, strict=True):
+            for number in np.argpartition(-alike, min(NEIGHBOURS, len(old)) - 1)[:NEIGHBOURS]:
+                votes[blocks[bounds[number] : bounds[number + 1]]] += 1
+            yield np.argsort(-votes, kind="stable")
 
 
 def _of_each_table(plan: Plan, order: np.ndarray) -> np.ndarray:
-    """The blocks that a class comes into: the best few, or of hash tables the best of each."""
+    """The blocks that a class comes into: the best one, of lists the best few, and of hash tables the best of each."""
     if not isinstance(plan, HashPlan):
-        return order[:LISTS]
+        return order[: LISTS if plan.overlapping else 1]
     tables = order // plan.buckets
     return order[np.unique(tables, return_index=True)[1]]
 
@@ -153,6 +156,14 @@ def _known(layer: HALOSOutput, ids: Any) -> np.ndarray:
     if ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= layer.units)):
         raise WrongArgument(f"Classes are numbers from 0 to {layer.units - 1}, got {ids.dtype} {ids.ravel()[:5]}.")
     return ids
+
+
+def _checked(layer: HALOSOutput) -> Index | None:
+    """The layer's index, if it has one, and that for its weights."""
+    index = layer.index
+    if index is not None:
+        layer.set_index(index)  # which refuses one of other weights
+    return index
 
 
 def _index(layer: HALOSOutput) -> Index:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from keras_efficient import ranking
 from keras_efficient.errors import WrongArgument
 from keras_efficient.extreme.clusters import group_sums, k_means, unit
+from keras_efficient.extreme.measures import full_answers
 from keras_efficient.extreme.queries import Queries
 from keras_efficient.layers.halos import Index, RouterPlan
 from keras_efficient.layers.halos.plans import ArraySource
 
-__all__ = ["contexts", "contexts_plan", "moved_again"]
+__all__ = ["LABEL", "affordable", "contexts", "contexts_plan", "moved_again", "worth_of_answers"]
 
 ROUTER_SHARE = 0.125  # of the budget
 BEAMS = (4, 2, 1)  # the largest that the budget allows
@@ -29,7 +29,6 @@ DEPTH = 60  # answers of the full layer that are counted for each query
 HALF = 10  # the rank from which on an answer counts for less than half of the first
 LABEL = 3.0  # what a label counts for, where the first answer of the full layer counts for one
 PRODUCTS = 4e12  # that the full layer's answers may take; of more queries a part is asked
-LOGITS = 2**26  # at once
 NOWHERE = -1e9  # the score of a node without queries
 
 
@@ -81,12 +80,10 @@ def contexts(plan: RouterPlan, queries: Queries, rows: np.ndarray, *, seed: int)
         seed: of the groups.
     """
     random = np.random.default_rng(seed)
-    most = int(PRODUCTS // (2 * rows.size))
-    if len(queries) > most:
-        queries = queries.select(np.sort(random.choice(len(queries), most, replace=False)))
+    queries = queries.select(affordable(len(queries), rows, random))
     arrays = _tree(plan, queries.vectors, random)
     groups = _found(plan, arrays, queries.vectors)
-    answers = _answers(queries.vectors, rows, min(DEPTH, plan.units))
+    answers = full_answers(rows, queries, min(DEPTH, plan.units))
     return Index(plan, {**arrays, "slots": _lists(plan, groups, queries, answers), "head": np.zeros(0, np.int32)})
 
 
@@ -129,12 +126,15 @@ def _found(plan: RouterPlan, arrays: Mapping[str, np.ndarray], vectors: np.ndarr
     return np.concatenate([keras.ops.convert_to_numpy(plan.find(part, source))[:, 0] for part in parts])
 
 
-def _answers(vectors: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
-    """The best classes of each query by the full layer, (n, depth)."""
-    weights, bias = np.ascontiguousarray(rows[:, :-1].T), rows[:, -1]
-    step = max(1, LOGITS // len(rows))
-    parts = (vectors[start : start + step] @ weights + bias for start in range(0, len(vectors), step))
-    return np.concatenate([ranking.top_k(part, depth) for part in parts])
+def affordable(number: int, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Which of so many queries the full layer can answer in a while: all, or some."""
+    most = int(PRODUCTS // (2 * rows.size))
+    return np.arange(number) if number <= most else np.sort(random.choice(number, most, replace=False))
+
+
+def worth_of_answers(depth: int) -> np.ndarray:
+    """What the full layer's answers of each rank count for; a label counts for `LABEL`."""
+    return 1 / (1 + np.arange(depth) / HALF)
 
 
 def _lists(plan: RouterPlan, groups: np.ndarray, queries: Queries, answers: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def _lists(plan: RouterPlan, groups: np.ndarray, queries: Queries, answers: np.n
     Places that a list's own queries do not fill go to the classes that answer most queries of all lists.
     """
     slots = np.full((plan.blocks, plan.capacity), -1, np.int32)
-    shares = 1 / (1 + np.arange(answers.shape[1]) / HALF)
+    shares = worth_of_answers(answers.shape[1])
 
     def counted(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
         weights = np.broadcast_to(shares, answers.shape).ravel()

@@ -124,6 +124,10 @@ class SparseBatches(keras.utils.PyDataset):
         for name, value in (("batch_size", batch_size), ("length", length)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
+        if max(file.num_features, file.num_labels) >= 2**31:
+            raise WrongArgument(
+                f"{file.path} has {file.num_features} features and {file.num_labels} labels; batches hold int32."
+            )
         self.file, self.batch_size, self.length = file, batch_size, length
         self.label, self.shuffle, self.seed, self.epoch = label, shuffle, seed, 0
         self._points = np.arange(len(file))

@@ -25,6 +25,8 @@ import numpy as np
 
 from keras_efficient.errors import WrongArgument
 from keras_efficient.extreme.clusters import unit
+from keras_efficient.extreme.contexts import LABEL, affordable, worth_of_answers
+from keras_efficient.extreme.measures import full_answers
 from keras_efficient.extreme.queries import Queries
 from keras_efficient.extreme.routing import class_means
 from keras_efficient.layers.halos import HashPlan, Index
@@ -34,7 +36,8 @@ __all__ = ["Guards", "filled_again", "hash_plan", "learned_hashes", "random_hash
 PAIRS = 2048  # of each kind in a step
 STEPS = 60  # between two fillings of the tables
 RATE = 0.005
-FOUND = 0.02  # what a label weighs that another table finds already
+ANSWERS = 20  # of the full layer for each query
+FOUND = 0.02  # what a class weighs that another table finds already
 FLIPS = 4  # of the least certain bits, to find a bucket with room
 
 
@@ -58,6 +61,7 @@ class Guards:
         by_queries: whether a class is hashed by the mean of its queries; else by its weights.
         by_labels: whether a bucket holds the classes that are the labels of its queries, those first that no table
             before finds; else those whose own code it is.
+        by_answers: whether what the full layer answers counts beside labels there.
     """
 
     kept_positives: float = 0.3
@@ -71,6 +75,7 @@ class Guards:
     centred: bool = True
     by_queries: bool = True
     by_labels: bool = True
+    by_answers: bool = True
 
 
 def hash_plan(
@@ -98,7 +103,10 @@ def hash_plan(
 
 @dataclass(frozen=True, eq=False)
 class _Keys:
-    """Unit vectors that are hashed, what is taken from a query before, and pairs of queries and their labels."""
+    """Unit vectors that are hashed, what is taken from a query before, and pairs of queries and their labels.
+
+    Buckets are filled with the classes that are `wanted` by the queries `asking`, each for what it is worth.
+    """
 
     queries: np.ndarray
     classes: np.ndarray
@@ -106,6 +114,9 @@ class _Keys:
     owners: np.ndarray
     labels: np.ndarray
     known: np.ndarray  # the pairs as sorted numbers
+    asking: np.ndarray
+    wanted: np.ndarray
+    worth: np.ndarray
 
     def are_labels(self, owners: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Whether each class is a label of its query."""
@@ -136,7 +147,15 @@ def _keys(queries: Queries, rows: np.ndarray, guards: Guards) -> _Keys:
     own_keys = unit((classes if guards.by_queries else unit(classes)) - own)
     owners = queries.owners
     known = np.sort(owners * len(rows) + queries.labels)
-    return _Keys(unit(queries.vectors - centre), own_keys, centre, owners, queries.labels, known)
+    asking, wanted, worth = owners, queries.labels, np.full(len(owners), LABEL)
+    if guards.by_labels and guards.by_answers:
+        depth, asked = min(ANSWERS, len(rows)), affordable(len(queries), rows, np.random.default_rng(0))
+        answers = full_answers(rows, queries.select(asked), depth)
+        asking = np.concatenate([asking, np.repeat(asked, depth)])
+        wanted = np.concatenate([wanted, answers.ravel()])
+        worth = np.concatenate([worth, np.tile(worth_of_answers(depth), len(asked))])
+    keys = unit(queries.vectors - centre)
+    return _Keys(keys, own_keys, centre, owners, queries.labels, known, asking, wanted, worth)
 
 
 def random_hashes(plan: HashPlan, queries: Queries, rows: np.ndarray, *, seed: int, guards: Guards) -> Index:
@@ -149,13 +168,18 @@ def random_hashes(plan: HashPlan, queries: Queries, rows: np.ndarray, *, seed: i
 def filled_again(
     plan: HashPlan, index: Index, queries: Queries, rows: np.ndarray, guards: Guards | None = None
 ) -> Index:
-    """The same hyperplanes, whose tables are filled again: a model's queries and classes move when it is trained on."""
+    """The same hyperplanes, whose tables are filled again: a model's queries and classes move when it is trained on.
+
+    Classes that are in no bucket stay out.
+    """
     guards = Guards() if guards is None else guards
     if plan.ranges > 2:
         guards, hashes = _of_places(guards), index.arrays["places"].reshape(-1, plan.ranges)
     else:
         hashes = index.arrays["projection"][0].T.astype(np.float64)
-    return _filled(plan, hashes, _keys(queries, rows, guards), guards)
+    found = _filled(plan, hashes, _keys(queries, rows, guards), guards)
+    slots = found.arrays["slots"]
+    return Index(plan, {**found.arrays, "slots": np.where(np.isin(slots, index.reachable), slots, -1)})
 
 
 def learned_hashes(
@@ -240,23 +264,26 @@ def _chosen_places(
 ) -> tuple[Index, list[float]]:
     first = _places(plan, random)
     recalls = [judge(_filled(plan, first, keys, guards))]
-    found = np.zeros(len(keys.labels), bool)
+    found = np.zeros(len(keys.wanted), bool)
     chosen = []
     for table in range(plan.built):
         draws = [first[table * plan.bits :][: plan.bits], *(_places(plan, random, 1) for _ in range(rounds))]
         fits = [_labels_in(plan, keys, _codes(plan, places, keys.queries)[:, 0], found)[-1] for places in draws]
-        best = int(np.argmax([np.count_nonzero(found | some) for some in fits]))
+        best = int(np.argmax([keys.worth[found | some].sum() for some in fits]))
         found |= fits[best]
         chosen.append(draws[best])
     index = _filled(plan, np.concatenate(chosen), keys, guards)
-    return index, [*recalls, judge(index)]
+    recalls.append(judge(index))
+    if guards.keep_best and recalls[1] < recalls[0]:
+        index = _filled(plan, first, keys, guards)
+    return index, recalls
 
 
 def _filled(plan: HashPlan, hashes: np.ndarray, keys: _Keys, guards: Guards) -> Index:
     """The index of tables with these hyperplanes, or places."""
     slots = np.full((plan.built, plan.buckets, plan.capacity), -1, np.int32)
     if guards.by_labels:
-        found = np.zeros(len(keys.labels), bool)
+        found = np.zeros(len(keys.wanted), bool)
         codes = keys.codes(plan, hashes, np.arange(len(keys.queries)))
         for table in range(plan.built):
             bucket, place, label, fits = _labels_in(plan, keys, codes[:, table], found)
@@ -283,13 +310,13 @@ def _filled(plan: HashPlan, hashes: np.ndarray, keys: _Keys, guards: Guards) -> 
 def _labels_in(
     plan: HashPlan, keys: _Keys, codes: np.ndarray, found: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The labels that the queries of each bucket have most often, those first that no table before it finds.
+    """The classes that the queries of each bucket want most, those first that no table before it finds.
 
     Returns:
-        bucket, place and label of each that fits; and which of the keys' labels these are.
+        bucket, place and class of each that fits; and which of the keys' wanted classes these are.
     """
-    pairs, which = np.unique(codes[keys.owners] * plan.units + keys.labels, return_inverse=True)
-    worth = np.bincount(which, np.where(found, FOUND, 1.0))
+    pairs, which = np.unique(codes[keys.asking] * plan.units + keys.wanted, return_inverse=True)
+    worth = np.bincount(which, np.where(found, FOUND, 1.0) * keys.worth)
     bucket, label = pairs // plan.units, pairs % plan.units
     order = np.lexsort((-worth, bucket))
     place = np.empty(len(order), np.int64)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 __all__ = ["METHODS", "Learned", "learn_index", "reindex"]
 
 MOST_OF_CONTEXTS = 2**18  # classes; of more, the full layer's answers take too long
+_LEAST = {"head": 0, "probes": 1, "tables": 1, "bits": 1, "rounds": 0}
 STEPS = (1, 1.5)  # between halvings of the budget, where a target chooses
 
 
@@ -136,6 +138,10 @@ def learn_index(
     known_options = list(inspect.signature(METHODS[method]).parameters)[1:]
     if wrong := sorted(set(options) - set(known_options)):
         raise UnknownName(f"option of method {method!r}", wrong[0], known_options)
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+            raise WrongArgument(f"`{name}` must be a whole number from {least} on, not {value!r}.")
     _check_share("budget", budget)
     if target is not None:
         _check_share("target", target)
@@ -143,13 +149,13 @@ def learn_index(
     rows = _rows(layer)
     tell("running the model on the data")
     task = _Task(layer, rows, *_split(model, data, validation, seed), budget, seed, tell)
-    before = layer.index
+    before = layer.taken()
     try:
         tell(f"learning where {layer.units} classes lie: {method}")
         index, rounds = METHODS[method](task, **options)
         index, found = _chosen(task, dataclasses.replace(index, fingerprint=layer.fingerprint()), target)
     except BaseException:
-        layer.set_index(before)
+        layer.put_back(before)
         raise
     layer.set_index(index)
     measures = found[index.plan.neurons]
@@ -157,7 +163,9 @@ def learn_index(
     return Learned(method, measures, reached, found, tuple(rounds), round(time.monotonic() - begin, 1))
 
 
-def reindex(model: keras.Model, data: Any, *, validation: Any = 0.1, seed: int = 0) -> Measures:
+def reindex(
+    model: keras.Model, data: Any, *, validation: Any = 0.1, seed: int = 0, guards: Guards | None = None
+) -> Measures:
     """Fits the index that a model has to weights that were trained on since: seconds, where learning takes minutes.
 
     Blocks and lists stay what they are and the scores that lead to them are learned anew; hash tables keep their
@@ -165,6 +173,7 @@ def reindex(model: keras.Model, data: Any, *, validation: Any = 0.1, seed: int =
 
     Args:
         model, data, validation, seed: as for `learn_index`.
+        guards: that hash tables were learned with.
 
     Returns:
         what was measured on the validation part.
@@ -180,7 +189,7 @@ def reindex(model: keras.Model, data: Any, *, validation: Any = 0.1, seed: int =
     task = _Task(layer, rows, *_split(model, data, validation, seed), 1.0, seed, lambda line: None)
     match index.plan:
         case HashPlan() as plan:
-            found = filled_again(plan, index, task.known, rows)
+            found = filled_again(plan, index, task.known, rows, guards)
         case RouterPlan(shared=True) as plan:
             found = moved_again(plan, index, task.known)
         case RouterPlan() as plan:

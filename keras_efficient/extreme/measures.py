@@ -81,7 +81,9 @@ def measure(
         full: what `full_answers` found for these queries, for the largest k at least; with more of them fewer logits
             have to be computed. By default it is asked here.
     """
-    units, most = len(rows), max(at)
+    units = len(rows)
+    at = tuple(k for k in at if k <= units)
+    most = max(at)
     full = full_answers(rows, queries, min(max(most, DEPTH), units)) if full is None else full
     some, found = [], []
     step = max(1, BYTES // (4 * rows.shape[1] * neurons))

@@ -66,7 +66,7 @@ def queries(model: keras.Model, data: Any) -> Queries:
     Args:
         model: a functional or Sequential model.
         data: ``(x, y)``, or a `tf.data.Dataset` or `keras.utils.PyDataset` of such batches. y holds class numbers, (n,)
-            or (n, m) with −1 where there are fewer; or floats or booleans (n, units), not zero where a class is right.
+            or (n, m) with −1 where there are fewer; or (n, units), not zero where a class is right.
 
     Raises:
         WrongArgument: labels out of range, or of another number than the inputs; nothing that has a label.
@@ -97,6 +97,8 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = data
         number = len(keras.tree.flatten(x)[0])
+        if len(y) != number:
+            raise WrongArgument(f"There are labels for {len(y)} inputs, and {number} inputs.")
         for start in range(0, number, BATCH):
             yield keras.tree.map_structure(lambda a, start=start: a[start : start + BATCH], x), y[start : start + BATCH]
         return
@@ -112,7 +114,8 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
 
 def _labels(y: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
     """The labels of all rows, one row's after the other's, and how many each has."""
-    if y.dtype.kind in "fb" and y.ndim == 2 and y.shape[1] == units:
+    ones = y.dtype.kind in "iu" and y.ndim == 2 and y.shape[1] == units and y.size and 0 <= y.min() <= y.max() <= 1
+    if (y.dtype.kind in "fb" or ones) and y.ndim == 2 and y.shape[1] == units:
         rows, labels = np.nonzero(y)
         return labels, np.bincount(rows, minlength=len(y))
     if y.dtype.kind not in "iu" or y.ndim not in (1, 2):

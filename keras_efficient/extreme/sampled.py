@@ -24,7 +24,7 @@ class SampledBatches(keras.utils.PyDataset):
     ```
 
     Args:
-        batches: ``(x, y)``; labels (batch,) or (batch, most labels), −1 where there are fewer.
+        batches: ``(x, y)`` or ``(x, y, weights)``; labels (batch,) or (batch, most labels), −1 where there are fewer.
         counts: (classes,) how often each class is a label: frequent ones are drawn more often.
         negatives: classes drawn for each batch, in proportion to ``(count + 1)^power``.
         power: of the counts.
@@ -52,14 +52,17 @@ class SampledBatches(keras.utils.PyDataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any]]:
-        inputs, labels = self.batches[index][:2]
-        targets = np.asarray(labels, np.int32)
-        targets = targets[:, None] if targets.ndim == 1 else targets
+        inputs, labels, *weights = self.batches[index]
+        targets = np.asarray(labels)
+        if targets.dtype.kind not in "iu" or targets.ndim not in (1, 2):
+            raise WrongArgument(f"Batch {index}: labels are class numbers, got {targets.dtype} {targets.shape}.")
+        targets = (targets[:, None] if targets.ndim == 1 else targets).astype(np.int32)
         if targets.size and (targets.min() < -1 or targets.max() >= self.classes):
             wrong = targets.min() if targets.min() < -1 else targets.max()
             raise WrongArgument(f"Batch {index} has label {wrong}; there are classes 0 to {self.classes - 1}.")
-        drawn = self._negatives.draw(np.random.default_rng([self.seed, self.epoch, index]))
-        return ({"inputs": inputs, "targets": targets, "weights": np.ones(len(targets), np.float32), **drawn},)
+        drawn = self._negatives.draw(np.random.default_rng([self.seed, self.epoch, index]), targets)
+        sample_weights = np.asarray(weights[0] if weights else np.ones(len(targets)), np.float32)
+        return ({"inputs": inputs, "targets": targets, "weights": sample_weights, **drawn},)
 
     def on_epoch_end(self) -> None:
         """Keras calls it: the next epoch draws anew."""

@@ -36,17 +36,27 @@ class Negatives:
             raise WrongArgument(f"`negatives` must be a whole number from 1 on, not {number!r}.")
         if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
             raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
-        weights = (np.asarray(counts) + 1.0) ** power
+        counts = np.asarray(counts)
+        if counts.ndim != 1 or not counts.size or not (np.isfinite(counts).all() and counts.min() >= 0):
+            raise WrongArgument("`counts` must be finite numbers from 0 on, one for each class.")
+        weights = (counts + 1.0) ** power
         self.number = number
         self._cumulated = np.cumsum(weights / weights.sum())
         self._log_expected = np.log(number * weights / weights.sum()).astype("float32")
         self._local = local_rows(number)
 
-    def draw(self, random: np.random.Generator) -> dict[str, np.ndarray]:
-        """``negatives`` (number,) int32 and ``log_expected`` (number,) float32, the logarithm of E."""
+    def draw(self, random: np.random.Generator, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """What `SampledSoftmax` is told of the drawn classes, for the targets (batch, most targets) of a batch."""
         drawn = np.searchsorted(self._cumulated, random.random(self.number)).clip(0, len(self._cumulated) - 1)
+        classes, counts = np.unique(drawn, return_counts=True)
+        places = np.searchsorted(classes, targets).clip(max=len(classes) - 1)
+        found = np.where(classes[places] == targets, counts[places], 0)
         drawn = drawn[self._local].astype("int32")
-        return {"negatives": drawn, "log_expected": self._log_expected[drawn]}
+        return {
+            "negatives": drawn,
+            "log_expected": self._log_expected[drawn],
+            "hits": (found * np.exp(-self._log_expected[np.maximum(targets, 0)])).astype("float32"),
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -56,13 +66,15 @@ class SampledSoftmax(keras.Model):
     For each input, or user, with targets T, and classes N drawn with expected counts E:
 
     ```
-    softmax:  log Z = logsumexp_{j in N} (logit_j − log E_j)          an estimate of the softmax's normaliser
-              loss  = Σ_users Σ_{t in T} weight · (log Z − logit_t) / Σ_users weight · |T|
-    sigmoid:  loss  = Σ_users weight · (Σ_{j in N} softplus(logit_j) / E_j − Σ_{t in T} logit_t) / Σ_users weight · |T|
+    softmax:  Z_t  = e^logit_t + Σ_{j in N, j ≠ t} e^logit_j / E_j     an estimate of the softmax's normaliser
+              loss = Σ_users Σ_{t in T} weight · (log Z_t − logit_t) / Σ_users weight · |T|
+    sigmoid:  loss = Σ_users weight · (Σ_{j in N, not in T} softplus(logit_j) / E_j + Σ_{t in T} softplus(−logit_t))
+                     / Σ_users weight · |T|
     ```
 
-    The subtraction of `log E` is the log-Q correction: classes that are drawn often count for less. The sigmoid's is
-    the binary cross-entropy of all classes, the sum over those that are not targets estimated from the drawn ones.
+    The division by E is the log-Q correction: classes that are drawn often count for less. The sigmoid's is the binary
+    cross-entropy of all classes, the sum over those that are not targets estimated from the drawn ones. Both are never
+    negative, and those of all classes where each is drawn once.
 
     Args:
         classifier: a functional model whose last layer is a `HALOSOutput`, or an `EinsumDense("bh,ch->bc", …)` as in
@@ -71,7 +83,8 @@ class SampledSoftmax(keras.Model):
 
     Call arguments: a dict as `recsys.HistoryBatches` and `extreme.SampledBatches` give it: `inputs` of the classifier,
     `targets` (batch, most targets) with −1 where there are fewer, `weights` (batch,), `negatives` and `log_expected`
-    (drawn,). Output: what goes into the last layer.
+    (drawn,), and `hits`, how often each target was drawn over how often it was expected. Output: what goes into the
+    last layer.
 
     Source: Bengio and Senécal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
     Model, 2008; Jean et al., ACL 2015.
@@ -106,11 +119,17 @@ class SampledSoftmax(keras.Model):
         logits = ops.einsum("bd,btd->bt", hidden, ops.take(vectors, targets, axis=0)) + self._biases(targets)
         weights = ops.cast(present, "float32") * x["weights"][:, None]
         if self.of_sigmoid:
-            others = ops.sum(ops.softplus(drawn) * ops.exp(-x["log_expected"]), axis=-1)
-            total = ops.sum(others * x["weights"]) - ops.sum(logits * weights)
+            others = ops.sum(ops.softplus(drawn) * ops.exp(-x["log_expected"]), axis=-1, keepdims=True)
+            hit = ops.sum(ops.where(present, ops.softplus(logits) * x["hits"], 0.0), axis=-1, keepdims=True)
+            total = ops.sum(ops.maximum(others - hit, 0.0)[:, 0] * x["weights"]) + ops.sum(
+                ops.softplus(-logits) * weights
+            )
         else:
-            normaliser = ops.logsumexp(drawn - x["log_expected"], axis=-1, keepdims=True)
-            total = ops.sum((normaliser - logits) * weights)
+            everything = ops.logsumexp(drawn - x["log_expected"], axis=-1, keepdims=True)
+            largest = ops.stop_gradient(ops.maximum(everything, logits))
+            own = ops.exp(logits - largest)
+            others = ops.maximum(ops.exp(everything - largest) - x["hits"] * own, 0.0)
+            total = ops.sum((ops.log(own + others) + largest - logits) * weights)
         loss = total / ops.maximum(ops.sum(weights), 1.0)
         return loss + sum(self.losses) if self.losses else loss
 

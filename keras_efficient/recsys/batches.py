@@ -21,7 +21,7 @@ __all__ = ["HistoryBatches", "padded"]
 
 
 class HistoryBatches(keras.utils.PyDataset):
-    """Users of an interaction set as ``{"inputs", "targets", "weights", "negatives", "log_expected"}``.
+    """Users of an interaction set as ``{"inputs", "targets", "weights", "negatives", "log_expected", "hits"}``.
 
     Without times a random part of a user's items is the history and the items are the targets, as in a denoising
     autoencoder; of more items than `targets`, those that are in the history come first. With times the target is a
@@ -79,7 +79,7 @@ class HistoryBatches(keras.utils.PyDataset):
         random = np.random.default_rng([self.seed, self.epoch, index])
         batch = (self._next_items if self.ordered else self._halves)(self.users[order[places]], random)
         batch = {name: values[self._rows] for name, values in batch.items()}
-        return ({**batch, **self._negatives.draw(random)},)
+        return ({**batch, **self._negatives.draw(random, batch["targets"])},)
 
     def _halves(self, users: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         lengths, owner, place, index = self._flat(users)

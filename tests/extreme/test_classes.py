@@ -100,3 +100,71 @@ def test_what_is_refused(planted):
         extreme.set_classes(model, [1], np.zeros((2, 16)))
     with pytest.raises(WrongArgument, match="free places, for 1000 new classes"):
         extreme.add_classes(model, np.ones((1000, 16)))
+
+
+def test_new_classes_are_found_where_a_target_shortened_the_lists(planted):
+    model = planted.model()
+    options = {"method": "contexts", "budget": 0.5, "target": 0.7}
+    extreme.learn_index(model, planted.draw(3000), **options)
+    assert model.get_layer("out").plan.places
+    near = planted.means[:20] + 0.2 * RNG.normal(size=(20, 16)).astype("f")
+    bigger, new = extreme.add_classes(model, near / 0.25, -0.5 * np.square(near).sum(1) / 0.25)
+    classes = keras.ops.convert_to_numpy(deploy(bigger)(near)[1])
+    assert (classes == new[:, None]).any(1).mean() >= 0.8
+
+
+@pytest.mark.parametrize("method", ["contexts", "hash"])
+def test_too_many_alike_classes_are_refused(planted, method):
+    model = learned(planted, method)
+    alike = np.tile(planted.means[:1], (20_000, 1)) + 0.01 * RNG.normal(size=(20_000, 16)).astype("f")
+    with pytest.raises(WrongArgument, match="new classes are too many"):
+        extreme.add_classes(model, alike)
+
+
+@METHODS
+def test_removed_classes_stay_out_when_indexed_again(planted, method):
+    model = learned(planted, method)
+    gone = np.arange(0, 400, 3)
+    extreme.remove_classes(model, gone)
+    extreme.reindex(model, planted.draw(3000))
+    classes = keras.ops.convert_to_numpy(deploy(model)(planted.draw(200)[0])[1])
+    assert not np.isin(classes, gone).any()
+
+
+def test_random_tables_stay_what_they_are(planted):
+    model, guards = planted.model(), extreme.Guards(by_labels=False)
+    data = planted.draw(2000)
+    extreme.learn_index(model, data, method="random_hash", budget=0.4, seed=0)
+    before = model.get_layer("out").index.arrays["slots"].copy()
+    extreme.reindex(model, data, guards=guards)
+    assert (model.get_layer("out").index.arrays["slots"] == before).mean() > 0.7  # other queries were held out
+    extreme.reindex(model, data)
+    assert (model.get_layer("out").index.arrays["slots"] == before).mean() < 0.5
+
+
+def test_biases_stay_where_none_are_given(planted):
+    model = learned(planted)
+    layer = model.get_layer("out")
+    before = keras.ops.convert_to_numpy(layer.bias).copy()
+    extreme.set_classes(model, [3, 5], planted.means[:2])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.bias), before)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.kernel)[[3, 5]], planted.means[:2])
+
+
+def test_an_index_of_other_weights_is_not_used(planted):
+    model = learned(planted)
+    layer = model.get_layer("out")
+    layer.kernel.assign(keras.ops.convert_to_numpy(layer.kernel)[::-1].copy())
+    with pytest.raises(WrongArgument, match="learned for other weights"):
+        deploy(model)
+    with pytest.raises(WrongArgument, match="learned for other weights"):
+        layer.answer()
+    with pytest.raises(WrongArgument, match="learned for other weights"):
+        extreme.set_classes(model, [1], planted.means[:1])
+    with pytest.raises(WrongArgument, match="learned for other weights"):
+        extreme.add_classes(model, planted.means[:1])
+    with pytest.raises(WrongArgument, match=r"A budget of 0\.001 leaves 0 of 400"):
+        extreme.learn_index(model, planted.draw(500), budget=0.001)
+    assert layer.index is not None  # what was there is there again
+    layer.set_index(None)
+    deploy(model)

@@ -9,6 +9,7 @@ import pytest
 from keras_efficient import extreme
 from keras_efficient.deploy import deploy
 from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
+from keras_efficient.layers import HALOSOutput
 
 BUDGET = {"budget": 0.4}
 METHODS = pytest.mark.parametrize("method", ["contexts", "cells", "hash", "inner_product", "random_hash"])
@@ -198,3 +199,35 @@ def test_what_is_refused(planted):
     inputs = keras.Input((16,))
     with pytest.raises(UnsupportedLayer, match="has 0 HALOSOutput layers"):
         extreme.learn_index(keras.Model(inputs, keras.layers.Dense(400)(inputs)), data)
+
+
+def test_ones_and_zeros_are_not_class_numbers(planted):
+    x, y = planted.draw(500)
+    found = extreme.queries(planted.model(), (x, np.eye(400, dtype=np.int64)[y]))
+    np.testing.assert_array_equal(found.labels, y)
+    with pytest.raises(WrongArgument, match="labels for 600 inputs, and 500 inputs"):
+        extreme.queries(planted.model(), (x, np.zeros(600, int)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("cells", {"probes": 0}),
+        ("cells", {"head": -5}),
+        ("cells", {"head": 2.5}),
+        ("hash", {"rounds": -1}),
+        ("hash", {"tables": 2.5}),
+        ("hash", {"bits": True}),
+    ],
+)
+def test_options_that_are_refused(planted, method, options):
+    with pytest.raises(WrongArgument, match=f"`{next(iter(options))}` must be a whole number"):
+        extreme.learn_index(planted.model(), planted.draw(500), method=method, **BUDGET, **options)
+
+
+def test_very_few_classes():
+    x = keras.Input((3,))
+    model = keras.Model(x, HALOSOutput(4, 2)(x))
+    random = np.random.default_rng(0)
+    learned = extreme.learn_index(model, (random.normal(size=(300, 3)), random.integers(4, size=300)), budget=1.0)
+    assert learned.measures.label_recall > 0.5

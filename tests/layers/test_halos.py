@@ -260,6 +260,65 @@ def test_indexes_that_make_no_sense():
         dataclasses.replace(ROUTER, beams=(2, 9))
 
 
+@pytest.mark.parametrize("kind", ["class", "twice", "nan"])
+def test_files_of_indexes_that_make_no_sense(tmp_path, kind):
+    import h5py
+
+    layer = layer_with(Index.random(LISTS))
+    x = keras.Input((DIM,))
+    keras.Model(x, layer(x)).save_weights(tmp_path / "index.weights.h5")
+    with h5py.File(tmp_path / "index.weights.h5", "r+") as file:
+        found = {}
+        file.visititems(lambda name, item: found.update({name.rpartition("/")[2]: item}))
+        match kind:
+            case "class":
+                found["slots"][0, 0] = UNITS + 5
+            case "twice":
+                found["slots"][0] = 3
+            case "nan":
+                found["router_0"][0, 0, 0] = np.nan
+    other = layer_with(Index.random(LISTS, seed=1))
+    model = keras.Model(x, other(x))
+    with pytest.raises(ValueError, match=r"class 65|twice in block 0|not finite"):
+        model.load_weights(tmp_path / "index.weights.h5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": 5}, "is of .5, 8. weights, layer"),
+        ({"places": -2}, "places must be a whole number from 0"),
+        ({"places": 100}, "of 9 places of a block 100 are looked at"),
+        ({"head": 10**6}, "has a head of 1000000"),
+        ({"capacity": 2.5}, "capacity must be a whole number"),
+    ],
+)
+def test_plans_that_make_no_sense(changes, message):
+    config = {**LISTS.to_config(), **changes}
+    with pytest.raises(ValueError, match=message):
+        HALOSOutput(UNITS, plan=config, name="out").build((None, DIM))
+
+
+def test_a_clone_has_no_classes_in_its_blocks():
+    x = keras.Input((DIM,))
+    model = keras.Model(x, layer_with(Index.random(ROUTER))(x))
+    clone = keras.models.clone_model(model)
+    logits, classes = numbers(*clone.layers[-1].top_k(queries(2), 10))
+    assert (np.sort(classes, axis=1)[:, :3] == -1).all()  # a head of seven is there
+    assert clone.layers[-1].index.reachable.tolist() == list(range(7))
+    assert np.isneginf(logits[:, 7:]).all()
+
+
+def test_asked_in_other_models_by_other_ranks():
+    steps = keras.Input((4, DIM))
+    layer = HALOSOutput(UNITS, 3)
+    keras.Model(steps, layer(steps))
+    last = keras.Model(steps, layer(steps[:, -1]))
+    x = RNG.normal(size=(2, 4, DIM)).astype("float32")
+    for left, right in zip(numbers(*deploy(last)(x)), numbers(*layer.top_k(x[:, -1])), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5)
+
+
 def test_removing_the_index():
     layer, x = layer_with(Index.random(ROUTER)), queries()
     layer.set_index(None)

@@ -74,6 +74,7 @@ def test_the_loss_by_hand():
         "weights": np.array([2.0, 1.0], "float32"),
         "negatives": np.arange(60, dtype="int32"),
         "log_expected": np.zeros(60, "float32"),
+        "hits": np.ones((2, 2), "float32"),
     }
     logits = ops.convert_to_numpy(model(batch["inputs"]))
     log_z = np.log(np.exp(logits).sum(1))

@@ -100,3 +100,8 @@ def _check_classes(plan: Plan, slots: np.ndarray, head: np.ndarray) -> None:
         found, counts = np.unique(both[both >= 0], return_counts=True)
         if (counts > 1).any():
             raise WrongArgument(f"The index has class {found[counts > 1][0]} in {counts.max()} places.")
+        return
+    inside = np.sort(slots, axis=1)
+    if (twice := (inside[:, 1:] == inside[:, :-1]) & (inside[:, 1:] >= 0)).any():
+        block = int(np.flatnonzero(twice.any(axis=1))[0])
+        raise WrongArgument(f"The index has a class twice in block {block}.")

@@ -118,6 +118,9 @@ class HALOSOutput(keras.layers.Layer):
 
     def build(self, input_shape=None):
         dim = input_shape[-1] if self.dim is None else self.dim
+        if self.plan is not None and (self.plan.units, self.plan.dim) != (self.units, dim):
+            sizes = f"({self.plan.units}, {self.plan.dim}) weights, layer {self.name!r} has ({self.units}, {dim})"
+            raise ValueError(f"The plan of the index is of {sizes}.")
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.units, dim),
@@ -138,7 +141,7 @@ class HALOSOutput(keras.layers.Layer):
         """Adds the index's arrays."""
         self._arrays = {}
         for name, (shape, dtype) in shapes(self.plan).items() if self.plan else ():
-            options = {"initializer": "zeros", "trainable": False, "autocast": False}
+            options = {"initializer": _EMPTY.get(name, "zeros"), "trainable": False, "autocast": False}
             self._arrays[name] = self.add_weight(name=name, shape=shape, dtype=dtype, **options)
 
     def call(self, inputs, embed=False):
@@ -173,13 +176,14 @@ class HALOSOutput(keras.layers.Layer):
         flat = ops.reshape(x, (-1, x.shape[-1]))
         hidden = None if exclude is None else ops.reshape(exclude, (-1, ops.shape(exclude)[-1]))
         logits, ids = self._in_parts(lambda part, other: self._best(part, k, other), flat, hidden)
-        shape = tuple(-1 if size is None else size for size in axes)
+        shape = axes if None not in axes else tuple(ops.shape(x)[:-1])
         return ops.reshape(logits, (*shape, k)), ops.reshape(ids, (*shape, k))
 
     def _best(self, x, k, exclude):
         if self.plan is not None:
             return best(*candidates(self.plan, x, _Trained(self)), k, exclude)
-        most = min(self.units, k + (0 if exclude is None else exclude.shape[-1]))
+        width = 0 if exclude is None else exclude.shape[-1]
+        most = self.units if width is None else min(self.units, k + width)
         logits, ids = ops.top_k(_Trained(self).all_logits(x), most)
         return best(logits, ops.cast(ids, "int32"), k, exclude)
 
@@ -226,19 +230,25 @@ class HALOSOutput(keras.layers.Layer):
                     f"The index is of {sizes} weights, layer {self.name!r} has {tuple(self.kernel.shape)}."
                 )
             if index.fingerprint and index.fingerprint != self.fingerprint():
-                raise WrongArgument(
-                    f"The index was learned for other weights than those of layer {self.name!r}.",
-                    hint="Learn it again with extreme.learn_index, which takes seconds from an index that is there.",
-                )
+                raise _other_weights(self)
+        state = (None, {}, "") if index is None else (index.plan, index.arrays, index.fingerprint)
+        self.put_back(state)
+
+    def taken(self):
+        """The index as it is, for `put_back`: plan, arrays and fingerprint, whatever they are."""
+        arrays = {name: ops.convert_to_numpy(value) for name, value in self._arrays.items()}
+        return self.plan, arrays, self._fingerprint
+
+    def put_back(self, state):
+        """Takes what `taken` gave, unchecked."""
         self._tracker.unlock()
         for variable in self._arrays.values():
             self._untrack_variable(variable)
-        self.plan = None if index is None else index.plan
-        self._fingerprint = "" if index is None else index.fingerprint
+        self.plan, arrays, self._fingerprint = state
         self._create()
         self._tracker.lock()
         for name, variable in self._arrays.items():
-            variable.assign(index.arrays[name])
+            variable.assign(arrays[name])
 
     @property
     def neurons(self):
@@ -259,12 +269,12 @@ class HALOSOutput(keras.layers.Layer):
         self.plan = self.plan.dial(int(neurons))
 
     def fingerprint(self):
-        """SHA-256 of the kernel and the bias."""
+        """SHA-256 of the kernel and the bias, as float32."""
         self._check_built("fingerprint")
         digest = hashlib.sha256()
         for variable in (self.kernel, self.bias):
             if variable is not None:
-                array = np.ascontiguousarray(ops.convert_to_numpy(variable))
+                array = np.ascontiguousarray(ops.convert_to_numpy(variable), dtype=np.float32)
                 digest.update(f"{array.shape} {array.dtype}".encode())
                 digest.update(array)
         return digest.hexdigest()
@@ -338,8 +348,11 @@ class HALOSOutput(keras.layers.Layer):
                 f"Layer {self.name!r} has the variables {', '.join(sorted(self._own()))}; the file holds "
                 f"{', '.join(sorted(known))}. Has one of the two an index?"
             )
+        arrays = {name: np.asarray(store[name]) for name in self._own()}
+        if self.plan is not None:
+            Index(self.plan, {name: arrays[name] for name in self._arrays})  # refuses what is none
         for name, variable in self._own().items():
-            variable.assign(store[name])
+            variable.assign(arrays[name])
         if "fingerprint" in store.keys():  # noqa: SIM118 - a store has no `in` of its own
             self._fingerprint = bytes(np.asarray(store["fingerprint"])).hex()
 
@@ -349,8 +362,10 @@ class HALOSOutput(keras.layers.Layer):
 
     def _check_answers(self, what):
         self._check_built(what)
+        if self._fingerprint and self._fingerprint != self.fingerprint():
+            raise _other_weights(self)
         ranks = {len(node.input_tensors[0].shape) for node in self._inbound_nodes if not embeds(node)}
-        if ranks - {2}:
+        if ranks and 2 not in ranks:  # calls in other models are among them
             raise UnsupportedLayer(
                 self.name,
                 f"its input has {max(ranks)} axes, and answers are given for (batch, {self.kernel.shape[1]}).",
@@ -362,8 +377,21 @@ class HALOSOutput(keras.layers.Layer):
             raise ValueError(f"You must build the layer (call it once) before `{what}()`.")
 
 
+# An index without contents: no class in a block, and the first ones in the head.
+_EMPTY = {
+    "slots": lambda shape, dtype=None: ops.full(shape, -1, dtype=dtype),
+    "head": lambda shape, dtype=None: ops.arange(shape[0], dtype=dtype),
+}
+
 # The stock layers that embed for a deployed model, while that lives: they are no part of its graph.
 _EMBEDDINGS: weakref.WeakKeyDictionary[keras.Model, keras.layers.Layer] = weakref.WeakKeyDictionary()
+
+
+def _other_weights(layer):
+    return WrongArgument(
+        f"The index was learned for other weights than those of layer {layer.name!r}.",
+        hint="extreme.reindex(model, data) fits the index that is there; layer.set_index(None) removes it.",
+    )
 
 
 def embeds(node):
@@ -418,22 +446,21 @@ class _Trained(ArraySource):
 
     def head(self, x: Any) -> tuple[Any, Any]:
         ids = self.arrays["head"]
-        rows = self._rounded(ops.take(self._kernel, ids, axis=0))
+        rows = self._rows(ids)
         logits = ops.matmul(x, ops.transpose(rows)) + self._bias(ids)
         return logits, ops.zeros_like(logits, dtype="int32") + ids
 
     def logits(self, blocks: Any, ids: Any, x: Any) -> Any:
         safe = ops.maximum(ids, 0)
-        rows = self._rounded(ops.take(self._kernel, safe, axis=0))
+        rows = self._rows(safe)
         return ops.where(ops.less(ids, 0), -np.inf, products(rows, x) + self._bias(safe))
 
     def all_logits(self, x: Any) -> Any:
-        logits = ops.matmul(x, ops.transpose(self._rounded(self._kernel)))
+        logits = ops.matmul(x, ops.transpose(self._rounded(ops.cast(self.layer.kernel, "float32"))))
         return logits if self.layer.bias is None else logits + ops.cast(self.layer.bias, "float32")
 
-    @property
-    def _kernel(self) -> Any:
-        return ops.cast(self.layer.kernel, "float32")
+    def _rows(self, ids: Any) -> Any:
+        return self._rounded(ops.cast(ops.take(self.layer.kernel, ids, axis=0), "float32"))
 
     def _bias(self, ids: Any) -> Any:
         if self.layer.bias is None:

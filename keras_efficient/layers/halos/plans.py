@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -93,6 +94,17 @@ class Plan:
     places: int = 0
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, least in (("units", 1), ("dim", 1), ("capacity", 1), ("head", 0), ("places", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value < 2**31:
+                raise WrongArgument(f"A plan's {name} must be a whole number from {least} on, not {value!r}.")
+        if self.head > self.units or self.places > self.capacity:
+            raise WrongArgument(
+                f"A plan of {self.units} classes has a head of {self.head}; of {self.capacity} places of a block "
+                f"{self.places} are looked at."
+            )
 
     @property
     def overlapping(self) -> bool:
@@ -192,6 +204,7 @@ class RouterPlan(Plan):
     kind: ClassVar[str] = "router"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.widths or len(self.widths) != len(self.beams) or min(*self.widths, *self.beams) < 1:
             raise WrongArgument(f"Each level has a width and a beam: got {self.widths} and {self.beams}.")
         there = 1
@@ -281,6 +294,7 @@ class HashPlan(Plan):
     kind: ClassVar[str] = "hash"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.built:
             object.__setattr__(self, "built", self.tables)
         if not 1 <= self.tables <= self.built or self.bits < 1 or self.ranges < 2:
