@@ -2,6 +2,7 @@
 
     python -m benchmarks.halos_large learn PATH           learns an index, to PATH.npz; prints measures, seconds, memory
     python -m benchmarks.halos_large files PATH FOLDER    exports the learned layer, and writes the dense files by hand
+    python -m benchmarks.halos_large convert MODEL FILE PRECISION [SHAPE]
     python -m benchmarks.halos_large time FOLDER          times files in turns, with a new query in every call
     python -m benchmarks.halos_large batches FOLDER       times files whose batch is free, by batch
     python -m benchmarks.halos_large call PATH            times calls of Keras models, dense and from candidates
@@ -137,7 +138,7 @@ def quality(path: Path) -> dict[str, Any]:
 
 
 def files(path: Path, folder: Path) -> dict[str, Any]:
-    """Files by the command line, in processes of their own: seconds and peak of memory are those of the conversion."""
+    """Files by the command line: seconds and peak of memory are those of the conversion."""
     planted, index, found = halos_planted.planted(), _index(path), {}
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "queries.npy", planted.queries(2000, 3)[0])
@@ -147,9 +148,9 @@ def files(path: Path, folder: Path) -> dict[str, Any]:
         name = f"candidates, {bits} bits" + (", dynamic" if precision == "dynamic" else "")
         model.save(folder / "model.keras")
         shape = str(halos_planted.DIM)
-        found[name] = _converted(folder / "model.keras", folder / f"{name}.tflite", precision, shape)
+        found[name] = run("convert", folder / "model.keras", folder / f"{name}.tflite", precision, shape)
         if (bits, precision) == (8, "float32"):
-            _converted(folder / "model.keras", folder / f"{ANY_BATCH[0]}.tflite", precision)
+            run("convert", folder / "model.keras", folder / f"{ANY_BATCH[0]}.tflite", precision)
         del model, layer
     (folder / "model.keras").unlink()
     _whole_files(planted, index, folder)
@@ -185,9 +186,10 @@ def _whole_files(planted: halos_planted.Planted, index: Any, folder: Path) -> No
         export.save(model, folder / f"{name}.tflite", input_shape=shapes, overwrite=True, verify=False)
 
 
-def _converted(model: Path, file: Path, precision: str, shape: str | None = None) -> dict[str, Any]:
+def convert(model: Path, file: Path, precision: Path, shape: Path | None = None) -> dict[str, Any]:
+    """Seconds and peak of memory of the program that exports. A child's peak is its parent's too: call a small one."""
     command = [sys.executable, "-m", "keras_efficient.cli", "export", str(model), "-o", str(file), "--force", "--json"]
-    command += ["--precision", precision, *(["--input-shape", shape] if shape else [])]
+    command += ["--precision", str(precision), *(["--input-shape", str(shape)] if shape else [])]
     started = time.time()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output)
@@ -438,6 +440,7 @@ def _peak() -> float:
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "learn": learn,
     "files": files,
+    "convert": convert,
     "time": time_files,
     "batches": time_batches,
     "call": call,

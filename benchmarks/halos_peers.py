@@ -205,4 +205,5 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    {"build": build, "search": search}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:] or list(PEERS))
+    # ScaNN writes into its files where they are.
+    {"build": build, "search": search}[sys.argv[1]](Path(sys.argv[2]).resolve(), sys.argv[3:] or list(PEERS))

@@ -175,7 +175,8 @@ class HALOSOutput(keras.layers.Layer):
         axes = tuple(x.shape[:-1])
         flat = ops.reshape(x, (-1, x.shape[-1]))
         hidden = None if exclude is None else ops.reshape(exclude, (-1, ops.shape(exclude)[-1]))
-        logits, ids = self._in_parts(lambda part, other: self._best(part, k, other), flat, hidden)
+        numbers = self.units if self.plan is None else self.plan.neurons * x.shape[-1]
+        logits, ids = self._in_parts(lambda part, other: self._best(part, k, other), flat, hidden, numbers)
         shape = axes if None not in axes else tuple(ops.shape(x)[:-1])
         return ops.reshape(logits, (*shape, k)), ops.reshape(ids, (*shape, k))
 
@@ -192,11 +193,11 @@ class HALOSOutput(keras.layers.Layer):
         if self.plan is None:
             raise ValueError(f"Layer {self.name!r} has no index: all classes are candidates.")
         x = ops.cast(ops.convert_to_tensor(inputs), "float32")
-        return self._in_parts(lambda part, _: (candidate_ids(self.plan, part, _Trained(self)),), x, None)[0]
+        numbers = self.plan.routed * x.shape[-1] + self.plan.candidates
+        return self._in_parts(lambda part, _: (candidate_ids(self.plan, part, _Trained(self)),), x, None, numbers)[0]
 
-    def _in_parts(self, function, x, other):
-        """The results of a batch in parts, whose logits of all classes, or gathered rows, take `CHUNK` bytes."""
-        numbers = self.units if self.plan is None else self.plan.neurons * x.shape[-1]
+    def _in_parts(self, function, x, other, numbers):
+        """The results of a batch in parts, where an input takes so many numbers, and a part `CHUNK` bytes."""
         size = max(1, CHUNK // (4 * numbers))
         if isinstance(x, keras.KerasTensor) or x.shape[0] is None or x.shape[0] <= size:
             return function(x, other)
