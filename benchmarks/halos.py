@@ -387,6 +387,7 @@ def _large() -> tuple[Path, dict[str, Any]]:
     if not path.with_suffix(".npz").exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {**halos_large.run("learn", path), "commit": harness.commit()}
+        told["test"] = halos_large.run("quality", path)  # for minutes all classes are asked
         path.with_suffix(".json").write_text(json.dumps(told))
     return path, json.loads(path.with_suffix(".json").read_text())
 
@@ -413,7 +414,7 @@ def large(quick: bool) -> Iterator[Row]:
     reached = learned["seconds"] <= 600 and learned["gigabytes"] <= 6
     bar = {"bar": "≤ 600 s and ≤ 6 GiB", "reached": reached}
     yield Row(f"index learning, {LARGE}, two cores", learned["seconds"], "s", details=learned, **bar)
-    found = halos_large.run("quality", path)
+    found = learned.pop("test")
     kept = {"bar": "≥ 0.995", "reached": found["kept"] >= 0.995}
     what = f"P@1 over that of the full layer, {LARGE}, {learned['share']:.2%} of the neurons"
     yield Row(what, found["kept"], "", details=found, **kept)

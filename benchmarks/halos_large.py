@@ -105,6 +105,7 @@ def learn(path: Path) -> dict[str, Any]:
 
 def quality(path: Path) -> dict[str, Any]:
     from keras_efficient import extreme
+    from keras_efficient.extreme.measures import DEPTH, full_answers
     from keras_efficient.extreme.queries import Queries
 
     planted = halos_planted.planted()
@@ -119,10 +120,11 @@ def quality(path: Path) -> dict[str, Any]:
     def candidates(vectors: np.ndarray) -> np.ndarray:
         return keras.ops.convert_to_numpy(layer.candidates(vectors))
 
-    found = extreme.measure(candidates, index.plan.neurons, rows, queries)
+    full = full_answers(rows, queries, DEPTH)
+    found = extreme.measure(candidates, index.plan.neurons, rows, queries, full=full)
     counts = np.bincount(planted.queries(TRAINING, 1)[1][:, 0], minlength=len(rows))
     head = np.argsort(-counts, kind="stable")[: index.plan.neurons].astype(np.int32)
-    popular = extreme.measure(lambda v: np.tile(head, (len(v), 1)), len(head), rows, queries)
+    popular = extreme.measure(lambda v: np.tile(head, (len(v), 1)), len(head), rows, queries, full=full)
     lost = found.full_precision[1] - found.precision[1]
     return {
         "queries": len(x),
