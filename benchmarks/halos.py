@@ -410,7 +410,7 @@ def large(quick: bool) -> Iterator[Row]:
     """670,091 classes with planted structure: learning, quality, time of files on one thread, memory."""
     if quick:
         return
-    path, learned = _large()
+    _, learned = _large()
     reached = learned["seconds"] <= 600 and learned["gigabytes"] <= 6
     bar = {"bar": "≤ 600 s and ≤ 6 GiB", "reached": reached}
     yield Row(f"index learning, {LARGE}, two cores", learned["seconds"], "s", details=learned, **bar)

@@ -402,7 +402,7 @@ def weight_bytes(model: keras.Model, float_bytes: float = 4) -> float:
             size = values.itemsize if values.dtype.kind in "ub" else float_bytes
             if values.dtype.kind == "i":
                 size = min(values.itemsize, narrowest_bits(values) / 8)
-            distinct[hashlib.blake2b(np.ascontiguousarray(values)).digest()] = size * values.size
+            distinct[hashlib.blake2b(np.ascontiguousarray(values).data).digest()] = size * values.size
     return sum(distinct.values())
 
 

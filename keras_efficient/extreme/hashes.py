@@ -303,8 +303,8 @@ def _filled(plan: HashPlan, hashes: np.ndarray, keys: _Keys, guards: Guards) -> 
             "projection": hashes.T[None].astype(np.float32),
             "projection_bias": -(keys.centre @ hashes)[None].astype(np.float32),
         }
-    slots = slots.reshape(plan.blocks, plan.capacity)
-    return Index(plan, {**arrays, "slots": slots, "head": np.zeros(0, np.int32)})
+    blocks = slots.reshape(plan.blocks, plan.capacity)
+    return Index(plan, {**arrays, "slots": blocks, "head": np.zeros(0, np.int32)})
 
 
 def _labels_in(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,10 +33,7 @@ class Negatives:
     """
 
     def __init__(self, counts: np.ndarray, number: int, power: float = 0.5):
-        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-            raise WrongArgument(f"`negatives` must be a whole number from 1 on, not {number!r}.")
-        if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
-            raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
+        _check_numbers(number, power)
         counts = np.asarray(counts)
         if counts.ndim != 1 or not counts.size or not (np.isfinite(counts).all() and counts.min() >= 0):
             raise WrongArgument("`counts` must be finite numbers from 0 on, one for each class.")
@@ -57,6 +55,13 @@ class Negatives:
             "log_expected": self._log_expected[drawn],
             "hits": (found * np.exp(-self._log_expected[np.maximum(targets, 0)])).astype("float32"),
         }
+
+
+def _check_numbers(number: Any, power: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise WrongArgument(f"`negatives` must be a whole number from 1 on, not {number!r}.")
+    if not isinstance(power, Real) or not 0 <= float(power) < math.inf:
+        raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")

@@ -57,8 +57,7 @@ class HistoryBatches(keras.utils.PyDataset):
     ):
         super().__init__()
         _check_counts(batch_size=batch_size, length=length, targets=targets)
-        if not isinstance(keep, Real) or not 0 < float(keep) <= 1:
-            raise WrongArgument(f"`keep` must be above 0 and at most 1, not {keep!r}.")
+        _check_part(keep)
         self._negatives = Negatives(interactions.counts(), negatives, power)
         self.items, self.offsets = interactions.histories()
         self.ordered = interactions.times is not None
@@ -115,6 +114,11 @@ def _check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or value < 1:
             raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
+
+
+def _check_part(keep: Any) -> None:
+    if not isinstance(keep, Real) or not 0 < float(keep) <= 1:
+        raise WrongArgument(f"`keep` must be above 0 and at most 1, not {keep!r}.")
 
 
 def padded(

@@ -97,8 +97,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, least in (("units", 1), ("dim", 1), ("capacity", 1), ("head", 0), ("places", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value < 2**31:
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < 2**31:
                 raise WrongArgument(f"A plan's {name} must be a whole number from {least} on, not {value!r}.")
         if self.head > self.units or self.places > self.capacity:
             raise WrongArgument(
