@@ -188,14 +188,15 @@ def search(folder: Path, names: list[str]) -> None:
             told = json.loads(path.with_suffix(".json").read_text())
             for setting, find in PEERS[name].open(str(path), asked.shape[1]):
                 told.setdefault("gigabytes", round((_resident() - before) / 1e9, 2))
-                found = np.concatenate([np.asarray(find(q[None])) for q in asked[:QUALITY]])
+                answers = [np.asarray(find(q[None])).ravel() for q in asked[:QUALITY]]
+                found = np.array([answer[0] if len(answer) else -1 for answer in answers])
                 times = []
                 for q in asked[:TIMED]:
                     begun = time.perf_counter()
                     find(q[None])
                     times.append(time.perf_counter() - begun)
                 line = {"peer": name, "rows": form, "setting": setting}
-                line["precision"] = round(float((found[:, 0] == labels[: len(found)]).mean()), 5)
+                line["precision"] = round(float((found == labels[: len(found)]).mean()), 5)
                 line["microseconds"] = round(1e6 * statistics.median(times), 1)
                 print(json.dumps({**line, **told}), flush=True)
 
