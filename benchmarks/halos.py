@@ -282,9 +282,11 @@ def quality(quick: bool) -> Iterator[Row]:
                     ratio=round(ratio, 4),
                     details={**details, "standard_error_of_ratio": round(error, 5)},
                     **({"bar": text, "reached": bool(reached)} if barred else {}),
+                    why=STRANGE if name == strangers and not reached else "",
                 )
 
 
+STRANGE = "histories that no list was made for; half of its items occur three times at most"
 NAMES = ("P@1", "P@5", "R@20")
 BARS = (1.0, 0.99, 0.97)
 
