@@ -57,7 +57,9 @@ def test_a_recommender_with_candidates():
 
 
 def batch(drawn, targets, weights, expected):
-    return {"negatives": drawn, "log_expected": np.log(expected), "targets": targets, "weights": weights}
+    hits = np.where(targets >= 0, 1.0, 0.0).astype("float32")  # each class is drawn once
+    drawn = {"negatives": drawn, "log_expected": np.log(expected), "hits": hits}
+    return {**drawn, "targets": targets, "weights": weights}
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -67,7 +69,7 @@ def test_with_all_classes_drawn_losses_are_exact(loss):
     ids = RNG.integers(1, 41, size=(4, 6)).astype("int32")
     targets = np.array([[1, 2], [3, -1], [4, 5], [39, -1]])
     weights = np.array([1.0, 2.0, 1.0, 0.5], "float32")
-    x = {"ids": ids, **batch(np.arange(40), targets, weights, np.ones(40, "float32"))}
+    x = {"inputs": ids, **batch(np.arange(40), targets, weights, np.ones(40, "float32"))}
     hidden = trained(x)
     found = float(trained.compute_loss(x, None, hidden))
     logits = np.asarray(model(ids), np.float64)
