@@ -300,7 +300,7 @@ def _forget(model: keras.Model) -> None:
     """Frees what a large model was made from: models refer to themselves, and wait for Python to look for such."""
     from keras_efficient.export import lowerings
 
-    if 4 * model.count_params() >= lowerings.LARGE:
+    if model.built and 4 * model.count_params() >= lowerings.LARGE:
         gc.collect()
 
 
