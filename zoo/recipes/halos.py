@@ -181,7 +181,9 @@ def _card(model: keras.Model, known: Interactions, found: Ranking, whole: Rankin
         limitations=_limitations(plan, whole),
         golden=f"{NAME}.golden.npz",
         exports=tuple(exports(model)),
-        paper=cards.Paper("HALOS: Hashing Large Output Space for Cheap Inference", "https://arxiv.org/abs/2007.01230", 2022),
+        paper=cards.Paper(
+            "HALOS: Hashing Large Output Space for Cheap Inference", "https://arxiv.org/abs/2007.01230", 2022
+        ),
     )
 
 
