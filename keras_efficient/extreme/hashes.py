@@ -51,7 +51,8 @@ class Guards:
         uniform_negatives: share of the negatives that are any classes instead of retrieved ones. Without, everything
             that is near a query is pushed away from it.
         balanced: as many negatives as positives; else as many as are retrieved for each query.
-        unit_norm: hyperplanes have length one, and β is 6; else they are free, and β is 1.
+        unit_norm: hyperplanes have length one, and β is 6; else they are free, and β is 1: how sharp a bit is, is
+            learned with it, and more labels are found.
         orthogonal: weight of ``‖θᵀθ − 1‖²`` inside of a table: bits that say the same are lost.
         rare_labels: whether a label weighs one over the root of its frequency.
         keep_best: whether the tables with the best label recall on validation data are kept, not the last ones.
@@ -67,7 +68,7 @@ class Guards:
     kept_positives: float = 0.3
     uniform_negatives: float = 0.5
     balanced: bool = True
-    unit_norm: bool = True
+    unit_norm: bool = False
     orthogonal: float = 1e-2
     rare_labels: bool = True
     keep_best: bool = True
