@@ -23,6 +23,7 @@ __all__ = [
     "output_names",
     "output_structure",
     "pack",
+    "ranked_outputs",
     "resolve_shapes",
 ]
 
@@ -110,6 +111,19 @@ def output_structure(model: keras.Model) -> Any:
     """The model's outputs as it returns them."""
     functional = getattr(model, "_functional", None) or model
     return getattr(functional, "_outputs_struct", model.outputs)
+
+
+def ranked_outputs(model: keras.Model) -> dict[str, str]:
+    """The outputs of integers that name what the scores of another output belong to, and that output, by names.
+
+    These are outputs of one operation, of one shape: the best k of something, and where they are.
+    """
+    makers: dict[Any, dict[str, str]] = {}
+    for name, tensor in zip(output_names(model), model.outputs, strict=True):
+        kind = "scores" if "float" in tensor.dtype else "places"
+        maker = (id(tensor._keras_history.operation), tensor._keras_history.node_index, tuple(tensor.shape))
+        makers.setdefault(maker, {})[kind] = name
+    return {found["places"]: found["scores"] for found in makers.values() if len(found) == 2}
 
 
 def _unique(names: Any) -> tuple[str, ...]:

@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, log10, prod
 from statistics import median
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
-from keras_efficient.export.signature import InputSpec, gives_ids, input_specs, input_structure, lookup_of, output_names
+from keras_efficient.export.signature import (
+    InputSpec,
+    gives_ids,
+    input_specs,
+    input_structure,
+    lookup_of,
+    output_names,
+    ranked_outputs,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -50,7 +59,8 @@ class Tolerance:
         relative: largest error as a part of the output's largest magnitude.
         steps: largest error in quantisation steps of the output, where the median sample's largest magnitude has
             `LEAST_STEPS` of them: dark images have little signal over the step.
-        differing: largest part of an integer output (class numbers, masks) that may differ.
+        differing: largest part of an integer output (class numbers, masks) that may differ; of the best k, those
+            that change places with equally good ones do not.
     """
 
     sqnr_db: float
@@ -182,7 +192,8 @@ def verify(
         ConversionError: the file's output is not finite or has another shape.
     """
     notes = []
-    compared = _Comparison(TOLERANCES.get(precision, TOLERANCES["float32"]), run.output_step)
+    tolerance = TOLERANCES.get(precision, TOLERANCES["float32"])
+    compared = _Comparison(tolerance, run.output_step, ranked_outputs(original))
     for sample in grouped(samples, specs):
         compared.add(_call_original(original, sample, specs), _run_file(run, sample))
     for label, sample in _variants(samples[0], specs):
@@ -210,7 +221,7 @@ def verify_deployed(
     Raises:
         VerificationError: as `verify`.
     """
-    compared = _Comparison(POLICY_TOLERANCES[policy], lambda name: None)
+    compared = _Comparison(POLICY_TOLERANCES[policy], lambda name: None, ranked_outputs(original))
     for sample in grouped(samples, specs):
         compared.add(_call_original(original, sample, specs), _call_original(deployed, sample, specs))
     return compared.result()
@@ -233,9 +244,15 @@ class _Sums:
 class _Comparison:
     """What is known of each output, over all samples."""
 
-    def __init__(self, tolerance: Tolerance, output_step: Callable[[str], float | None]):
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        output_step: Callable[[str], float | None],
+        ranked: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.tolerance = tolerance
         self.output_step = output_step
+        self.ranked = ranked
         self.floats: dict[str, list[_Sums]] = {}
         self.integers: dict[str, tuple[int, int]] = {}  # how many differ, of how many
 
@@ -250,7 +267,10 @@ class _Comparison:
                 )
             if want.dtype.kind != "f":
                 wrong, total = self.integers.get(name, (0, 0))
-                self.integers[name] = wrong + int(np.count_nonzero(have != want)), total + want.size
+                differs = have != want
+                if name in self.ranked:
+                    differs &= ~_changed_places(have, want, found[self.ranked[name]], expected[self.ranked[name]])
+                self.integers[name] = wrong + int(np.count_nonzero(differs)), total + want.size
                 continue
             # Of too few candidates for an answer. Sums in XNNPACK end at the lowest number instead.
             nothing = np.isneginf(want)
@@ -306,6 +326,22 @@ class _Comparison:
         if wrong <= self.tolerance.differing * total:
             return None
         return f"{wrong} of {total} integers differ (allowed {self.tolerance.differing:.0%})."
+
+
+def _changed_places(have: np.ndarray, want: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of the best ones, ``(…, k)``, stand in another place only because their scores are as good as equal.
+
+    Scores are that are no farther apart than twice what scores are wrong by. What is wrong by more than its place says
+    is no such thing, so that scores of others than those that are named do not pass.
+    """
+    import numpy as np
+
+    same = have[..., :, None] == want[..., None, :]
+    with np.errstate(invalid="ignore"):  # too few candidates have infinite scores
+        error = np.max(np.abs(scores - wanted), where=np.isfinite(wanted), initial=0.0)
+        near = np.abs(wanted[..., :, None] - wanted[..., None, :]) <= 2 * error
+    changed: np.ndarray = np.any(same & near, axis=-1)
+    return changed
 
 
 def _total(sums: Sequence[_Sums]) -> _Sums:

@@ -149,6 +149,21 @@ def test_infinite_outputs_must_be_where_the_model_has_them():
         compared.add({"x": want}, {"x": np.array([[-np.inf, 1.0]], "float32")})
 
 
+def test_equally_good_answers_may_change_places():
+    from keras_efficient.export.verify import TOLERANCES, _Comparison
+
+    def differing(scores, classes):
+        compared = _Comparison(TOLERANCES["dynamic"], lambda name: None, {"ids": "scores"})
+        want = {"scores": np.array([[4.0, 3.0, 2.95, 1.0]], "float32"), "ids": np.array([[7, 5, 6, 2]])}
+        compared.add(want, {"scores": np.array([scores], "float32"), "ids": np.array([classes])})
+        return compared.integers["ids"][0]
+
+    assert differing([4.0, 3.03, 2.97, 1.0], [7, 6, 5, 2]) == 0
+    assert differing([4.0, 3.03, 2.97, 1.0], [5, 7, 6, 2]) == 2  # one apart
+    assert differing([4.0, 3.0, 2.95, 1.0], [7, 6, 5, 2]) == 2  # their scores are right, and not theirs
+    assert differing([4.0, 3.03, 2.97, 1.0], [7, 6, 6, 9]) == 1  # another one
+
+
 def test_what_one_answer_reads_is_told(tmp_path):
     plan = PLANS["router"]
     report = export.save(network(plan, 8), tmp_path / "few.tflite", input_shape=(1, DIM), samples=queries())
