@@ -513,8 +513,16 @@ def _copy_own_state(source: keras.Layer, twin: keras.Layer) -> None:
 
 
 def _is_taken_as_it_is(value: Any, twin: keras.Layer) -> bool:
-    """Whether a variable need not become an array first, which for a large table would be one more copy."""
-    return isinstance(value, keras.Variable) and str(value.dtype) not in _FLOAT32 and _is_stock(twin)
+    """Whether a variable need not become an array first, which for a large table would be one more copy.
+
+    TensorFlow copies what is assigned; in JAX both variables would hold one array, which training of either gives away.
+    """
+    return (
+        keras.backend.backend() == "tensorflow"
+        and isinstance(value, keras.Variable)
+        and str(value.dtype) not in _FLOAT32
+        and _is_stock(twin)
+    )
 
 
 def _plain_array(value: Any) -> np.ndarray:

@@ -121,6 +121,8 @@ class SparseBatches(keras.utils.PyDataset):
         **options: Any,
     ):
         super().__init__(**options)
+        if not isinstance(file, SparseFile):
+            raise WrongArgument(f"An extreme.SparseFile is needed, not {type(file).__name__}.")
         for name, value in (("batch_size", batch_size), ("length", length)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise WrongArgument(f"`{name}` must be a whole number from 1 on, not {value!r}.")
@@ -138,6 +140,14 @@ class SparseBatches(keras.utils.PyDataset):
         return math.ceil(len(self._points) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        x, y = self._batch(index)
+        if index == 1:  # TensorFlow's `fit` takes the first two shapes for those of all, but where they differ
+            first_x, first_y = self._batch(0)
+            x = {name: _wider_than(first_x[name], values, 0) for name, values in x.items()}
+            y = _wider_than(first_y, y, -1)
+        return x, y
+
+    def _batch(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         order = self._points
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
@@ -168,6 +178,13 @@ def _largest(features: np.ndarray, values: np.ndarray, length: int) -> tuple[np.
         return features, values
     kept = np.sort(np.argpartition(-np.abs(values), length)[:length])
     return features[kept], values[kept]
+
+
+def _wider_than(first: np.ndarray, values: np.ndarray, fill: int) -> np.ndarray:
+    """The values, twice as wide if they are as wide as others."""
+    if values.ndim < 2 or values.shape[1] != first.shape[1]:
+        return values
+    return np.pad(values, [(0, 0), (0, values.shape[1])], constant_values=fill)
 
 
 def _power_of_two(number: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 __all__ = ["METHODS", "Learned", "learn_index", "reindex"]
 
 MOST_OF_CONTEXTS = 2**18  # classes; of more, the full layer's answers take too long
-_LEAST = {"head": 0, "probes": 1, "tables": 1, "bits": 1, "rounds": 0}
+_RANGES = {"head": (0, None), "probes": (1, None), "tables": (1, None), "bits": (1, 31), "rounds": (0, None)}
 STEPS = (1, 1.5)  # between halvings of the budget, where a target chooses
 
 
@@ -138,10 +139,11 @@ def learn_index(
     known_options = list(inspect.signature(METHODS[method]).parameters)[1:]
     if wrong := sorted(set(options) - set(known_options)):
         raise UnknownName(f"option of method {method!r}", wrong[0], known_options)
-    for name, least in _LEAST.items():
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
-            raise WrongArgument(f"`{name}` must be a whole number from {least} on, not {value!r}.")
+    for name, (least, most) in _RANGES.items():
+        if (value := options.get(name)) is not None:
+            _check_number(name, value, least, most)
+    _check_guards(options.get("guards"))
+    _check_number("seed", seed, 0)
     _check_share("budget", budget)
     if target is not None:
         _check_share("target", target)
@@ -158,6 +160,11 @@ def learn_index(
         layer.put_back(before)
         raise
     layer.set_index(index)
+    if index.plan.candidates < layer.k:
+        warnings.warn(
+            f"{layer.k} answers are asked for and {index.plan.candidates} classes are looked at: the rest will be −1.",
+            stacklevel=2,
+        )
     measures = found[index.plan.neurons]
     reached = measures.share <= budget and (target is None or measures.kept() >= target)
     return Learned(method, measures, reached, found, tuple(rounds), round(time.monotonic() - begin, 1))
@@ -169,7 +176,8 @@ def reindex(
     """Fits the index that a model has to weights that were trained on since: seconds, where learning takes minutes.
 
     Blocks and lists stay what they are and the scores that lead to them are learned anew; hash tables keep their
-    hyperplanes and are filled again.
+    hyperplanes and are filled again. Of that and the index as it is the one with the higher P@1 on the validation part
+    is taken. Where the model has changed so much that this keeps too little, learn the index again.
 
     Args:
         model, data, validation, seed: as for `learn_index`.
@@ -182,6 +190,8 @@ def reindex(
         WrongArgument: as `learn_index`; the layer has no index.
     """
     layer = output_layer(model)
+    _check_guards(guards)
+    _check_number("seed", seed, 0)
     index = layer.index
     if index is None:
         raise WrongArgument(f"Layer {layer.name!r} has no index.", hint="extreme.learn_index(model, data) makes one.")
@@ -196,7 +206,16 @@ def reindex(
             found = routed_again(plan, index, task.known, rows)
         case plan:
             raise WrongArgument(f"Nothing is known of indexes of kind {plan.kind!r}.")
-    return task.measure(dataclasses.replace(found, fingerprint=layer.fingerprint()))
+    before = layer.taken()
+    try:
+        settings = [dataclasses.replace(setting, fingerprint=layer.fingerprint()) for setting in (index, found)]
+        measures = [task.measure(setting) for setting in settings]
+    except BaseException:
+        layer.put_back(before)
+        raise
+    best = max((0, 1), key=lambda which: (measures[which].precision[1], measures[which].label_recall))
+    layer.set_index(settings[best])
+    return measures[best]
 
 
 def _contexts(task: _Task) -> tuple[Index, list[float]]:
@@ -285,6 +304,17 @@ def _split(model: keras.Model, data: Any, validation: Any, seed: int) -> tuple[Q
     if len(order) <= held_out:
         raise WrongArgument(f"{len(order)} labelled inputs are too few to learn from and to validate on.")
     return found.select(np.sort(order[held_out:])), found.select(np.sort(order[:held_out]))
+
+
+def _check_guards(guards: Any) -> None:
+    if guards is not None and not isinstance(guards, Guards):
+        raise WrongArgument(f"`guards` must be an extreme.Guards, not {guards!r}.")
+
+
+def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= (most or value):
+        until = "on" if most is None else f"to {most}"
+        raise WrongArgument(f"`{name}` must be a whole number from {least} {until}, not {value!r}.")
 
 
 def _check_share(name: str, value: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos.layer import input_of
+from keras_efficient.models import SampledSoftmax
 
 __all__ = ["Queries", "output_layer", "queries"]
 
@@ -51,8 +52,18 @@ def output_layer(model: keras.Model) -> HALOSOutput:
     """The model's `HALOSOutput`.
 
     Raises:
-        UnsupportedLayer: it has none, or several.
+        UnsupportedLayer: it has none, or several, or is not built; the model is a subclassed one.
     """
+    if not isinstance(model, keras.Model):
+        raise WrongArgument(f"A keras.Model is needed, not {type(model).__name__}.")
+    if isinstance(model, SampledSoftmax):
+        raise UnsupportedLayer(model.name, "it trains another model.", hint="Give that: its `.classifier`.")
+    if not getattr(model, "inputs", None):
+        raise UnsupportedLayer(
+            model.name,
+            "it is not built, or is a subclassed model: its graph of layers is not known.",
+            hint="Build it with the functional API, or begin a Sequential one with keras.Input.",
+        )
     found = [layer for layer in model._flatten_layers() if isinstance(layer, HALOSOutput)]
     if len(found) != 1:
         hint = "Let the last layer be keras_efficient.layers.HALOSOutput(units)."
@@ -65,19 +76,22 @@ def queries(model: keras.Model, data: Any) -> Queries:
 
     Args:
         model: a functional or Sequential model.
-        data: ``(x, y)``, or a `tf.data.Dataset` or `keras.utils.PyDataset` of such batches. y holds class numbers, (n,)
-            or (n, m) with −1 where there are fewer; or (n, units), not zero where a class is right.
+        data: ``(x, y)``, or a `tf.data.Dataset` or `keras.utils.PyDataset` of such batches; a third part, weights of
+            samples, is left unread. y holds class numbers, (n,) or (n, m) with −1 where there are fewer; or (n, units),
+            an array or a SciPy matrix, not zero where a class is right.
 
     Raises:
-        WrongArgument: labels out of range, or of another number than the inputs; nothing that has a label.
+        WrongArgument: labels out of range, or of another number than the inputs; nothing that has a label; data in
+            another form.
+        UnsupportedLayer: as `output_layer`; the layer's logits are not an output of the model.
     """
     layer = output_layer(model)
     body = keras.Model(model.inputs, input_of(model, layer))
     vectors, labels, lengths = [], [], []
     for x, y in _batches(data):
+        some, counts = _labels(y if _is_sparse(y) else np.asarray(keras.ops.convert_to_numpy(y)), layer.units)
         found = np.asarray(body.predict_on_batch(x), np.float32)
         found = found.reshape(-1, found.shape[-1])
-        some, counts = _labels(np.asarray(keras.ops.convert_to_numpy(y)), layer.units)
         if len(counts) != len(found):
             raise WrongArgument(f"There are labels for {len(counts)} inputs, and {len(found)} inputs.")
         vectors.append(found)
@@ -94,11 +108,12 @@ def queries(model: keras.Model, data: Any) -> Queries:
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = data
-        number = len(keras.tree.flatten(x)[0])
-        if len(y) != number:
-            raise WrongArgument(f"There are labels for {len(y)} inputs, and {number} inputs.")
+    if isinstance(data, tuple) and len(data) in (2, 3) or isinstance(data, list) and len(data) == 2:
+        x, y = data[:2]
+        sizes = [_number(part) for part in (*keras.tree.flatten(x), y)]
+        number = next((size for size in sizes if size != sizes[-1]), sizes[-1])
+        if number != sizes[-1]:
+            raise WrongArgument(f"There are labels for {sizes[-1]} inputs, and {number} inputs.")
         for start in range(0, number, BATCH):
             yield keras.tree.map_structure(lambda a, start=start: a[start : start + BATCH], x), y[start : start + BATCH]
         return
@@ -109,11 +124,30 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
     for batch in data:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise WrongArgument("Batches must be (x, y).")
+        _number(batch[1])
         yield batch[0], batch[1]
 
 
-def _labels(y: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+def _number(array: Any) -> int:
+    """How many rows an array has."""
+    shape = np.shape(array) if not hasattr(array, "shape") else tuple(array.shape)
+    if not shape:
+        raise WrongArgument("The data must come in batches: labels or inputs have no axis.", hint="dataset.batch(256)")
+    return int(shape[0])
+
+
+def _is_sparse(y: Any) -> bool:
+    """Whether labels are a SciPy matrix, whose package need not be there."""
+    return hasattr(y, "tocsr")
+
+
+def _labels(y: Any, units: int) -> tuple[np.ndarray, np.ndarray]:
     """The labels of all rows, one row's after the other's, and how many each has."""
+    if _is_sparse(y):
+        if y.shape[1] != units:
+            raise WrongArgument(f"A matrix of labels must be (n, {units}), got {y.shape}.")
+        rows, labels = y.tocsr().nonzero()
+        return labels, np.bincount(rows, minlength=y.shape[0])
     ones = y.dtype.kind in "iu" and y.ndim == 2 and y.shape[1] == units and y.size and 0 <= y.min() <= y.max() <= 1
     if (y.dtype.kind in "fb" or ones) and y.ndim == 2 and y.shape[1] == units:
         rows, labels = np.nonzero(y)

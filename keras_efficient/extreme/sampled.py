@@ -45,6 +45,9 @@ class SampledBatches(keras.utils.PyDataset):
         **options: Any,
     ):
         super().__init__(**options)
+        if not isinstance(batches, keras.utils.PyDataset):
+            hint = "Make one of arrays: its __getitem__ gives the (x, y) of a batch."
+            raise WrongArgument(f"Batches are a keras.utils.PyDataset, not {type(batches).__name__}.", hint=hint)
         self.batches, self.classes, self.seed, self.epoch = batches, len(counts), seed, 0
         self._negatives = Negatives(counts, negatives, power)
 
@@ -56,6 +59,11 @@ class SampledBatches(keras.utils.PyDataset):
         targets = np.asarray(labels)
         if targets.dtype.kind not in "iu" or targets.ndim not in (1, 2):
             raise WrongArgument(f"Batch {index}: labels are class numbers, got {targets.dtype} {targets.shape}.")
+        if targets.ndim == 2 and targets.shape[1] == self.classes > 2 and 0 <= targets.min() <= targets.max() <= 1:
+            raise WrongArgument(
+                f"Batch {index}: labels {targets.shape} of ones and zeros.",
+                hint="Give the numbers of the classes, −1 where a row has fewer.",
+            )
         targets = (targets[:, None] if targets.ndim == 1 else targets).astype(np.int32)
         if targets.size and (targets.min() < -1 or targets.max() >= self.classes):
             wrong = targets.min() if targets.min() < -1 else targets.max()

@@ -111,6 +111,16 @@ class SampledSoftmax(keras.Model):
             )
         self._body = keras.Model(classifier.input, input_of(classifier, self.last))
 
+    def fit(self, x=None, y=None, **kwargs):
+        """As Keras', of batches that hold their targets."""
+        if y is not None or isinstance(x, np.ndarray):
+            hint = "extreme.SampledBatches(batches, counts) makes them."
+            raise WrongArgument("SampledSoftmax is fitted to batches of inputs, targets and drawn classes.", hint=hint)
+        counted = getattr(x, "classes", None)
+        if counted is not None and counted != self.last.kernel.shape[0]:
+            raise WrongArgument(f"The batches are of {counted} classes, the model has {self.last.kernel.shape[0]}.")
+        return super().fit(x, **kwargs)
+
     def call(self, inputs, training=False):
         return self._body(inputs["inputs"], training=training)
 

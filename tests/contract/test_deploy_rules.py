@@ -203,6 +203,17 @@ def test_rule_1_the_model_is_not_changed_and_shares_nothing(case):
             variable.assign(value)
 
 
+def test_rule_1_training_either_leaves_the_other_as_it_is():
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8), keras.layers.Dense(4)])
+    pair = [model, deploy(model)]
+    for trained, kept in (pair, pair[::-1]):
+        before = arrays(kept(x))[0].copy()
+        trained.compile("adam", "mse")
+        trained.fit(x, np.zeros((64, 4)), verbose=0)  # JAX gives the arrays of what it trains away
+        np.testing.assert_array_equal(arrays(kept(x))[0], before)
+
+
 def all_operations(model):
     operations = list(model._functional.operations if isinstance(model, keras.Sequential) else model.operations)
     inner = [op for op in operations if isinstance(op, keras.Model)]

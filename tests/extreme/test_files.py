@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 
+import keras
 import numpy as np
 import pytest
 
-from keras_efficient import extreme
+from keras_efficient import extreme, models
 from keras_efficient.errors import FileProblem, WrongArgument
 
 TEXT = "4 10 6\n1,5 0:1 3:0.5 9:-2\n 2:1\n0\n3 1:1e-2 2:1 3:1 4:1 5:1\n"
@@ -87,7 +88,8 @@ def test_batches_of_all_labels(tmp_path):
     assert x["ids"].tolist() == [[1, 4, 10, 0], [3, 0, 0, 0], [0, 0, 0, 0]]
     assert x["weights"].tolist() == [[1, 0.5, -2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert y.tolist() == [[1, 5], [-1, -1], [0, -1]]
-    assert batches[1][0]["ids"].tolist() == [[3, 4, 5, 6]]  # the largest four values of five
+    assert batches[1][0]["ids"].tolist() == [[3, 4, 5, 6, 0, 0, 0, 0]]  # the largest four values of five
+    assert batches[1][1].tolist() == [[3]]
 
 
 def test_batches_of_one_label(tmp_path):
@@ -103,6 +105,24 @@ def test_batches_of_one_label(tmp_path):
     assert len(seen) > 3
     with pytest.raises(WrongArgument, match="`batch_size` must be a whole number from 1"):
         extreme.SparseBatches(batches.file, batch_size=0)
+    with pytest.raises(WrongArgument, match=r"SparseFile is needed, not str"):
+        extreme.SparseBatches("points.txt")
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_batches_of_other_widths_are_fitted(tmp_path, sampled):
+    lines = [f"{i % 5} " + " ".join(f"{j}:1" for j in range(1 + (i >= 6) * 8)) for i in range(12)]
+    file = extreme.SparseFile(written(tmp_path, "12 10 6\n0,1 0:1\n" + "\n".join(lines[1:]) + "\n"))
+    model = models.ExtremeClassifier(10, 6, hidden=4, output={"k": 2})
+    if sampled:
+        model = models.SampledSoftmax(model)
+        model.compile("sgd")
+        batches = extreme.SampledBatches(extreme.SparseBatches(file, batch_size=2), file.label_counts(), negatives=4)
+    else:
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        batches = extreme.SparseBatches(file, batch_size=2, label=True)
+    history = model.fit(batches, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
 
 
 def test_real_points(data_dir):

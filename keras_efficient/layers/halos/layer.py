@@ -115,6 +115,7 @@ class HALOSOutput(keras.layers.Layer):
         self.plan = Plan.from_config(plan) if isinstance(plan, dict) else plan
         self._fingerprint = ""
         self._arrays = {}
+        self._unfilled = False  # of the plan of a configuration, until contents are set or loaded
 
     def build(self, input_shape=None):
         dim = input_shape[-1] if self.dim is None else self.dim
@@ -135,6 +136,7 @@ class HALOSOutput(keras.layers.Layer):
                 name="bias", shape=(self.units,), initializer=initializer, regularizer=regularizer
             )
         self._create()
+        self._unfilled = self.plan is not None
         self.built = True
 
     def _create(self):
@@ -224,6 +226,8 @@ class HALOSOutput(keras.layers.Layer):
             WrongArgument: an index of other sizes, or one that was learned for other weights.
         """
         self._check_built("set_index")
+        if index is not None and not isinstance(index, Index):
+            raise WrongArgument(f"An `Index` is needed, or None, not {type(index).__name__}.")
         if index is not None:
             sizes = (index.plan.units, index.plan.dim)
             if sizes != tuple(self.kernel.shape):
@@ -246,6 +250,7 @@ class HALOSOutput(keras.layers.Layer):
         for variable in self._arrays.values():
             self._untrack_variable(variable)
         self.plan, arrays, self._fingerprint = state
+        self._unfilled = False
         self._create()
         self._tracker.lock()
         for name, variable in self._arrays.items():
@@ -365,6 +370,11 @@ class HALOSOutput(keras.layers.Layer):
         self._check_built(what)
         if self._fingerprint and self._fingerprint != self.fingerprint():
             raise _other_weights(self)
+        if self._unfilled and (ops.convert_to_numpy(self._arrays["slots"]) < 0).all():
+            raise WrongArgument(
+                f"The index of layer {self.name!r} is empty: a copy from a configuration has none of its contents.",
+                hint="Load or set the weights, extreme.learn_index(model, data), or layer.set_index(None).",
+            )
         ranks = {len(node.input_tensors[0].shape) for node in self._inbound_nodes if not embeds(node)}
         if ranks and 2 not in ranks:  # calls in other models are among them
             raise UnsupportedLayer(
@@ -401,13 +411,23 @@ def embeds(node):
 
 
 def input_of(model, layer):
-    """What a layer of logits is given in a model's graph; it may be in others too, and embed."""
+    """What a layer of logits is given in a model's graph; it may be in others too, and embed.
+
+    Raises:
+        UnsupportedLayer: it is in a model inside of it, called several times, or no output of the model.
+    """
     graph = getattr(model, "_functional", None) or model
-    for nodes in getattr(graph, "_nodes_by_depth", {}).values():
-        for node in nodes:
-            if node.operation is layer and not embeds(node):
-                return node.input_tensors[0]
-    raise UnsupportedLayer(layer.name, f"it is not in the graph of {model.name!r} itself, but in a model inside of it.")
+    nodes = [node for nodes in getattr(graph, "_nodes_by_depth", {}).values() for node in nodes]
+    calls = [node for node in nodes if node.operation is layer and not embeds(node)]
+    if not calls:
+        reason = f"it is not in the graph of {model.name!r} itself, but in a model inside of it."
+        raise UnsupportedLayer(layer.name, reason)
+    if len(calls) > 1:
+        raise UnsupportedLayer(layer.name, f"{model.name!r} calls it {len(calls)} times.", hint="Give each its own.")
+    if not any(tensor is calls[0].output_tensors[0] for tensor in graph.outputs):
+        hint = "Let it be the last, and the loss take logits: from_logits=True."
+        raise UnsupportedLayer(layer.name, f"its logits are no output of {model.name!r}.", hint=hint)
+    return calls[0].input_tensors[0]
 
 
 class _Answers(keras.layers.Layer):

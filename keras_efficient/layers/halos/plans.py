@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 
+MOST_DIGITS = 31  # of a code, which is an int32
+
+
 @dataclass(frozen=True)
 class Shelf:
     """Blocks of rows of which a query takes some: ``rows (blocks, width, d)``, ``biases (blocks, width)``."""
@@ -105,6 +108,13 @@ class Plan:
                 f"A plan of {self.units} classes has a head of {self.head}; of {self.capacity} places of a block "
                 f"{self.places} are looked at."
             )
+
+    def _check_size(self) -> None:
+        """Before anything of that size is made: a plan may come from a file."""
+        rows = sum(shelf.blocks * shelf.width for shelf in self.shelves().values())
+        largest = max([self.blocks * self.capacity, rows * self.dim, *map(math.prod, self.integers().values())])
+        if largest >= 2**31:
+            raise WrongArgument(f"An index of {self.blocks} blocks of {self.capacity} places is too large.")
 
     @property
     def overlapping(self) -> bool:
@@ -212,6 +222,7 @@ class RouterPlan(Plan):
             if beam > (there := there * width):
                 raise WrongArgument(f"A beam of {beam} is more than the {there} nodes that it chooses from.")
             there = beam
+        self._check_size()
 
     @property
     def overlapping(self) -> bool:
@@ -297,8 +308,9 @@ class HashPlan(Plan):
         super().__post_init__()
         if not self.built:
             object.__setattr__(self, "built", self.tables)
-        if not 1 <= self.tables <= self.built or self.bits < 1 or self.ranges < 2:
+        if not 1 <= self.tables <= self.built or not 1 <= self.bits <= MOST_DIGITS or self.ranges < 2:
             raise WrongArgument(f"No hash has {self.tables} of {self.built} tables of {self.bits} digits.")
+        self._check_size()
 
     @property
     def overlapping(self) -> bool:
