@@ -186,7 +186,7 @@ def _request(
     metadata = _json_values("metadata", metadata or {})
     if not isinstance(metadata, dict):
         raise WrongArgument(f"metadata must be a dict, not {type(metadata).__name__}.")
-    chosen_options = _options(chosen, options)
+    chosen_options, found = _options(chosen, options), _candidates(model)
     request = Request(
         target=chosen,
         precision=precision,
@@ -199,10 +199,15 @@ def _request(
             "precision": precision,
             **chosen_options,
             **signature.describe(model, inputs),
-            **_candidates(model),
+            **({"candidates": found} if found else {}),
         },
         on_progress=on_progress or _log.info,
     )
+    if found and request.is_calibrated:
+        raise WrongArgument(
+            f"Layer {next(iter(found))!r} chooses by its logits, which {precision} would round to 8 bits.",
+            hint='Give the layer bits=8 and choose precision="dynamic": rows are bytes, and logits are floats.',
+        )
     if chosen.validate is not None:
         chosen.validate(request)
     return request
@@ -210,12 +215,11 @@ def _request(
 
 def _candidates(model: keras.Model) -> dict[str, Any]:
     """Of layers that answer from candidates: how many neurons of how many one answer looks at."""
-    found = {
+    return {
         layer.name: {"neurons": layer.neurons, "of": layer.units}
         for layer in model._flatten_layers()
         if isinstance(getattr(layer, "neurons", None), int) and hasattr(layer, "answer")
     }
-    return {"candidates": found} if found else {}
 
 
 def _check_text(inputs: tuple[signature.InputSpec, ...], target: Target, precision: str) -> None:

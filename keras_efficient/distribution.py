@@ -11,6 +11,7 @@ from keras_efficient.errors import WrongArgument
 
 __all__ = ["TableParallel", "local_rows"]
 
+TABLES = r"(^|/)([^/]*embedding[^/]*/[^/]+$|(logits|halos_output(_\d+)?)/)"
 MANY = 256  # rows a device, of what is worth a warning
 
 
@@ -36,13 +37,13 @@ class TableParallel(keras.distribution.ModelParallel):
         table_devices: over how many devices a table is spread; it must divide the number of devices.
         devices: names of devices; by default all, `keras.distribution.list_devices()`.
         tables: a regular expression for variables' paths; by default the variables of layers whose name has `embedding`
-            in it, and the kernel and bias of a layer named `logits`.
+            in it, or which are named `logits` or, as Keras names a `HALOSOutput`, `halos_output`.
 
     Raises:
         WrongArgument: `table_devices` does not divide the number of devices.
     """
 
-    def __init__(self, table_devices, *, devices=None, tables=r"(^|/)([^/]*embedding[^/]*/[^/]+$|logits/)"):
+    def __init__(self, table_devices, *, devices=None, tables=TABLES):
         devices = list(devices or keras.distribution.list_devices())
         if table_devices < 1 or len(devices) % table_devices:
             hint = None if keras.backend.backend() == "jax" else "Keras spreads tables over devices on JAX only."

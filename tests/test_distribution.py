@@ -151,12 +151,18 @@ def answers(distribution, units, method):
     keras.distribution.set_distribution(distribution)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((16,))
-    layer = layers.HALOSOutput(units, 7, bias_initializer="normal", name="logits")
+    layer = layers.HALOSOutput(units, 7, bias_initializer="normal")
     model = keras.Model(inputs, layer(inputs))
     random = np.random.default_rng(0)
     x, y = random.normal(size=(200, 16)).astype("float32"), random.integers(0, units, 200)
     if method:
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, y, batch_size=40, shuffle=False, verbose=0)
         extreme.learn_index(model, (x, y), method=method, budget=0.5)
+        before = [ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.bias)]
+        model.fit(x, y, batch_size=40, shuffle=False, verbose=0)  # the index is no variable that was there before
+        layer.kernel.assign(before[0])
+        layer.bias.assign(before[1])
     logits, classes = layer.top_k(x)
     spread = not layer.kernel.value.sharding.is_fully_replicated if distribution else None
     logits, classes = (ops.convert_to_numpy(found).tolist() for found in (logits, classes))

@@ -40,7 +40,7 @@ def bench(
         list[str], typer.Argument(metavar="MODEL|FILE...", help="Zoo models, .keras, .tflite or .onnx files.")
     ],
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="SIZE", help="Where a size is free: 360x640, or 64 ids.")
+        str | None, typer.Option("--input-shape", metavar="SIZE", help="Where a size is free: 360x640, 64 or a=64,b=8.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="That the runtime may use.", min=1)] = 1,
     runs: Annotated[int, typer.Option("--runs", help="Timed runs of each model.", min=1)] = 20,
@@ -64,7 +64,7 @@ def bench(
 class _Entry:
     """A model in its runtime, with its input set and its times."""
 
-    def __init__(self, model: str, path: Path, shape: tuple[int, ...] | None, threads: int):
+    def __init__(self, model: str, path: Path, shape: parse.Shape | None, threads: int):
         from keras_efficient.cli.models import open_exported
         from keras_efficient.export.targets import registry
 
@@ -111,7 +111,7 @@ def _neurons(run: ExportedModel) -> str | None:
     return ", ".join(f"{layer['neurons']} of {layer['of']}" for layer in layers.values()) or None
 
 
-def _as_file(model: str, number: int, shape: tuple[int, ...] | None, folder: Path) -> Path:
+def _as_file(model: str, number: int, shape: parse.Shape | None, folder: Path) -> Path:
     """The file itself, or a Keras model as a float32 `.tflite`."""
     from keras_efficient.cli.models import EXPORTED, open_keras
 
@@ -126,7 +126,7 @@ def _as_file(model: str, number: int, shape: tuple[int, ...] | None, folder: Pat
     return path
 
 
-def _inputs(model: str, run: ExportedModel, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def _inputs(model: str, run: ExportedModel, shape: parse.Shape | None) -> dict[str, Any]:
     """Random inputs in [0, 1], seeded; a free batch is 1, other free axes come from `shape`."""
     import numpy as np
 
@@ -141,11 +141,12 @@ def _inputs(model: str, run: ExportedModel, shape: tuple[int, ...] | None) -> di
         sizes = [size for size in (spec.shape[0] or 1, *spec.shape[1:]) if size is not None]
         if len(sizes) < len(spec.shape):
             size = "360x640" if len(spec.shape) == 4 else "x".join(["64"] * (len(spec.shape) - 1))
+            size = size if len(specs) == 1 else ",".join(f"{one.name}={size}" for one in specs)
             raise WrongArgument(
                 f"{model}: input {spec.name!r} has the shape {spec.shape}.",
                 hint=f"Say at which size it is to be measured: --input-shape {size}.",
             )
-        if shape is not None and len(shape) == 2 and len(sizes) == 4 and tuple(sizes[1:3]) != shape:
+        if isinstance(shape, tuple) and len(shape) == 2 and len(sizes) == 4 and tuple(sizes[1:3]) != shape:
             own = "×".join(map(str, sizes[1:3]))
             raise WrongArgument(
                 f"{model}: has the fixed size {own}.",

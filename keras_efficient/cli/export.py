@@ -30,7 +30,7 @@ def export(
         typer.Option("--calibration", help="Needed for int8: a folder of real pictures, or .npy, or .npz by input."),
     ] = None,
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="SIZE", help="Fixes the size: 1080x1920, or 64 ids.")
+        str | None, typer.Option("--input-shape", metavar="SIZE", help="Fixes the size: 1080x1920, 64 or a=64,b=8.")
     ] = None,
     tile: Annotated[
         str | None, typer.Option("--tile", metavar="HxW|auto|none", help="NPU: work on tiles; auto takes the fastest.")

@@ -7,20 +7,32 @@ from typing import Literal
 
 import typer
 
-__all__ = ["shape", "tile"]
+__all__ = ["Shape", "shape", "tile"]
+
+Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
-def shape(text: str | None) -> tuple[int, ...] | None:
+def shape(text: str | None) -> Shape | None:
     """``"1080x1920"`` to ``(1080, 1920)``; one axis (a history's length) or more are taken too.
+
+    ``"ids=64,weights=64"``, of a model with several inputs, is ``{"ids": (64,), "weights": (64,)}``.
 
     Raises:
         typer.BadParameter: anything else.
     """
     if text is None:
         return None
+    if "=" in text:
+        parts = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): _sizes(size) for name, _, size in parts}
+    return _sizes(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
     sizes = re.split("[x×,]", text.strip().lower())
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise typer.BadParameter(f"{text!r} is no size; write a picture's as 1080x1920, a history's as 64.")
+        known = "a picture's as 1080x1920, a history's as 64, two inputs' as a=64,b=8"
+        raise typer.BadParameter(f"{text!r} is no size; write {known}.")
     return tuple(int(size) for size in sizes)
 
 
@@ -34,7 +46,7 @@ def tile(text: str | None) -> tuple[int, int] | Literal["auto"] | None:
         return None
     if text == "auto":
         return "auto"
-    sizes = shape(f"{text}x{text}" if text.isdecimal() else text)
-    if sizes is None or len(sizes) != 2:
+    sizes = _sizes(f"{text}x{text}" if text.isdecimal() else text)
+    if len(sizes) != 2:
         raise typer.BadParameter(f"{text!r} is no tile; write auto, none, or HEIGHTxWIDTH.")
     return sizes[0], sizes[1]

@@ -12,7 +12,7 @@ import numpy as np
 from keras_efficient.deploy import rebuild
 from keras_efficient.errors import WrongArgument
 from keras_efficient.extreme.clusters import CHUNK, group_sums, unit
-from keras_efficient.extreme.queries import output_layer
+from keras_efficient.extreme.queries import forget_steps, output_layer
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, Plan
 
@@ -30,6 +30,8 @@ def add_classes(
 
     A new class comes into a block with a free place where classes lie whose weights are like its own. Of lists it
     comes into several, and of hash tables into a bucket of each, where need be in the place of what stands there last.
+    Its weights are all that is known of it: where its queries do not lie where those of classes with such weights lie,
+    it is not found before the index is learned again, from data that has it.
 
     Args:
         model: with a `HALOSOutput`. It is not changed.
@@ -61,6 +63,9 @@ def add_classes(
 def remove_classes(model: keras.Model, ids: np.ndarray) -> None:
     """Takes classes out of the model's index: they are no answer any more. Numbers of the others stay.
 
+    Their weights stay, too, so that `set_classes` does not bring them back, and `reindex` does not; an index that is
+    learned again is one of all classes.
+
     Raises:
         WrongArgument: the layer has no index, or a class does not exist.
     """
@@ -70,6 +75,7 @@ def remove_classes(model: keras.Model, ids: np.ndarray) -> None:
     head = np.setdiff1d(index.arrays["head"], ids).astype(np.int32)
     plan = dataclasses.replace(index.plan, head=len(head))
     layer.set_index(Index(plan, {**index.arrays, "slots": slots, "head": head}, index.fingerprint))
+    forget_steps(model)
 
 
 def set_classes(model: keras.Model, ids: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> None:
@@ -153,6 +159,10 @@ def _weights(layer: HALOSOutput, kernel: Any, bias: Any) -> tuple[np.ndarray, np
 
 def _known(layer: HALOSOutput, ids: Any) -> np.ndarray:
     ids = np.atleast_1d(np.asarray(ids))
+    if not ids.size:
+        return np.zeros(0, np.int64)
+    if ids.ndim != 1 or len(np.unique(ids)) != len(ids):
+        raise WrongArgument(f"Classes are (n,) numbers, each once, got {ids.shape}: {ids.ravel()[:5]}.")
     if ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= layer.units)):
         raise WrongArgument(f"Classes are numbers from 0 to {layer.units - 1}, got {ids.dtype} {ids.ravel()[:5]}.")
     return ids

@@ -20,7 +20,7 @@ from keras_efficient.extreme.cells import cells, routed_again, router_plan
 from keras_efficient.extreme.contexts import contexts, contexts_plan, moved_again
 from keras_efficient.extreme.hashes import Guards, filled_again, hash_plan, learned_hashes, random_hashes
 from keras_efficient.extreme.measures import DEPTH, Measures, full_answers, measure
-from keras_efficient.extreme.queries import Queries, output_layer, queries
+from keras_efficient.extreme.queries import Queries, forget_steps, output_layer, queries
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 
@@ -111,7 +111,9 @@ def learn_index(
     | `"random_hash"` | buckets of random hash tables | `tables`, `bits`, `ranges`, `guards` |
 
     The last two are there for comparison. Where every class must be found if all blocks are looked at, take cells:
-    contexts leave out what answers nothing.
+    contexts leave out what answers nothing, and want some forty queries for each of their lists, of which there are
+    4,096 at most. Their lists of class numbers come on top of the classes' rows: 4 bytes a place, in all
+    lists · budget · units · 4 bytes.
 
     Args:
         model: a functional or Sequential model, trained, whose last layer is a `HALOSOutput`.
@@ -120,7 +122,8 @@ def learn_index(
         budget: largest share of neurons to look at, those that find candidates included.
         target: such as 0.99, the least share of the full layer's P@1: the fewest neurons are chosen that keep it on
             validation data. Without one, as many as the budget allows.
-        validation: data as `data`, or the share of it that is not learned from.
+        validation: data as `data`, or the share of it that is not learned from. The model should not have been trained
+            on it either: of what it knows by heart it keeps more than of what comes.
         seed: of what is drawn.
         on_progress: called with a line at each step.
         **options: of the method: `head`, how many classes are always looked at; `probes`, blocks that a query takes;
@@ -130,7 +133,7 @@ def learn_index(
     Raises:
         WrongArgument: a budget that is too small, labels out of range, class weights that are not finite, an option
             that the method does not have.
-        UnsupportedLayer: the model has no `HALOSOutput`, or several.
+        UnsupportedLayer: the model has no `HALOSOutput`, or several, or its logits are not the model's output.
     """
     layer = output_layer(model)
     method = method or ("contexts" if layer.units <= MOST_OF_CONTEXTS else "cells")
@@ -160,6 +163,7 @@ def learn_index(
         layer.put_back(before)
         raise
     layer.set_index(index)
+    forget_steps(model)
     if index.plan.candidates < layer.k:
         warnings.warn(
             f"{layer.k} answers are asked for and {index.plan.candidates} classes are looked at: the rest will be −1.",
@@ -215,6 +219,7 @@ def reindex(
         raise
     best = max((0, 1), key=lambda which: (measures[which].precision[1], measures[which].label_recall))
     layer.set_index(settings[best])
+    forget_steps(model)
     return measures[best]
 
 

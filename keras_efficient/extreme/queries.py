@@ -14,7 +14,7 @@ from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos.layer import input_of
 from keras_efficient.models import SampledSoftmax
 
-__all__ = ["Queries", "output_layer", "queries"]
+__all__ = ["Queries", "forget_steps", "output_layer", "queries"]
 
 BATCH = 1024
 
@@ -71,6 +71,11 @@ def output_layer(model: keras.Model) -> HALOSOutput:
     return found[0]
 
 
+def forget_steps(model: keras.Model) -> None:
+    """Lets `fit`, `evaluate` and `predict` be compiled anew: over several devices they know each variable's place."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
 def queries(model: keras.Model, data: Any) -> Queries:
     """Runs the model up to its `HALOSOutput` on data.
 
@@ -108,7 +113,7 @@ def queries(model: keras.Model, data: Any) -> Queries:
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(data, tuple) and len(data) in (2, 3) or isinstance(data, list) and len(data) == 2:
+    if (isinstance(data, tuple) and len(data) in (2, 3)) or (isinstance(data, list) and len(data) == 2):
         x, y = data[:2]
         sizes = [_number(part) for part in (*keras.tree.flatten(x), y)]
         number = next((size for size in sizes if size != sizes[-1]), sizes[-1])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import keras
 from keras import layers
 
-from keras_efficient.layers import HALOSOutput
-from keras_efficient.models.recommender import Options, compressed_embedding
+from keras_efficient.models.recommender import Options, candidate_output, compressed_embedding
 
 __all__ = ["ExtremeClassifier", "NextWord"]
 
@@ -22,7 +18,7 @@ def ExtremeClassifier(
     dropout=0.0,
     normalize=True,
     embedding: Options = None,
-    output: Mapping[str, Any] | None = None,
+    output: Options = None,
     name=None,
 ):
     """Sparse features to classes: `weighted sum of embeddings → length one → bias, ReLU → HALOSOutput`.
@@ -52,7 +48,7 @@ def ExtremeClassifier(
     x = layers.Dense(hidden, activation="relu", name="hidden")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    logits = HALOSOutput(num_classes, name="logits", **(output or {}))(x)
+    logits = candidate_output(num_classes, output)(x)
     return keras.Model({"ids": ids, "weights": weights}, logits, name=name or "extreme_classifier")
 
 
@@ -64,7 +60,7 @@ def NextWord(
     length=None,
     dropout=0.0,
     embedding: Options = None,
-    output: Mapping[str, Any] | None = None,
+    output: Options = None,
     name=None,
 ):
     """Words to the next one: `embedding → GRU → Dense(dim) → HALOSOutput` of the last step.
@@ -88,5 +84,5 @@ def NextWord(
     x = layers.Dense(dim, name="hidden")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    logits = HALOSOutput(vocabulary_size, name="logits", **(output or {}))(x)
+    logits = candidate_output(vocabulary_size, output)(x)
     return keras.Model(ids, logits, name=name or "next_word")

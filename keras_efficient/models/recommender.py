@@ -18,6 +18,7 @@ __all__ = [
     "RatingModel",
     "SequenceClassifier",
     "TwoTower",
+    "candidate_output",
     "compressed_embedding",
 ]
 
@@ -76,7 +77,7 @@ def SequenceClassifier(
     if output is None:
         last = layers.EinsumDense("bh,ch->bc", num_classes, bias_axes="c", name="logits")
     else:
-        last = HALOSOutput(num_classes, **{"name": "logits", **output})
+        last = candidate_output(num_classes, output)
     return keras.Model(ids, last(x), name=name or "sequence_classifier")
 
 
@@ -244,6 +245,13 @@ def compressed_embedding(size: int, dim: int, options: Options, **common: Any) -
         raise ValueError(f"An embedding's options are a dict, such as {{'compression': 16}}. Received: {options!r}.")
     kind = CompressedEmbedding if "method" in options else MEmComEmbedding
     return kind(size, dim, **{**common, **options})
+
+
+def candidate_output(num_classes: int, options: Options) -> HALOSOutput:
+    """A `HALOSOutput` named `logits` with the options."""
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"An output's options are a dict, such as {{'k': 20}}. Received: {options!r}.")
+    return HALOSOutput(num_classes, **{"name": "logits", **(options or {})})
 
 
 def _if_smaller(size: int, dim: int, options: Options) -> Options:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 import keras_efficient
 
@@ -133,6 +134,16 @@ def test_targets_are_listed():
     assert "int8" in targets["tflite"]["precisions"]
     assert targets["onnx"]["suffix"] == ".onnx"
     assert "tflite" in program("export", "--list-targets").stdout
+
+
+def test_sizes_are_read():
+    from keras_efficient.cli import parse
+
+    assert parse.shape(None) is None
+    assert parse.shape("1080x1920") == (1080, 1920)
+    assert parse.shape("ids=64, weights=64") == {"ids": (64,), "weights": (64,)}
+    with pytest.raises(typer.BadParameter, match="two inputs' as a=64,b=8"):
+        parse.shape("ids=,weights=64")
 
 
 def test_json_keeps_stdout_clean_whoever_prints():

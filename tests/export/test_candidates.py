@@ -10,7 +10,7 @@ import pytest
 
 from keras_efficient import export
 from keras_efficient.deploy import answering, deploy
-from keras_efficient.errors import ConversionError, VerificationError
+from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
 from keras_efficient.export import flatbuffer
 from keras_efficient.export.graph import Graph
 from keras_efficient.export.lowerings.gathered_products import rounded_products
@@ -136,6 +136,13 @@ def test_an_answer_that_is_another_is_no_file(tmp_path, monkeypatch):
     with pytest.raises(VerificationError, match="does not match"):
         export.save(model, tmp_path / "model.tflite", samples=queries())
     assert not (tmp_path / "model.tflite").exists()
+
+
+@pytest.mark.parametrize("plan", [*PLANS])
+@pytest.mark.parametrize("precision", ["int8", "int16x8"])
+def test_logits_are_not_rounded_to_choose_by(tmp_path, plan, precision):
+    with pytest.raises(WrongArgument, match=f"'out' chooses by its logits, which {precision} would round"):
+        export.save(network(PLANS[plan]), tmp_path / "a.tflite", precision=precision, calibration=queries())
 
 
 def test_infinite_outputs_must_be_where_the_model_has_them():

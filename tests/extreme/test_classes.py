@@ -98,6 +98,9 @@ def test_what_is_refused(planted):
         extreme.set_classes(model, [1], np.full((1, 16), np.nan))
     with pytest.raises(WrongArgument, match="weights for 2 classes, and 1 classes"):
         extreme.set_classes(model, [1], np.zeros((2, 16)))
+    with pytest.raises(WrongArgument, match="each once"):
+        extreme.set_classes(model, [1, 1], np.zeros((2, 16)))
+    extreme.remove_classes(model, [])
     with pytest.raises(WrongArgument, match="free places, for 1000 new classes"):
         extreme.add_classes(model, np.ones((1000, 16)))
 
@@ -129,6 +132,22 @@ def test_removed_classes_stay_out_when_indexed_again(planted, method):
     extreme.reindex(model, planted.draw(3000))
     classes = keras.ops.convert_to_numpy(deploy(model)(planted.draw(200)[0])[1])
     assert not np.isin(classes, gone).any()
+
+
+@METHODS
+def test_indexed_again_is_not_worse_than_left_as_it_is(planted, method):
+    model, data = learned(planted, method), planted.draw(300, seed=5)  # few to learn from
+    layer = model.get_layer("out")
+    recalls = []
+    for again in (False, True):
+        if again:
+            measures = extreme.reindex(model, data, validation=planted.draw(2000, seed=6))
+            recalls.append(measures.precision[1])
+        found = keras.ops.convert_to_numpy(layer.top_k(planted.draw(2000, seed=6)[0])[1])[:, 0]
+        recalls.append((found == planted.draw(2000, seed=6)[1]).mean())
+    before, measured, after = recalls
+    assert measured == pytest.approx(after, abs=1e-3)
+    assert after >= before
 
 
 def test_random_tables_stay_what_they_are(planted):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_efficient import extreme
+from keras_efficient import extreme, models
 from keras_efficient.deploy import deploy
 from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
 from keras_efficient.layers import HALOSOutput
@@ -218,11 +218,15 @@ def test_ones_and_zeros_are_not_class_numbers(planted):
         ("hash", {"rounds": -1}),
         ("hash", {"tables": 2.5}),
         ("hash", {"bits": True}),
+        ("hash", {"bits": 40}),
+        ("hash", {"seed": 1.5}),
     ],
 )
 def test_options_that_are_refused(planted, method, options):
     with pytest.raises(WrongArgument, match=f"`{next(iter(options))}` must be a whole number"):
         extreme.learn_index(planted.model(), planted.draw(500), method=method, **BUDGET, **options)
+    with pytest.raises(WrongArgument, match="`guards` must be an extreme"):
+        extreme.learn_index(planted.model(), planted.draw(500), method="hash", guards=False, **BUDGET)
 
 
 def test_very_few_classes():
@@ -231,3 +235,56 @@ def test_very_few_classes():
     random = np.random.default_rng(0)
     learned = extreme.learn_index(model, (random.normal(size=(300, 3)), random.integers(4, size=300)), budget=1.0)
     assert learned.measures.label_recall > 0.5
+
+
+def test_models_that_are_refused(planted):
+    data = planted.draw(500)
+    training = models.SampledSoftmax(planted.model())
+    with pytest.raises(UnsupportedLayer, match="it trains another model"):
+        extreme.learn_index(training, data)
+    with pytest.raises(UnsupportedLayer, match="it is not built, or is a subclassed model"):
+        extreme.learn_index(keras.Sequential([HALOSOutput(400)]), data)
+    with pytest.raises(WrongArgument, match="Model is needed, not str"):
+        extreme.learn_index("model.keras", data)
+    inputs = keras.Input((16,))
+    layer = HALOSOutput(400, name="out")
+    with pytest.raises(UnsupportedLayer, match="its logits are no output of 'soft'"):
+        extreme.learn_index(keras.Model(inputs, keras.layers.Softmax()(layer(inputs)), name="soft"), data)
+    with pytest.raises(UnsupportedLayer, match="'two' calls it 2 times"):
+        extreme.learn_index(keras.Model(inputs, [layer(inputs), layer(-inputs)], name="two"), data)
+
+
+def test_forms_of_data(planted):
+    from scipy import sparse
+
+    x, y = planted.draw(500)
+    matrix = sparse.csr_matrix((np.ones(500), (np.arange(500), y)), (500, 400))
+    model = planted.model()
+    plain = extreme.queries(model, (x, y))
+    for data in ((x, y, np.ones(500)), (x, matrix), [(x[:200], matrix[:200]), (x[200:], y[200:]), (x[:0], y[:0])]):
+        found = extreme.queries(model, data)
+        np.testing.assert_array_equal(found.labels, plain.labels)
+        np.testing.assert_array_equal(found.offsets, plain.offsets)
+    with pytest.raises(WrongArgument, match="must come in batches"):
+        extreme.queries(model, [(x[0], y[0])] * 3)
+    with pytest.raises(WrongArgument, match=r"must be \(n, 400\), got \(500, 399\)"):
+        extreme.queries(model, (x, matrix[:, :399]))
+
+
+def test_too_few_candidates_for_the_answers_are_told(planted):
+    inputs = keras.Input((16,))
+    model = keras.Model(inputs, HALOSOutput(400, k=100)(inputs))
+    with pytest.warns(UserWarning, match="100 answers are asked for and .* classes are looked at"):
+        extreme.learn_index(model, planted.draw(500), budget=0.2)
+
+
+def test_an_index_without_contents_is_not_used(planted):
+    model = planted.model()
+    extreme.learn_index(model, planted.draw(500), budget=0.4)
+    clone = keras.models.clone_model(model)
+    with pytest.raises(WrongArgument, match="The index of layer 'out' is empty"):
+        deploy(clone)
+    clone.set_weights(model.get_weights())
+    x = planted.draw(20)[0]
+    left, right = (keras.ops.convert_to_numpy(deploy(one)(x)[1]) for one in (clone, model))
+    np.testing.assert_array_equal(left, right)

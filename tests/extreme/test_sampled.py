@@ -167,3 +167,26 @@ def test_labels_of_other_forms_are_refused():
 def test_labels_out_of_range_are_refused():
     with pytest.raises(WrongArgument, match="Batch 0 has label"):
         extreme.SampledBatches(Points(1), np.ones(10))[0]
+
+
+def test_what_is_no_batch_of_drawn_classes():
+    source = Points(1)
+    with pytest.raises(WrongArgument, match="PyDataset, not tuple"):
+        extreme.SampledBatches(source[0], np.ones(CLASSES))
+    training = models.SampledSoftmax(classifier())
+    training.compile("sgd")
+    with pytest.raises(WrongArgument, match="batches of inputs, targets and drawn classes"):
+        training.fit(*source[0])
+    with pytest.raises(WrongArgument, match=f"are of {CLASSES + 1} classes, the model has {CLASSES}"):
+        training.fit(extreme.SampledBatches(source, np.ones(CLASSES + 1)))
+
+
+class Ones(Points):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x, np.eye(CLASSES, dtype="int32")[y]
+
+
+def test_ones_and_zeros_are_no_class_numbers():
+    with pytest.raises(WrongArgument, match=r"Batch 0: labels \(16, 40\) of ones and zeros"):
+        extreme.SampledBatches(Ones(1), np.ones(CLASSES))[0]

@@ -291,6 +291,7 @@ def test_files_of_indexes_that_make_no_sense(tmp_path, kind):
         ({"places": 100}, "of 9 places of a block 100 are looked at"),
         ({"head": 10**6}, "has a head of 1000000"),
         ({"capacity": 2.5}, "capacity must be a whole number"),
+        ({"capacity": 2**30}, "12 blocks of 1073741824 places is too large"),
     ],
 )
 def test_plans_that_make_no_sense(changes, message):
@@ -317,6 +318,21 @@ def test_asked_in_other_models_by_other_ranks():
     x = RNG.normal(size=(2, 4, DIM)).astype("float32")
     for left, right in zip(numbers(*deploy(last)(x)), numbers(*layer.top_k(x[:, -1])), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5)
+
+
+def test_hashes_that_make_no_sense():
+    with pytest.raises(WrongArgument, match="No hash has 3 of 3 tables of 40 digits"):
+        dataclasses.replace(HASHES, bits=40)
+    with pytest.raises(WrongArgument, match="is too large"):
+        dataclasses.replace(HASHES, bits=31)
+    with pytest.raises(WrongArgument, match="An `Index` is needed, or None, not str"):
+        layer_with().set_index("index")
+
+
+def test_no_queries_have_no_answers():
+    for index in (None, Index.random(ROUTER), Index.random(HASHES)):
+        logits, classes = numbers(*layer_with(index).top_k(queries(0)))
+        assert logits.shape == classes.shape == (0, 5)
 
 
 def test_removing_the_index():

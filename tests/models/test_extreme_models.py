@@ -94,3 +94,10 @@ def test_losses_that_are_refused():
     inputs = keras.Input((3,))
     with pytest.raises(UnsupportedLayer, match="must be a HALOSOutput, or an EinsumDense"):
         models.SampledSoftmax(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+
+
+def test_options_of_the_output():
+    model = models.ExtremeClassifier(30, 40, output={"k": 7, "name": "classes"})
+    assert model.get_layer("classes").k == 7
+    with pytest.raises(ValueError, match="An output's options are a dict"):
+        models.NextWord(30, output=8)

@@ -63,7 +63,8 @@ class HALOSOutput(keras.layers.Layer):
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as in `Dense`. The kernel
             has a row for each class: shape `(units, d)`.
         bits: 32, 16, 8 or 4. Width of the numbers of each class's row where answers are made: rounded with a scale a
-            row. Logits in training are not rounded.
+            row. Logits in training are not rounded. With an index rows are stored so; without one the rounded rows are
+            floats, which an export's `precision` makes small.
         dim: Integer or `None`: d, where it is to be known before the first call.
         plan: of the index; `set_index` gives it.
 
@@ -73,8 +74,12 @@ class HALOSOutput(keras.layers.Layer):
 
     Input shape: `(…, d)`. Output shape: `(…, units)`, logits. Answers, which `top_k(x)` and the deployed form give, are
     `(…, k)` twice: logits in falling order, and classes, int32. Where there are fewer than k candidates the rest are
-    −inf and −1; in LiteRT, whose fast kernels know no infinity, the lowest float32 and −1. Of equal logits any comes
-    first.
+    −inf and −1; in LiteRT, whose fast kernels know no infinity, any number from the lowest float32 on down: ask whether
+    the class is −1. Of equal logits any comes first.
+
+    An index belongs to the weights that it was learned for. Once they are trained on, `deploy`, exports and `set_index`
+    refuse it; `top_k`, `candidates` and `set_neurons` do not look, since to compare a large kernel takes longer than an
+    answer. Nothing tells that layers below have changed: call `extreme.reindex` after any training.
 
     The deployed form takes `(batch, d)` and gives `(logits, classes)`, so the layer must be the model's last.
 
@@ -264,6 +269,9 @@ class HALOSOutput(keras.layers.Layer):
     def set_neurons(self, neurons):
         """The dial between time and recall: at most so many rows are multiplied with, those that find candidates
         included. Nothing is learned anew. Functions that were compiled with `top_k` in them must be compiled again.
+
+        Lists and hash tables have so many classes as they were learned with: beyond that the dial changes nothing. Of
+        cells all can be looked at. To look at all classes take the index away, `set_index(None)`.
 
         Raises:
             WrongArgument: the layer has no index, or one that cannot look at so few.
