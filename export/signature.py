@@ -201,7 +201,11 @@ def resolve_shapes(specs: Sequence[InputSpec], given: Any) -> tuple[InputSpec, .
             raise WrongArgument(f"input_shape holds {len(given)} shapes, the model has {len(specs)} inputs.")
         return tuple(_resolve(spec, shape) for spec, shape in zip(specs, given, strict=True))
     if len(specs) != 1:
-        raise WrongArgument(f"The model has {len(specs)} inputs: give input_shape as a dict of shapes by name.")
+        names = ",".join(f"{spec.name}=64" for spec in specs)
+        raise WrongArgument(
+            f"The model has {len(specs)} inputs: give input_shape as a dict of shapes by name.",
+            hint=f"On the command line: --input-shape {names}.",
+        )
     return (_resolve(specs[0], given),)
 
 

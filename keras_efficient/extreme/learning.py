@@ -317,7 +317,8 @@ def _check_guards(guards: Any) -> None:
 
 
 def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= (most or value):
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value)
+    if not fits or (most is not None and value > most):
         until = "on" if most is None else f"to {most}"
         raise WrongArgument(f"`{name}` must be a whole number from {least} {until}, not {value!r}.")
 
