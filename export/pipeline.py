@@ -203,9 +203,10 @@ def _request(
         },
         on_progress=on_progress or _log.info,
     )
-    if found and request.is_calibrated:
+    indexed = [name for name, layer in found.items() if layer["neurons"] != layer["of"]]
+    if indexed and request.is_calibrated:
         raise WrongArgument(
-            f"Layer {next(iter(found))!r} chooses by its logits, which {precision} would round to 8 bits.",
+            f"Layer {indexed[0]!r} finds its candidates by scores, which {precision} would round.",
             hint='Give the layer bits=8 and choose precision="dynamic": rows are bytes, and logits are floats.',
         )
     if chosen.validate is not None:
@@ -367,7 +368,8 @@ def _verify(
     policy = verify.reduced_policy(model)
     if policy is None:
         return verify.verify(model, run, samples, request.precision, request.inputs)
-    checked = verify.verify(deployed, run, samples, request.precision, request.inputs)
+    ranked = signature.ranked_outputs(model)
+    checked = verify.verify(deployed, run, samples, request.precision, request.inputs, ranked)
     rounding = verify.verify_deployed(model, deployed, policy, samples, request.inputs)
     note = f"The model computes in {policy}; the file was compared with the model's float32 form."
     if rounding.sqnr_db is not None:

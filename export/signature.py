@@ -116,14 +116,26 @@ def output_structure(model: keras.Model) -> Any:
 def ranked_outputs(model: keras.Model) -> dict[str, str]:
     """The outputs of integers that name what the scores of another output belong to, and that output, by names.
 
-    These are outputs of one operation, of one shape: the best k of something, and where they are.
+    These are the two outputs of `keras.ops.top_k`, or of a layer that has an ``answer()``.
     """
-    makers: dict[Any, dict[str, str]] = {}
+    makers: dict[tuple[int, int], list[tuple[str, keras.KerasTensor]]] = {}
     for name, tensor in zip(output_names(model), model.outputs, strict=True):
-        kind = "scores" if "float" in tensor.dtype else "places"
-        maker = (id(tensor._keras_history.operation), tensor._keras_history.node_index, tuple(tensor.shape))
-        makers.setdefault(maker, {})[kind] = name
-    return {found["places"]: found["scores"] for found in makers.values() if len(found) == 2}
+        history = tensor._keras_history
+        if _ranks(history.operation) and len(tensor.shape) > 1:
+            makers.setdefault((id(history.operation), history.node_index), []).append((name, tensor))
+    pairs = [sorted(made, key=lambda one: "int" in one[1].dtype) for made in makers.values() if len(made) == 2]
+    return {
+        places: scores
+        for (scores, first), (places, second) in pairs
+        if "float" in first.dtype and "int" in second.dtype and first.shape == second.shape
+    }
+
+
+def _ranks(operation: Any) -> bool:
+    import keras
+
+    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
+    return type(operation).__name__ == "TopK" or any(hasattr(layer, "answer") for layer in layers)
 
 
 def _unique(names: Any) -> tuple[str, ...]:

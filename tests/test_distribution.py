@@ -143,7 +143,8 @@ ANSWERS = """
 import json
 import keras, numpy as np
 from keras import ops
-from keras_efficient import extreme, layers
+import dataclasses
+from keras_efficient import extreme, layers, models
 from keras_efficient.distribution import TableParallel
 
 
@@ -161,6 +162,13 @@ def answers(distribution, units, method):
         extreme.learn_index(model, (x, y), method=method, budget=0.5)
         before = [ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.bias)]
         model.fit(x, y, batch_size=40, shuffle=False, verbose=0)  # the index is no variable that was there before
+        training = models.SampledSoftmax(model)
+        training.compile("sgd")
+        batch = {"inputs": x, "targets": y[:, None].astype("int32"), "weights": np.ones(200, "float32")}
+        batch |= models.sampled.Negatives(np.ones(units), 40).draw(random, batch["targets"])
+        for index in (layer.index, None, layer.index):
+            layer.set_index(None if index is None else dataclasses.replace(index, fingerprint=""))
+            training.fit((one for one in [(batch,)]), steps_per_epoch=1, verbose=0)
         layer.kernel.assign(before[0])
         layer.bias.assign(before[1])
     logits, classes = layer.top_k(x)

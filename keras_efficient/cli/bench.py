@@ -133,7 +133,7 @@ def _inputs(model: str, run: ExportedModel, shape: parse.Shape | None) -> dict[s
     from keras_efficient.export.signature import InputSpec, resolve_shapes
 
     specs = tuple(InputSpec(name, run.input_shapes[name], run.input_dtypes[name]) for name in run.input_names)
-    if shape is not None and any(None in spec.shape[1:] for spec in specs):
+    if isinstance(shape, dict) or (shape is not None and any(None in spec.shape[1:] for spec in specs)):
         specs = resolve_shapes(specs, shape)
     random = np.random.default_rng(0)
     inputs = {}

@@ -24,7 +24,10 @@ def shape(text: str | None) -> Shape | None:
         return None
     if "=" in text:
         parts = [part.partition("=") for part in text.split(",")]
-        return {name.strip(): _sizes(size) for name, _, size in parts}
+        names = [name.strip() for name, _, _ in parts]
+        if "" in names or len(set(names)) < len(names) or not all(sign for _, sign, _ in parts):
+            raise typer.BadParameter(f"{text!r}: write each input's name and size once, as a=64,b=8x3.")
+        return {name: _sizes(size) for name, (_, _, size) in zip(names, parts, strict=True)}
     return _sizes(text)
 
 

@@ -88,6 +88,8 @@ def set_classes(model: keras.Model, ids: np.ndarray, kernel: np.ndarray, bias: n
     ids, index = _known(layer, ids), _checked(layer)
     kept = layer.bias if bias is None else None
     kernel, bias = _weights(layer, kernel, bias)
+    if ids.ndim != 1 or len(np.unique(ids)) != len(ids):
+        raise WrongArgument(f"Classes are (n,) numbers, each once, got {ids.shape}: {ids.ravel()[:5]}.")
     if len(ids) != len(kernel):
         raise WrongArgument(f"There are weights for {len(kernel)} classes, and {len(ids)} classes.")
     for variable, values in ((layer.kernel, kernel), (layer.bias, bias)):
@@ -161,8 +163,6 @@ def _known(layer: HALOSOutput, ids: Any) -> np.ndarray:
     ids = np.atleast_1d(np.asarray(ids))
     if not ids.size:
         return np.zeros(0, np.int64)
-    if ids.ndim != 1 or len(np.unique(ids)) != len(ids):
-        raise WrongArgument(f"Classes are (n,) numbers, each once, got {ids.shape}: {ids.ravel()[:5]}.")
     if ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= layer.units)):
         raise WrongArgument(f"Classes are numbers from 0 to {layer.units - 1}, got {ids.dtype} {ids.ravel()[:5]}.")
     return ids
@@ -170,6 +170,7 @@ def _known(layer: HALOSOutput, ids: Any) -> np.ndarray:
 
 def _checked(layer: HALOSOutput) -> Index | None:
     """The layer's index, if it has one, and that for its weights."""
+    layer.check_contents()
     index = layer.index
     if index is not None:
         layer.set_index(index)  # which refuses one of other weights
@@ -177,6 +178,7 @@ def _checked(layer: HALOSOutput) -> Index | None:
 
 
 def _index(layer: HALOSOutput) -> Index:
+    layer.check_contents()
     if (index := layer.index) is None:
         raise WrongArgument(f"Layer {layer.name!r} has no index.", hint="extreme.learn_index(model, data) makes one.")
     return index

@@ -97,7 +97,8 @@ class SparseBatches(keras.utils.PyDataset):
     """Batches ``({"ids", "weights"}, labels)`` of a file, for `models.ExtremeClassifier` and `extreme.learn_index`.
 
     Ids are features plus one, and 0 where a point has fewer: (batch, longest point); weights are their values. Labels
-    are (batch, most labels), −1 where there are fewer. Widths are powers of two, so that few shapes are compiled.
+    are (batch, most labels), −1 where there are fewer. Widths are powers of two, so that few shapes are compiled; on
+    TensorFlow the second batch is twice as wide where it would be as wide as the first.
 
     Args:
         file: the points.
@@ -141,7 +142,8 @@ class SparseBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         x, y = self._batch(index)
-        if index == 1:  # TensorFlow's `fit` takes the first two shapes for those of all, but where they differ
+        # TensorFlow's `fit` takes the first two shapes for those of all, but where they differ.
+        if index == 1 and keras.backend.backend() == "tensorflow":
             first_x, first_y = self._batch(0)
             x = {name: _wider_than(first_x[name], values, 0) for name, values in x.items()}
             y = _wider_than(first_y, y, -1)

@@ -23,6 +23,7 @@ from keras_efficient.extreme.measures import DEPTH, Measures, full_answers, meas
 from keras_efficient.extreme.queries import Queries, forget_steps, output_layer, queries
 from keras_efficient.layers import HALOSOutput
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
+from keras_efficient.layers.halos.layer import check_answers_last
 
 __all__ = ["METHODS", "Learned", "learn_index", "reindex"]
 
@@ -136,6 +137,7 @@ def learn_index(
         UnsupportedLayer: the model has no `HALOSOutput`, or several, or its logits are not the model's output.
     """
     layer = output_layer(model)
+    check_answers_last(model, layer)
     method = method or ("contexts" if layer.units <= MOST_OF_CONTEXTS else "cells")
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
@@ -181,7 +183,8 @@ def reindex(
 
     Blocks and lists stay what they are and the scores that lead to them are learned anew; hash tables keep their
     hyperplanes and are filled again. Of that and the index as it is the one with the higher P@1 on the validation part
-    is taken. Where the model has changed so much that this keeps too little, learn the index again.
+    is taken, which makes that P@1 a little too good. Where the model has changed so much that this keeps too little,
+    learn the index again.
 
     Args:
         model, data, validation, seed: as for `learn_index`.
@@ -194,6 +197,7 @@ def reindex(
         WrongArgument: as `learn_index`; the layer has no index.
     """
     layer = output_layer(model)
+    layer.check_contents()
     _check_guards(guards)
     _check_number("seed", seed, 0)
     index = layer.index

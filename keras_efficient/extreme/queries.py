@@ -52,22 +52,20 @@ def output_layer(model: keras.Model) -> HALOSOutput:
     """The model's `HALOSOutput`.
 
     Raises:
-        UnsupportedLayer: it has none, or several, or is not built; the model is a subclassed one.
+        UnsupportedLayer: it has none, or several, or is not built.
     """
     if not isinstance(model, keras.Model):
         raise WrongArgument(f"A keras.Model is needed, not {type(model).__name__}.")
     if isinstance(model, SampledSoftmax):
         raise UnsupportedLayer(model.name, "it trains another model.", hint="Give that: its `.classifier`.")
-    if not getattr(model, "inputs", None):
-        raise UnsupportedLayer(
-            model.name,
-            "it is not built, or is a subclassed model: its graph of layers is not known.",
-            hint="Build it with the functional API, or begin a Sequential one with keras.Input.",
-        )
     found = [layer for layer in model._flatten_layers() if isinstance(layer, HALOSOutput)]
     if len(found) != 1:
         hint = "Let the last layer be keras_efficient.layers.HALOSOutput(units)."
         raise UnsupportedLayer(model.name, f"it has {len(found)} HALOSOutput layers, one is needed.", hint=hint)
+    if not found[0].built:
+        raise UnsupportedLayer(
+            found[0].name, "it is not built.", hint="Begin the model with keras.Input, or call it once."
+        )
     return found[0]
 
 
@@ -91,6 +89,9 @@ def queries(model: keras.Model, data: Any) -> Queries:
         UnsupportedLayer: as `output_layer`; the layer's logits are not an output of the model.
     """
     layer = output_layer(model)
+    if not getattr(model, "inputs", None):
+        hint = "Build it with the functional API, or as a Sequential one."
+        raise UnsupportedLayer(model.name, "it is a subclassed model: its graph of layers is not known.", hint=hint)
     body = keras.Model(model.inputs, input_of(model, layer))
     vectors, labels, lengths = [], [], []
     for x, y in _batches(data):
@@ -113,8 +114,10 @@ def queries(model: keras.Model, data: Any) -> Queries:
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
-    if (isinstance(data, tuple) and len(data) in (2, 3)) or (isinstance(data, list) and len(data) == 2):
+    of_batches = isinstance(data, list) and all(isinstance(one, tuple) for one in data)
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3) and not of_batches:
         x, y = data[:2]
+        y = y.tocsr() if _is_sparse(y) else y
         sizes = [_number(part) for part in (*keras.tree.flatten(x), y)]
         number = next((size for size in sizes if size != sizes[-1]), sizes[-1])
         if number != sizes[-1]:
@@ -135,6 +138,8 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
 
 def _number(array: Any) -> int:
     """How many rows an array has."""
+    if isinstance(array, dict):
+        raise WrongArgument(f"Labels are one array, those of the last layer, not {len(array)} of names.")
     shape = np.shape(array) if not hasattr(array, "shape") else tuple(array.shape)
     if not shape:
         raise WrongArgument("The data must come in batches: labels or inputs have no axis.", hint="dataset.batch(256)")

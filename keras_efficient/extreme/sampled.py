@@ -59,7 +59,8 @@ class SampledBatches(keras.utils.PyDataset):
         targets = np.asarray(labels)
         if targets.dtype.kind not in "iu" or targets.ndim not in (1, 2):
             raise WrongArgument(f"Batch {index}: labels are class numbers, got {targets.dtype} {targets.shape}.")
-        if targets.ndim == 2 and targets.shape[1] == self.classes > 2 and 0 <= targets.min() <= targets.max() <= 1:
+        is_matrix = targets.ndim == 2 and targets.shape[1] == self.classes > 2 and targets.size
+        if is_matrix and 0 <= targets.min() <= targets.max() <= 1:
             raise WrongArgument(
                 f"Batch {index}: labels {targets.shape} of ones and zeros.",
                 hint="Give the numbers of the classes, −1 where a row has fewer.",

@@ -64,6 +64,9 @@ def _check_numbers(number: Any, power: Any) -> None:
         raise WrongArgument(f"`power` must be a finite number from 0 on, not {power!r}.")
 
 
+_PARTS = {"inputs", "targets", "weights", "negatives", "log_expected", "hits"}
+
+
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SampledSoftmax(keras.Model):
     """Trains a classifier whose last layer has very many logits, without computing all of them.
@@ -109,19 +112,24 @@ class SampledSoftmax(keras.Model):
                 "the last layer must be a HALOSOutput, or an EinsumDense('bh,ch->bc') of logits with a bias.",
                 hint="models.SequenceClassifier makes one.",
             )
+        self._known_variables = None
         self._body = keras.Model(classifier.input, input_of(classifier, self.last))
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x=None, *args, **kwargs):
         """As Keras', of batches that hold their targets."""
-        if y is not None or isinstance(x, np.ndarray):
-            hint = "extreme.SampledBatches(batches, counts) makes them."
-            raise WrongArgument("SampledSoftmax is fitted to batches of inputs, targets and drawn classes.", hint=hint)
         counted = getattr(x, "classes", None)
-        if counted is not None and counted != self.last.kernel.shape[0]:
+        if isinstance(counted, int) and counted != self.last.kernel.shape[0]:
             raise WrongArgument(f"The batches are of {counted} classes, the model has {self.last.kernel.shape[0]}.")
-        return super().fit(x, **kwargs)
+        variables = [id(variable) for variable in self.classifier.variables]
+        if variables != self._known_variables:  # an index has come or gone since a step was compiled
+            self.train_function = self.test_function = None
+            self._known_variables = variables
+        return super().fit(x, *args, **kwargs)
 
     def call(self, inputs, training=False):
+        if not isinstance(inputs, dict) or not inputs.keys() >= _PARTS:
+            hint = "extreme.SampledBatches(batches, counts) makes them."
+            raise WrongArgument(f"SampledSoftmax takes batches that hold {', '.join(sorted(_PARTS))}.", hint=hint)
         return self._body(inputs["inputs"], training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -144,6 +144,9 @@ def test_sizes_are_read():
     assert parse.shape("ids=64, weights=64") == {"ids": (64,), "weights": (64,)}
     with pytest.raises(typer.BadParameter, match="two inputs' as a=64,b=8"):
         parse.shape("ids=,weights=64")
+    for text in ("a=64,a=8", "=64", "a=3,4"):
+        with pytest.raises(typer.BadParameter, match="each input's name and size once"):
+            parse.shape(text)
 
 
 def test_json_keeps_stdout_clean_whoever_prints():

@@ -138,11 +138,17 @@ def test_an_answer_that_is_another_is_no_file(tmp_path, monkeypatch):
     assert not (tmp_path / "model.tflite").exists()
 
 
-@pytest.mark.parametrize("plan", [*PLANS])
+@pytest.mark.parametrize("plan", [name for name, plan in PLANS.items() if plan is not None])
 @pytest.mark.parametrize("precision", ["int8", "int16x8"])
 def test_logits_are_not_rounded_to_choose_by(tmp_path, plan, precision):
-    with pytest.raises(WrongArgument, match=f"'out' chooses by its logits, which {precision} would round"):
+    with pytest.raises(WrongArgument, match=f"'out' finds its candidates by scores, which {precision} would round"):
         export.save(network(PLANS[plan]), tmp_path / "a.tflite", precision=precision, calibration=queries())
+
+
+def test_all_classes_may_be_rounded(tmp_path):
+    kinds = {"precision": "int8", "calibration": queries(), "samples": queries(), "input_shape": (DIM,)}
+    report = export.save(network(None), tmp_path / "a.tflite", **kinds)
+    assert report.sqnr_db > 25
 
 
 def test_infinite_outputs_must_be_where_the_model_has_them():
@@ -169,6 +175,29 @@ def test_equally_good_answers_may_change_places():
     assert differing([4.0, 3.03, 2.97, 1.0], [5, 7, 6, 2]) == 2  # one apart
     assert differing([4.0, 3.0, 2.95, 1.0], [7, 6, 5, 2]) == 2  # their scores are right, and not theirs
     assert differing([4.0, 3.03, 2.97, 1.0], [7, 6, 6, 9]) == 1  # another one
+
+
+def test_one_rows_error_excuses_no_other_row():
+    from keras_efficient.export.verify import TOLERANCES, _Comparison
+
+    compared = _Comparison(TOLERANCES["dynamic"], lambda name: None, {"ids": "scores"})
+    scores, ids = np.tile(np.arange(5.0, 0, -1, "float32"), (64, 1)), np.tile(np.arange(5), (64, 1))
+    worse = scores + np.float32(1e-4)
+    worse[0] += 1.5
+    compared.add({"scores": scores, "ids": ids}, {"scores": worse, "ids": ids[:, ::-1]})
+    assert compared.integers["ids"][0] >= 63 * 4
+
+
+def test_what_names_the_best_ones():
+    from keras_efficient.export.signature import ranked_outputs
+
+    x = keras.Input((9,))
+    best, places = keras.ops.top_k(x, 3)
+    assert ranked_outputs(keras.Model(x, {"b": best, "p": places})) == {"p": "b"}
+    inner = keras.Model(x, [x * 2.0, keras.ops.greater(x, 0.0)])
+    assert ranked_outputs(keras.Model(x, inner(x))) == {}
+    assert ranked_outputs(answering(network(PLANS["router"]))) == {"out_1": "out"}
+    assert ranked_outputs(answering(network(None))) == {"out_1": "out"}
 
 
 def test_what_one_answer_reads_is_told(tmp_path):

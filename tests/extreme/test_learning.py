@@ -242,7 +242,7 @@ def test_models_that_are_refused(planted):
     training = models.SampledSoftmax(planted.model())
     with pytest.raises(UnsupportedLayer, match="it trains another model"):
         extreme.learn_index(training, data)
-    with pytest.raises(UnsupportedLayer, match="it is not built, or is a subclassed model"):
+    with pytest.raises(UnsupportedLayer, match="it is not built"):
         extreme.learn_index(keras.Sequential([HALOSOutput(400)]), data)
     with pytest.raises(WrongArgument, match="Model is needed, not str"):
         extreme.learn_index("model.keras", data)
@@ -261,10 +261,19 @@ def test_forms_of_data(planted):
     matrix = sparse.csr_matrix((np.ones(500), (np.arange(500), y)), (500, 400))
     model = planted.model()
     plain = extreme.queries(model, (x, y))
-    for data in ((x, y, np.ones(500)), (x, matrix), [(x[:200], matrix[:200]), (x[200:], y[200:]), (x[:0], y[:0])]):
+    two = [(x[:200], y[:200]), (x[200:], y[200:])]
+    for data in (
+        (x, y, np.ones(500)),
+        (x, matrix),
+        (x, matrix.tocoo()),
+        two,
+        [(x[:200], matrix[:200]), (x[200:], y[200:]), (x[:0], y[:0])],
+    ):
         found = extreme.queries(model, data)
         np.testing.assert_array_equal(found.labels, plain.labels)
         np.testing.assert_array_equal(found.offsets, plain.offsets)
+    with pytest.raises(WrongArgument, match="Labels are one array"):
+        extreme.queries(model, (x, {"a": y, "b": y}))
     with pytest.raises(WrongArgument, match="must come in batches"):
         extreme.queries(model, [(x[0], y[0])] * 3)
     with pytest.raises(WrongArgument, match=r"must be \(n, 400\), got \(500, 399\)"):
@@ -284,7 +293,29 @@ def test_an_index_without_contents_is_not_used(planted):
     clone = keras.models.clone_model(model)
     with pytest.raises(WrongArgument, match="The index of layer 'out' is empty"):
         deploy(clone)
+    for change in (lambda: extreme.reindex(clone, planted.draw(500)), lambda: extreme.remove_classes(clone, [3])):
+        with pytest.raises(WrongArgument, match="The index of layer 'out' is empty"):
+            change()
     clone.set_weights(model.get_weights())
     x = planted.draw(20)[0]
     left, right = (keras.ops.convert_to_numpy(deploy(one)(x)[1]) for one in (clone, model))
     np.testing.assert_array_equal(left, right)
+
+
+def test_what_follows_the_logits_is_no_matter_for_training(planted):
+    inputs = keras.Input((16,))
+    logits = HALOSOutput(400, name="out")(inputs)
+    model = keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(logits))
+    assert models.SampledSoftmax(model).last is model.get_layer("out")
+    assert len(extreme.queries(model, planted.draw(50))) == 50
+
+
+def test_an_index_of_a_head_alone_is_kept_in_files(planted, tmp_path):
+    model = planted.model()
+    extreme.learn_index(model, planted.draw(500), method="cells", budget=0.4)
+    head = model.get_layer("out").index.arrays["head"]
+    extreme.remove_classes(model, np.setdiff1d(np.arange(400), head))
+    model.save(tmp_path / "model.keras")
+    x = planted.draw(9)[0]
+    left, right = (deploy(one)(x)[1] for one in (model, keras.saving.load_model(tmp_path / "model.keras")))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(left), keras.ops.convert_to_numpy(right))

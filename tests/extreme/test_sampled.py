@@ -175,8 +175,9 @@ def test_what_is_no_batch_of_drawn_classes():
         extreme.SampledBatches(source[0], np.ones(CLASSES))
     training = models.SampledSoftmax(classifier())
     training.compile("sgd")
-    with pytest.raises(WrongArgument, match="batches of inputs, targets and drawn classes"):
-        training.fit(*source[0])
+    for batches in (source, [source[0]], source[0]):
+        with pytest.raises(WrongArgument, match="takes batches that hold hits, inputs, log_expected"):
+            training.fit(*(batches if isinstance(batches, tuple) else (batches,)), verbose=0)
     with pytest.raises(WrongArgument, match=f"are of {CLASSES + 1} classes, the model has {CLASSES}"):
         training.fit(extreme.SampledBatches(source, np.ones(CLASSES + 1)))
 

@@ -225,6 +225,8 @@ class HALOSOutput(keras.layers.Layer):
     def set_index(self, index):
         """Takes an index that was learned for these weights; `None` removes the one that is there.
 
+        Where a model is spread over devices compile it again then: its steps know each variable's place.
+
         Functions that were compiled with `top_k` in them must be compiled again.
 
         Raises:
@@ -241,21 +243,20 @@ class HALOSOutput(keras.layers.Layer):
                 )
             if index.fingerprint and index.fingerprint != self.fingerprint():
                 raise _other_weights(self)
-        state = (None, {}, "") if index is None else (index.plan, index.arrays, index.fingerprint)
+        state = (None, {}, "", False) if index is None else (index.plan, index.arrays, index.fingerprint, False)
         self.put_back(state)
 
     def taken(self):
-        """The index as it is, for `put_back`: plan, arrays and fingerprint, whatever they are."""
+        """The index as it is, for `put_back`: plan, arrays, fingerprint, and whether it is without contents."""
         arrays = {name: ops.convert_to_numpy(value) for name, value in self._arrays.items()}
-        return self.plan, arrays, self._fingerprint
+        return self.plan, arrays, self._fingerprint, self._unfilled
 
     def put_back(self, state):
         """Takes what `taken` gave, unchecked."""
         self._tracker.unlock()
         for variable in self._arrays.values():
             self._untrack_variable(variable)
-        self.plan, arrays, self._fingerprint = state
-        self._unfilled = False
+        self.plan, arrays, self._fingerprint, self._unfilled = state
         self._create()
         self._tracker.lock()
         for name, variable in self._arrays.items():
@@ -367,6 +368,7 @@ class HALOSOutput(keras.layers.Layer):
             Index(self.plan, {name: arrays[name] for name in self._arrays})  # refuses what is none
         for name, variable in self._own().items():
             variable.assign(arrays[name])
+        self._unfilled = False
         if "fingerprint" in store.keys():  # noqa: SIM118 - a store has no `in` of its own
             self._fingerprint = bytes(np.asarray(store["fingerprint"])).hex()
 
@@ -378,17 +380,25 @@ class HALOSOutput(keras.layers.Layer):
         self._check_built(what)
         if self._fingerprint and self._fingerprint != self.fingerprint():
             raise _other_weights(self)
-        if self._unfilled and (ops.convert_to_numpy(self._arrays["slots"]) < 0).all():
-            raise WrongArgument(
-                f"The index of layer {self.name!r} is empty: a copy from a configuration has none of its contents.",
-                hint="Load or set the weights, extreme.learn_index(model, data), or layer.set_index(None).",
-            )
+        self.check_contents()
         ranks = {len(node.input_tensors[0].shape) for node in self._inbound_nodes if not embeds(node)}
         if ranks and 2 not in ranks:  # calls in other models are among them
             raise UnsupportedLayer(
                 self.name,
                 f"its input has {max(ranks)} axes, and answers are given for (batch, {self.kernel.shape[1]}).",
                 hint="Deploy a model that takes the step to be answered before this layer.",
+            )
+
+    def check_contents(self):
+        """Refuses an index that a configuration brought along, without what is in it.
+
+        Raises:
+            WrongArgument: it is such a one.
+        """
+        if self._unfilled and (ops.convert_to_numpy(self._arrays["slots"]) < 0).all():
+            raise WrongArgument(
+                f"The index of layer {self.name!r} is empty: a copy from a configuration has none of its contents.",
+                hint="Load or set the weights, extreme.learn_index(model, data), or layer.set_index(None).",
             )
 
     def _check_built(self, what):
@@ -419,23 +429,32 @@ def embeds(node):
 
 
 def input_of(model, layer):
-    """What a layer of logits is given in a model's graph; it may be in others too, and embed.
+    """What a layer of logits is given in a model's graph; it may be in others too, and embed."""
+    return _calls(model, layer)[0].input_tensors[0]
+
+
+def check_answers_last(model, layer):
+    """Refuses a model whose outputs a layer's answers cannot take the place of, as `deploy` would.
 
     Raises:
-        UnsupportedLayer: it is in a model inside of it, called several times, or no output of the model.
+        UnsupportedLayer: the layer is called several times, or its logits are no output of the model.
     """
-    graph = getattr(model, "_functional", None) or model
-    nodes = [node for nodes in getattr(graph, "_nodes_by_depth", {}).values() for node in nodes]
-    calls = [node for node in nodes if node.operation is layer and not embeds(node)]
-    if not calls:
-        reason = f"it is not in the graph of {model.name!r} itself, but in a model inside of it."
-        raise UnsupportedLayer(layer.name, reason)
+    calls, graph = _calls(model, layer), getattr(model, "_functional", None) or model
     if len(calls) > 1:
         raise UnsupportedLayer(layer.name, f"{model.name!r} calls it {len(calls)} times.", hint="Give each its own.")
     if not any(tensor is calls[0].output_tensors[0] for tensor in graph.outputs):
         hint = "Let it be the last, and the loss take logits: from_logits=True."
         raise UnsupportedLayer(layer.name, f"its logits are no output of {model.name!r}.", hint=hint)
-    return calls[0].input_tensors[0]
+
+
+def _calls(model, layer):
+    """The nodes of a model's graph where a layer gives logits."""
+    graph = getattr(model, "_functional", None) or model
+    nodes = [node for nodes in getattr(graph, "_nodes_by_depth", {}).values() for node in nodes]
+    if not (calls := [node for node in nodes if node.operation is layer and not embeds(node)]):
+        reason = f"it is not in the graph of {model.name!r} itself, but in a model inside of it."
+        raise UnsupportedLayer(layer.name, reason)
+    return calls
 
 
 class _Answers(keras.layers.Layer):
