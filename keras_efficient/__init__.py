@@ -26,6 +26,7 @@ _SUBMODULES = (
     "ranking",
     "recsys",
     "superres",
+    "video",
     "zoo",
 )
 

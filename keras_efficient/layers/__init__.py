@@ -4,5 +4,13 @@ from keras_efficient.layers.collapsible import CollapsibleLinearBlock
 from keras_efficient.layers.embedding import CompressedEmbedding, MEmComEmbedding
 from keras_efficient.layers.fake_quantize import FakeQuantize
 from keras_efficient.layers.halos import HALOSOutput
+from keras_efficient.layers.saliency import MacroblockSaliencyHead
 
-__all__ = ["CollapsibleLinearBlock", "CompressedEmbedding", "FakeQuantize", "HALOSOutput", "MEmComEmbedding"]
+__all__ = [
+    "CollapsibleLinearBlock",
+    "CompressedEmbedding",
+    "FakeQuantize",
+    "HALOSOutput",
+    "MEmComEmbedding",
+    "MacroblockSaliencyHead",
+]

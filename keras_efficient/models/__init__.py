@@ -1,5 +1,6 @@
 """Functions that build functional Keras models, named like those of `keras.applications`."""
 
+from keras_efficient.models.accmodel import AccModel
 from keras_efficient.models.extreme_classifier import ExtremeClassifier, NextWord
 from keras_efficient.models.fsrcnn import FSRCNN
 from keras_efficient.models.quicksrnet import QUICKSRNET_VARIANTS, QuickSRNet
@@ -15,6 +16,7 @@ __all__ = [
     "SESR",
     "SESRNPU",
     "SESR_VARIANTS",
+    "AccModel",
     "ExtremeClassifier",
     "NextWord",
     "PointwiseRanker",

@@ -159,4 +159,14 @@ LAYERS = (
         input_shape=(None, 8),
         prepare=lambda layer: layer.set_index(Index.random(HashPlan(units=30, dim=8, capacity=6, tables=3, bits=2))),
     ),
+    LayerRow(
+        name="MacroblockSaliencyHead-fine",
+        make=lambda **k: layers.MacroblockSaliencyHead(8, 8, **k),
+        input_shape=(None, None, None, 6),
+    ),
+    LayerRow(
+        name="MacroblockSaliencyHead-coarse",
+        make=lambda **k: layers.MacroblockSaliencyHead(32, 8, frame_size=(40, 100), **k),
+        input_shape=(None, 2, 4, 6),
+    ),
 )

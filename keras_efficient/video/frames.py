@@ -1,0 +1,133 @@
+"""Frames of video files and of pictures: upright, 8 bits, 4:2:0, of even sides, one size in a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficient.errors import FileProblem, MissingDependency
+
+__all__ = ["Video", "packages", "rgb"]
+
+PIX_FMT = "yuv420p"
+
+
+@dataclass(frozen=True)
+class Video:
+    """The first video stream of a file.
+
+    Attributes:
+        path: the file.
+        width, height: of upright frames, in pixels; odd sides lose their last column or row.
+        rate: frames a second, on average.
+        frames: how many the file says it has; 0 where it does not.
+
+    Raises:
+        MissingDependency: PyAV is not installed.
+        FileProblem: the file is missing, empty, damaged at its beginning, or has no video.
+    """
+
+    path: Path
+    width: int
+    height: int
+    rate: Fraction
+    frames: int
+
+    @classmethod
+    def open(cls, path: str | Path) -> Video:
+        """Reads what the file says, and its first frame."""
+        path = Path(path)
+        with _opened(path) as container:
+            stream = _stream(path, container)
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            first = next(_decoded(path, container, stream), None)
+            if first is None:
+                raise FileProblem(path, "has no frame that can be decoded.")
+            return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The frames, `av.VideoFrame` in yuv420p, with the time stamps of the file.
+
+        Raises:
+            FileProblem: the file is damaged, cut off, or changes its size: the message says at which frame.
+        """
+        with _opened(self.path) as container:
+            for number, frame in enumerate(_decoded(self.path, container, _stream(self.path, container))):
+                if (frame.width, frame.height) != (self.width, self.height):
+                    sizes = f"{self.width}×{self.height} to {frame.width}×{frame.height}"
+                    raise FileProblem(self.path, f"changes from {sizes} at frame {number}.", hint="Cut it there.")
+                yield frame
+
+
+def rgb(frame: Any) -> np.ndarray:
+    """(h, w, 3) uint8 of an `av.VideoFrame`."""
+    array: np.ndarray = frame.to_ndarray(format="rgb24")
+    return array
+
+
+def _opened(path: Path) -> Any:
+    av = packages()
+    try:
+        return av.open(str(path), metadata_errors="ignore")
+    except FileNotFoundError as error:
+        raise FileProblem(path, "no such file.") from error
+    except (av.FFmpegError, OSError) as error:
+        reason = "is empty." if path.is_file() and not path.stat().st_size else "is no video that can be read."
+        raise FileProblem(path, reason) from error
+
+
+def _stream(path: Path, container: Any) -> Any:
+    # A cover picture of a sound file is a video stream, too.
+    streams = [s for s in container.streams.video if not s.disposition & packages().stream.Disposition.attached_pic]
+    if not streams:
+        raise FileProblem(path, "has no video stream.")
+    streams[0].thread_type = "AUTO"
+    streams[0].codec_context.options = {"err_detect": "explode"}  # else damaged pictures are made up without a word
+    return streams[0]
+
+
+def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    av, number = packages(), 0
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise FileProblem(path, f"is damaged or cut off at frame {number}.")
+            yield _upright(frame)
+            number += 1
+    except av.FFmpegError as error:
+        raise FileProblem(path, f"is damaged or cut off at frame {number} ({error.strerror}).") from error
+
+
+def _upright(frame: Any) -> Any:
+    """The frame as it is looked at, with even sides, in the one format of this package."""
+    av = packages()
+    width, height = frame.width & ~1, frame.height & ~1
+    turns = round(frame.rotation / 90) % 4 if frame.rotation else 0
+    if not turns and (width, height) == (frame.width, frame.height):
+        return frame if frame.format.name == PIX_FMT else frame.reformat(format=PIX_FMT)
+    array = np.rot90(rgb(frame)[:height, :width], turns)
+    found = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(format=PIX_FMT)
+    found.pts, found.time_base = frame.pts, frame.time_base
+    return found
+
+
+def packages() -> Any:
+    """PyAV.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        import av
+        import av.filter
+        import av.sidedata.sidedata
+        import av.stream
+        import av.video.frame
+    except ImportError as error:
+        raise MissingDependency("av", "Video", "video") from error
+    return av

@@ -1,0 +1,56 @@
+"""The camera's network: frames of any size by the same weights, each frame for itself, other backbones."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient import models
+from keras_efficient.deploy import deploy, foreign_layers
+
+RNG = np.random.default_rng(0)
+
+
+def frames(number, height, width):
+    return RNG.integers(0, 256, (number, height, width, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (540, 960), (450, 800), (360, 640), (97, 64), (1080, 1920)])
+def test_any_size_by_the_same_weights(size):
+    model = models.AccModel(size, width=0.5)
+    model.set_weights(models.AccModel(width=0.5).get_weights())
+    assert model.output_shape == (None, -(-size[0] // 16), -(-size[1] // 16))
+    assert ops.convert_to_numpy(model(frames(1, *size))).shape[1:] == model.output_shape[1:]
+
+
+def test_a_frame_is_judged_by_itself():
+    model = models.AccModel((96, 128), width=0.5)
+    x = frames(3, 96, 128)
+    together = model.predict(x, verbose=0)
+    for index in (2, 0, 1):
+        np.testing.assert_allclose(model.predict(x[index : index + 1], verbose=0)[0], together[index], atol=1e-4)
+
+
+def test_its_deployed_form():
+    model, x = models.AccModel((97, 130), width=0.5), frames(2, 97, 130)
+    deployed = deploy(model)
+    assert foreign_layers(deployed) == ()
+    np.testing.assert_allclose(deployed.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-4)
+
+
+def test_another_backbone():
+    def backbone(x):
+        return keras.layers.Conv2D(8, 3, strides=8, padding="same", activation="relu")(x)
+
+    model = models.AccModel((100, 200), shrink=2, backbone=backbone, stride=8)
+    assert model.output_shape == (None, 7, 13)
+    assert model(frames(1, 100, 200)).shape == (1, 7, 13)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="`shrink` must be 1, 2, 4 or 8"):
+        models.AccModel(shrink=3)
+    with pytest.raises(ValueError, match="`stride` of the backbone"):
+        models.AccModel(backbone=lambda x: x)

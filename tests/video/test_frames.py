@@ -1,0 +1,113 @@
+"""Videos as people have them: sound first, turned, odd, of other formats, cut off, none at all."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from keras_efficient.errors import FileProblem
+from keras_efficient.video.frames import Video, packages, rgb
+
+
+def written(
+    path, *, sizes=((64, 48),), pix_fmt="yuv420p", codec="libx264", frames=6, pts=None, sound=False, options=None
+):
+    av = packages()
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("aac", rate=8000) if sound else None
+        streams = []
+        for width, height in sizes:
+            stream = container.add_stream(codec, rate=25, options={"g": "3", **(options or {})})
+            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+            streams.append(stream)
+        if audio is not None:
+            for start in range(0, 4000, 1000):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 8000, start
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+        for stream in streams:
+            for index in range(frames):
+                array = np.zeros((stream.height, stream.width, 3), np.uint8)
+                array[:, : stream.width // 2] = (255, 4 * index, 0)
+                frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+                frame.pts = index if pts is None else pts[index]
+                frame.time_base = Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_frames_of_a_video(tmp_path):
+    video = Video.open(written(tmp_path / "a.mp4"))
+    assert (video.width, video.height, video.rate, video.frames) == (64, 48, 25, 6)
+    frames = list(video)
+    assert len(frames) == 6
+    assert rgb(frames[0]).shape == (48, 64, 3)
+    assert rgb(frames[0])[10, 5].tolist() == pytest.approx([255, 0, 0], abs=6)
+
+
+def test_sound_may_come_first(tmp_path):
+    video = Video.open(written(tmp_path / "a.mkv", sound=True))
+    assert len(list(video)) == 6
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p", "yuv444p"])
+def test_other_formats_become_this_one(tmp_path, pix_fmt):
+    frame = next(iter(Video.open(written(tmp_path / "a.mkv", pix_fmt=pix_fmt))))
+    assert frame.format.name == "yuv420p"
+    assert rgb(frame)[10, 5].tolist() == pytest.approx([255, 0, 0], abs=6)
+
+
+def test_odd_sides_lose_a_line(tmp_path):
+    video = Video.open(written(tmp_path / "a.mkv", sizes=((65, 47),), pix_fmt="yuv444p"))
+    assert (video.width, video.height) == (64, 46)
+    assert all((frame.width, frame.height) == (64, 46) for frame in video)
+
+
+def test_variable_rates_keep_their_stamps(tmp_path):
+    video = Video.open(written(tmp_path / "a.mkv", pts=[0, 1, 5, 6, 20, 21], options={"bf": "0"}))
+    stamps = [float(frame.pts * frame.time_base) for frame in video]
+    assert stamps == pytest.approx([0, 0.04, 0.2, 0.24, 0.8, 0.84], abs=2e-3)
+
+
+def test_what_is_no_video(tmp_path):
+    av = packages()
+    with pytest.raises(FileProblem, match="no such file"):
+        Video.open(tmp_path / "none.mp4")
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(FileProblem, match="is empty"):
+        Video.open(tmp_path / "empty.mp4")
+    (tmp_path / "text.mp4").write_text("no video" * 100)
+    with pytest.raises(FileProblem, match="is no video that can be read"):
+        Video.open(tmp_path / "text.mp4")
+    with av.open(str(tmp_path / "sound.mka"), "w") as container:
+        audio = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    with pytest.raises(FileProblem, match="has no video stream"):
+        Video.open(tmp_path / "sound.mka")
+
+
+def test_a_video_that_is_cut_off(tmp_path):
+    whole = written(tmp_path / "a.ts", frames=60)
+    (tmp_path / "cut.mp4").write_bytes(written(tmp_path / "b.mp4", frames=60).read_bytes()[:-900])
+    with pytest.raises(FileProblem, match="is no video that can be read"):
+        Video.open(tmp_path / "cut.mp4")  # its table of contents stands at the end
+    data = bytearray(whole.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = b"\xaa" * 2000
+    (tmp_path / "hurt.ts").write_bytes(data)
+    with pytest.raises(FileProblem, match=r"is damaged or cut off at frame [0-9]"):
+        list(Video.open(tmp_path / "hurt.ts"))
+
+
+def test_real_clips(data_dir):
+    sizes = {"dashcam_highway_960x540": (960, 540, 221), "people_street_800x450": (800, 450, 460)}
+    for name, want in sizes.items():
+        video = Video.open(data_dir / "video" / f"{name}.mp4")
+        assert (video.width, video.height, video.frames) == want
+        assert sum(1 for _ in video) == want[2]
