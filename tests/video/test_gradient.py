@@ -91,10 +91,9 @@ def test_what_has_no_gradient():
         video.accuracy_gradient(Linear(1.0), high, low, at="middle")
 
 
-@pytest.fixture(scope="module")
-def detector(data_dir):
-    network = video.OnnxGraph(data_dir / "models" / "yolox_nano.onnx")
-    return video.DetectionServer(lambda x: network(x)["output"], video.PREPROCESSING["yolox"])
+@pytest.fixture(scope="module", params=["likelihood", "hits"])
+def detector(data_dir, request):
+    return video.onnx_server(data_dir / "models" / "yolox_nano.onnx", "detection", "yolox", score=request.param)
 
 
 def test_a_detector_finds_people(detector, data_dir):
@@ -108,6 +107,14 @@ def test_a_detector_finds_people(detector, data_dir):
     assert (found.boxes[:, 3] <= 450).all()
     areas = np.prod(found.boxes[:, 2:] - found.boxes[:, :2], axis=1)
     assert areas.max() > 20_000
+
+
+def test_a_detectors_score_is_best_for_the_reference(detector, data_dir):
+    frame = next(iter(video.Video.open(data_dir / "video" / "dashcam_highway_1280x720.mp4"))).to_ndarray(format="rgb24")
+    reference = detector.reference(frame[None])
+    small = frame[::8, ::8].repeat(8, axis=0).repeat(8, axis=1)
+    same, worse = (float(ops.convert_to_numpy(detector.score(x[None], reference))[0]) for x in (frame, small))
+    assert same > worse + 0.1
 
 
 def test_a_detectors_gradient_is_where_its_objects_are(detector, data_dir):

@@ -1,81 +1,20 @@
-"""The networks at the server: what they find in frames, and how far from that they are, with a gradient."""
+"""Detectors of objects: boxes with a class and a score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-__all__ = ["PREPROCESSING", "DetectionServer", "Detections", "Preprocessing", "Server"]
+from keras_efficient.errors import UnknownName
+from keras_efficient.video.servers.base import Preprocessing
 
+__all__ = ["DetectionServer", "Detections", "intersection_over_union"]
 
-class Server(Protocol):
-    """A network whose view of frames decides which bits are worth sending.
-
-    Frames are (b, h, w, 3), RGB, 0 to 255, of integers or floats.
-    """
-
-    def predict(self, frames: Any) -> list[Any]:
-        """What is found in each frame."""
-        ...
-
-    def reference(self, frames: Any) -> Any:
-        """The network's raw output, for `score`."""
-        ...
-
-    def score(self, frames: Any, reference: Any) -> Any:
-        """How well the output for frames agrees with a reference: (b,), larger is better, with a gradient in frames."""
-        ...
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How frames become a network's input.
-
-    Attributes:
-        size: height and width of the input.
-        letterbox: whether the ratio of sides is kept, with `fill` at the bottom and at the right.
-        fill: of what is left free.
-        bgr: whether blue comes first.
-        scale, offset: input = pixel · scale + offset.
-        channels_first: whether channels are the second axis.
-    """
-
-    size: tuple[int, int]
-    letterbox: bool = False
-    fill: float = 114.0
-    bgr: bool = False
-    scale: float = 1.0
-    offset: float = 0.0
-    channels_first: bool = False
-
-    def ratio(self, height: int, width: int) -> tuple[float, float]:
-        """What rows and columns of a frame are multiplied with."""
-        down, across = self.size[0] / height, self.size[1] / width
-        return (min(down, across),) * 2 if self.letterbox else (down, across)
-
-    def __call__(self, frames: Any) -> Any:
-        """Frames to inputs; the resize smooths before it leaves pixels out, so that none is without a gradient."""
-        x = ops.cast(frames, "float32")
-        height, width = x.shape[1:3]
-        down, across = self.ratio(height, width)
-        inner = (round(height * down), round(width * across))
-        if inner != (height, width):
-            x = ops.image.resize(x, inner, antialias=True, data_format="channels_last")
-        if inner != self.size:
-            free = [(0, self.size[0] - inner[0]), (0, self.size[1] - inner[1])]
-            x = ops.pad(x, [(0, 0), *free, (0, 0)], constant_values=self.fill)
-        x = ops.flip(x, axis=-1) if self.bgr else x
-        x = x * self.scale + self.offset
-        return ops.transpose(x, (0, 3, 1, 2)) if self.channels_first else x
-
-
-PREPROCESSING = {
-    "yolox": Preprocessing((416, 416), letterbox=True, bgr=True, channels_first=True),
-}
+SOFTNESS = 0.1  # of a decision, in probability
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +45,26 @@ class DetectionServer:
 
     ```
     p = objectness · class probability
-    score = Σ_{anchors, classes} p_ref log p + (1 − p_ref) log(1 − p) − Σ_{anchors, p_ref > threshold} |box − box_ref|₁
+    "likelihood":  Σ_{anchors, classes} (p_ref log p + (1 − p_ref) log(1 − p))
+                   − Σ_{anchors with p_ref > threshold} |box − box_ref|₁
+    "hits":        Σ_{detections of the reference} σ((p_d − threshold) / s)
+                   − Σ_{anchors of none of them, classes} σ((p − sure) / s)
     ```
+
+    where p_d is the best of the anchors whose boxes overlap detection d by more than a half, and s is 0.1. The first
+    asks for the same output, the second for the same decisions: an object that is found for certain asks for nothing.
 
     Args:
         network: (b, …) inputs to raw outputs, with a gradient.
         preprocessing: of frames.
         strides: of the grids whose cells the anchors are, in their order.
+        score: `"likelihood"` or `"hits"`.
         threshold: least score of a detection.
+        sure: score from which on a detection counts that the reference does not have.
         overlap: of two boxes of a class, above which the weaker one is dropped.
+
+    Raises:
+        UnknownName: another score.
     """
 
     def __init__(
@@ -123,11 +73,17 @@ class DetectionServer:
         preprocessing: Preprocessing,
         *,
         strides: Sequence[int] = (8, 16, 32),
+        score: str = "likelihood",
         threshold: float = 0.3,
+        sure: float = 0.5,
         overlap: float = 0.45,
     ):
+        scores: dict[str, Callable[..., Any]] = {"likelihood": self._likelihood, "hits": self._hits}
+        if score not in scores:
+            raise UnknownName("score", score, scores)
         self.network, self.preprocessing = network, preprocessing
-        self.threshold, self.overlap = threshold, overlap
+        self._score, self._of_hits = scores[score], score == "hits"
+        self.threshold, self.sure, self.overlap = threshold, sure, overlap
         cells, steps = [], []
         for stride in strides:
             rows, columns = preprocessing.size[0] // stride, preprocessing.size[1] // stride
@@ -136,7 +92,6 @@ class DetectionServer:
             steps.append(np.full((len(grid), 1), stride))
         self._cells = np.concatenate(cells).astype("float32")
         self._steps = np.concatenate(steps).astype("float32")
-        self._compiled: Any = None
 
     def _raw(self, frames: Any) -> tuple[Any, Any]:
         """Probabilities (b, anchors, classes), and boxes in cells: centre, logarithm of the size (b, anchors, 4)."""
@@ -144,15 +99,39 @@ class DetectionServer:
         return raw[..., 4:5] * raw[..., 5:], raw[..., :4]
 
     def reference(self, frames: Any) -> Any:
-        return self._raw(frames)
+        raw = self._raw(frames)
+        return self._wanted(*map(ops.convert_to_numpy, raw)) if self._of_hits else raw
 
     def score(self, frames: Any, reference: Any) -> Any:
-        wanted, places = reference
-        found, boxes = self._raw(frames)
+        return self._score(*self._raw(frames), *reference)
+
+    def _likelihood(self, found: Any, boxes: Any, wanted: Any, places: Any) -> Any:
         p = ops.clip(found, 1e-4, 1 - 1e-4)
         likelihood = ops.sum(wanted * ops.log(p) + (1 - wanted) * ops.log(1 - p), axis=(1, 2))
         sure = ops.cast(ops.max(wanted, axis=-1) > self.threshold, "float32")
         return likelihood - ops.sum(sure * ops.sum(ops.abs(boxes - places), axis=-1), axis=-1)
+
+    def _hits(self, found: Any, boxes: Any, anchors: Any, classes: Any, free: Any) -> Any:
+        """`anchors` (b, d, a): which are of each detection; `classes` (b, d, c) of it; `free` (b, a): of none."""
+        of_class = ops.einsum("bac,bdc->bda", found, classes)
+        best = ops.max(of_class * anchors, axis=-1)
+        hits = ops.sigmoid((best - self.threshold) / SOFTNESS) * ops.max(classes, axis=-1)
+        others = ops.sum(ops.sigmoid((found - self.sure) / SOFTNESS), axis=-1) * free
+        return ops.sum(hits, axis=-1) - ops.sum(others, axis=-1)
+
+    def _wanted(self, p: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `_hits` is told of a reference; detections are filled up to a multiple of 16 with such of no class."""
+        size = self.preprocessing.size[::-1]
+        found = [self._detections(*one, np.ones(2, "float32"), size) for one in zip(p, box, strict=True)]
+        count = -(-max(map(len, found), default=0) // 16) * 16 or 16
+        anchors = np.zeros((len(p), count, p.shape[1]), "float32")
+        classes = np.zeros((len(p), count, p.shape[2]), "float32")
+        for row, detections in enumerate(found):
+            boxes = self._boxes(box[row], slice(None))
+            for number, (one, kind) in enumerate(zip(detections.boxes, detections.classes, strict=True)):
+                anchors[row, number] = intersection_over_union(one, boxes) > 0.5
+                classes[row, number, kind] = 1.0
+        return anchors, classes, 1.0 - anchors.max(axis=1)
 
     def predict(self, frames: Any) -> list[Detections]:
         found, places = (ops.convert_to_numpy(x) for x in self._raw(frames))
@@ -164,12 +143,16 @@ class DetectionServer:
         classes = p.argmax(axis=-1)
         scores = p[np.arange(len(p)), classes]
         kept = np.flatnonzero(scores > self.threshold)
-        centre = (box[kept, :2] + self._cells[kept]) * self._steps[kept]
-        half = np.exp(box[kept, 2:]) * self._steps[kept] / 2
-        boxes = np.concatenate([(centre - half) / ratio, (centre + half) / ratio], axis=1)
+        boxes = self._boxes(box, kept) / np.tile(ratio, 2)
         boxes = boxes.clip(0, np.array([*size, *size], "float32"))
         best = suppressed(boxes, scores[kept], classes[kept], self.overlap)
         return Detections(boxes[best], scores[kept][best], classes[kept][best].astype("int32"))
+
+    def _boxes(self, box: np.ndarray, kept: Any) -> np.ndarray:
+        """Left, top, right and bottom of some anchors' boxes, in pixels of the network's input."""
+        centre = (box[kept, :2] + self._cells[kept]) * self._steps[kept]
+        half = np.exp(box[kept, 2:]) * self._steps[kept] / 2
+        return np.concatenate([centre - half, centre + half], axis=1)
 
 
 def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, overlap: float) -> np.ndarray:

@@ -1,0 +1,45 @@
+"""Networks that give each pixel a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_efficient.video.servers.base import Preprocessing
+
+__all__ = ["SegmentationServer"]
+
+
+class SegmentationServer:
+    """A network from pictures to classes of pixels, (b, rows, columns, classes).
+
+    ```
+    score = Σ_{pixels, classes} p_ref log p
+    ```
+
+    Args:
+        network: (b, …) inputs to logits, or to probabilities, with a gradient.
+        preprocessing: of frames.
+        of_logits: whether it gives logits.
+    """
+
+    def __init__(self, network: Callable[[Any], Any], preprocessing: Preprocessing, *, of_logits: bool = True):
+        self.network, self.preprocessing, self.of_logits = network, preprocessing, of_logits
+
+    def predict(self, frames: Any) -> list[np.ndarray]:
+        """The class of each pixel of the network's output: (rows, columns) int32."""
+        found = ops.convert_to_numpy(self.network(self.preprocessing(frames)))
+        return list(found.argmax(axis=-1).astype(np.int32))
+
+    def reference(self, frames: Any) -> Any:
+        return ops.exp(self._log_probabilities(frames))
+
+    def score(self, frames: Any, reference: Any) -> Any:
+        return ops.sum(reference * self._log_probabilities(frames), axis=(1, 2, 3))
+
+    def _log_probabilities(self, frames: Any) -> Any:
+        found = self.network(self.preprocessing(frames))
+        return ops.log_softmax(found, axis=-1) if self.of_logits else ops.log(ops.clip(found, 1e-6, 1.0))
