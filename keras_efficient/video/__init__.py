@@ -8,9 +8,11 @@
     packets = encoder.encode(frame, offsets)                # a QP offset for each macroblock of 16 × 16 pixels
 """
 
+from keras_efficient.video.allocation import graded_offsets, two_levels
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
 from keras_efficient.video.frames import Video
 from keras_efficient.video.gradient import accuracy_gradient
+from keras_efficient.video.labels import Coding
 from keras_efficient.video.onnx_graph import OnnxGraph
 from keras_efficient.video.servers import (
     PREPROCESSING,
@@ -22,9 +24,11 @@ from keras_efficient.video.servers import (
     Server,
     onnx_server,
 )
+from keras_efficient.video.training import TrainedCamera, train_accmodel
 
 __all__ = [
     "PREPROCESSING",
+    "Coding",
     "DetectionServer",
     "Detections",
     "KeypointServer",
@@ -34,9 +38,13 @@ __all__ = [
     "RoiEncoder",
     "SegmentationServer",
     "Server",
+    "TrainedCamera",
     "Video",
     "accuracy_gradient",
     "decoded",
+    "graded_offsets",
     "onnx_server",
     "qp_map",
+    "train_accmodel",
+    "two_levels",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.errors import FileProblem, UnsupportedLayer, WrongArgument
+from keras_efficient.video.interpolation import linear
 
 __all__ = ["OnnxGraph"]
 
@@ -399,7 +400,7 @@ def _resize(call: _Call) -> list[Any]:
             tensor = ops.take(tensor, _nearest(call, places, size), axis=1 + axis)
         elif mode == "linear":
             formula = "oh,bhwc->bowc" if axis == 0 else "ow,bhwc->bhoc"
-            tensor = ops.einsum(formula, _linear(places, size), tensor)
+            tensor = ops.einsum(formula, linear(places, size), tensor)
         else:
             raise call.refusal(f"mode {mode}")
     return [_Value(tensor, is_last=True)]
@@ -433,17 +434,6 @@ def _nearest(call: _Call, places: np.ndarray, size: int) -> np.ndarray:
         case _:
             raise call.refusal(f"nearest_mode {mode}")
     return found.clip(0, size - 1).astype("int32")
-
-
-def _linear(places: np.ndarray, size: int) -> np.ndarray:
-    """(wanted, size): what each sample takes of each that there is."""
-    places = places.clip(0, size - 1)
-    below = np.minimum(np.floor(places), max(size - 2, 0)).astype(int)
-    matrix = np.zeros((len(places), size), np.float32)
-    rows = np.arange(len(places))
-    matrix[rows, below] += 1 - (places - below)
-    matrix[rows, np.minimum(below + 1, size - 1)] += places - below
-    return matrix
 
 
 def _constant(call: _Call) -> list[Any]:

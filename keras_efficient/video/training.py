@@ -1,0 +1,278 @@
+"""A new server network in, a camera model out, in minutes."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.atomic import replacing
+from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.models import AccModel
+from keras_efficient.video.interpolation import resized
+from keras_efficient.video.labels import Coding, Labels, clips_of, labels_of
+from keras_efficient.video.servers import Server
+
+__all__ = ["TrainedCamera", "train_accmodel"]
+
+LABELLING = 0.45  # of the time, at most
+FLOOR = 0.02  # of a frame's mean gain, added before the logarithm
+LEAST_CROP = 0.6  # of a side
+SAVED_EVERY = 60.0  # seconds
+WARMUP = 0.08  # of the steps
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedCamera:
+    """What `train_accmodel` made.
+
+    Attributes:
+        model: frames to scores, the logarithms of gains.
+        correlation: rank correlation of scores and gains inside of a frame, the mean over frames that it did not see.
+        frames: labelled frames that it was trained on.
+        steps: of the optimizer.
+        seconds: how long it took.
+    """
+
+    model: keras.Model
+    correlation: float
+    frames: int
+    steps: int
+    seconds: float
+
+
+def train_accmodel(
+    server: Server,
+    source: str | Path | Sequence[str | Path],
+    *,
+    model: keras.Model | None = None,
+    frame_size: tuple[int, int] = (720, 1280),
+    coding: Coding | None = None,
+    minutes: float = 10,
+    steps: int | None = None,
+    folder: str | Path | None = None,
+    name: str = "",
+    batch: int = 16,
+    rate: float = 2e-3,
+    held_out: float = 0.1,
+    seed: int = 0,
+    on_progress: Callable[[str], None] | None = None,
+) -> TrainedCamera:
+    """Trains a camera model for a server's network from videos and pictures; nobody labels anything.
+
+    Frames are coded well and badly, the server's accuracy gradient says what each macroblock is worth, and the model
+    learns its logarithm, up to a constant of each frame: a Huber loss of what is left without both means.
+
+    Args:
+        server: what looks at frames.
+        source: videos, pictures, and folders of them.
+        model: an `AccModel` to go on with; `None`: a new one for frames of `frame_size`.
+        frame_size: (height, width) of the camera's frames.
+        coding: how frames are coded; by default `Coding()`.
+        minutes: that all of it may take. Labels take 45 per cent of that at most: clips that are left are not used.
+        steps: of training instead; labels are made of all clips then, and the result hangs on the seed alone.
+        folder: where labels and the state of training are kept; called again with it, it goes on.
+        name: of the server, which tells its labels from another's; needed with `folder`.
+        batch, rate: of the optimizer, AdamW.
+        held_out: share of each video, its end, that is not trained on but measured.
+        seed: of weights and batches.
+        on_progress: called with a line at each step of the way.
+
+    Raises:
+        FileProblem: a clip or a kept file that cannot be read.
+        WrongArgument: numbers out of range, or too few frames.
+    """
+    if not minutes > 0 or (steps is not None and steps < 1) or batch < 1 or not 0 <= held_out < 1:
+        raise WrongArgument(f"Nothing is trained in minutes={minutes!r}, steps={steps!r}, batch={batch!r}.")
+    if folder is not None and not name:
+        raise WrongArgument("Give the server's name= with folder=: what is kept there is of one server.")
+    tell, begin = on_progress or (lambda line: None), time.monotonic()
+    keras.utils.set_random_seed(seed)
+    model = AccModel(frame_size) if model is None else model
+    if "rescale" not in [layer.name for layer in model.layers]:
+        raise WrongArgument(f"{model.name!r} is no AccModel.")
+    inner = keras.Model(model.get_layer("rescale").input, model.output)
+    folder = None if folder is None else Path(folder)
+    deadline = None if steps is not None else begin + 60 * minutes
+    labels = _labels(server, source, coding or Coding(), inner, deadline, folder, name, minutes, tell)
+    if deadline is not None and time.monotonic() >= deadline:
+        hint = "Give more of them, fewer frames (coding), or a folder: what is there is not made again."
+        raise WrongArgument(f"Labels took all of the {minutes:g} minutes.", hint=hint)
+    train, test = _split(labels, held_out, model.output_shape[1:])
+    tell(f"training on {len(train[0])} frames of {len(labels)} clips")
+    done = _train(inner, train, batch, rate, steps, deadline, folder, np.random.default_rng(seed), tell)
+    correlation = _correlation(inner, *test)
+    tell(f"rank correlation on {len(test[0])} other frames: {correlation:.3f}")
+    return TrainedCamera(model, correlation, len(train[0]), done, round(time.monotonic() - begin, 1))
+
+
+def _labels(
+    server: Server,
+    source: str | Path | Sequence[str | Path],
+    coding: Coding,
+    inner: keras.Model,
+    deadline: float | None,
+    folder: Path | None,
+    name: str,
+    minutes: float,
+    tell: Callable[[str], None],
+) -> list[Labels]:
+    """Of the clips, as many as there is time for."""
+    found: list[Labels] = []
+    clips = clips_of(source)
+    size = inner.input_shape[1:3]
+    last = None if deadline is None else deadline - (1 - LABELLING) * 60 * minutes
+    for number, path in enumerate(clips):
+        if last is not None and found and time.monotonic() > last:
+            tell(f"no time for the labels of {len(clips) - number} of {len(clips)} clips")
+            break
+        tell(f"labels of {path.name} ({number + 1} of {len(clips)})")
+        kept = None if folder is None else folder / "labels"
+        found.append(labels_of(server, path, coding, size=size, folder=kept, name=name))
+    return found
+
+
+Frames = tuple[np.ndarray, np.ndarray]
+
+
+def _split(labels: Sequence[Labels], held_out: float, grid: tuple[int, int]) -> tuple[Frames, Frames]:
+    """Frames and logarithms of their gains, for training, and of the end of each clip."""
+    parts: tuple[list[Labels], list[Labels]] = ([], [])
+    for one in labels:
+        kept = len(one.frames) - round(held_out * len(one.frames))
+        parts[0].append(Labels(one.frames[:kept], _logarithms(one.gains[:kept], grid)))
+        parts[1].append(Labels(one.frames[kept:], _logarithms(one.gains[kept:], grid)))
+    train, test = (
+        (np.concatenate([p.frames for p in some]), np.concatenate([p.gains for p in some])) for some in parts
+    )
+    if not len(train[0]):
+        raise WrongArgument("There is no frame to train on.")
+    return train, test
+
+
+def _together(labels: Sequence[Labels]) -> Frames:
+    return np.concatenate([one.frames for one in labels]), np.concatenate([one.gains for one in labels])
+
+
+def _logarithms(gains: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    gains = gains + FLOOR * gains.mean(axis=(1, 2), keepdims=True) + 1e-12
+    found = resized(np.log2(gains), grid)
+    return (found - found.mean(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def _loss(wanted: Any, found: Any) -> Any:
+    """Huber's, of what is left without the mean of each frame."""
+    apart = ops.abs(
+        (wanted - ops.mean(wanted, (1, 2), keepdims=True)) - (found - ops.mean(found, (1, 2), keepdims=True))
+    )
+    return ops.mean(ops.where(apart < 2.0, 0.5 * ops.square(apart), 2.0 * apart - 2.0), axis=(1, 2))
+
+
+def _train(
+    inner: keras.Model,
+    train: Frames,
+    batch: int,
+    rate: float,
+    steps: int | None,
+    deadline: float | None,
+    folder: Path | None,
+    random: np.random.Generator,
+    tell: Callable[[str], None],
+) -> int:
+    """Trains until the steps or the time are over; returns the steps in all."""
+    inner.compile(keras.optimizers.AdamW(rate, weight_decay=2e-2), _loss)
+    done, log = _resumed(inner, folder), []
+    begin = saved = time.monotonic()
+    random = np.random.default_rng([int(random.integers(2**31)), done])
+    while True:
+        now = time.monotonic()
+        share = done / steps if steps is not None else (now - begin) / max((deadline or now) - begin, 1e-9)
+        if share >= 1:
+            break
+        # A cosine of what is over, of steps or of time.
+        inner.optimizer.learning_rate.assign(
+            rate * min(share / WARMUP, 1.0, 0.51 + 0.49 * np.cos(np.pi * share)) + 1e-6
+        )
+        loss = float(inner.train_on_batch(*_batch(train, batch, random)))
+        done += 1
+        log.append((done, round(loss, 5)))
+        if now - saved > SAVED_EVERY:
+            _save(inner, folder, log)
+            tell(f"step {done}, {share:.0%}: loss {np.mean([one for _, one in log[-50:]]):.4f}")
+            saved = now
+    _save(inner, folder, log)
+    return done
+
+
+def _batch(train: Frames, batch: int, random: np.random.Generator) -> Frames:
+    """Some frames, each a part of one, mirrored, darker or lighter, or none of that."""
+    frames, gains = train
+    height, width = gains.shape[1:]
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for index in random.integers(len(frames), size=batch):
+        x, y = frames[index].astype(np.float32), gains[index]
+        if random.random() < 0.5:
+            part = np.exp(random.uniform(np.log(LEAST_CROP), 0))
+            rows, columns = (max(1, round(part * size)) for size in (height, width))
+            top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+            y = resized(y[top : top + rows, left : left + columns], (height, width))
+            down, across = x.shape[0] / height, x.shape[1] / width
+            cut = x[int(top * down) : int((top + rows) * down), int(left * across) : int((left + columns) * across)]
+            x = resized(cut[None], x.shape[:2])[0]
+        if random.random() < 0.5:
+            x, y = x[:, ::-1], y[:, ::-1]
+        x = x * random.uniform(0.7, 1.3) * random.uniform(0.9, 1.1, 3) + random.uniform(-20, 20)
+        found[0].append(x.clip(0, 255))
+        found[1].append(y)
+    return np.stack(found[0]).astype(np.float32), np.stack(found[1]).astype(np.float32)
+
+
+def _correlation(inner: keras.Model, frames: np.ndarray, gains: np.ndarray) -> float:
+    """The mean of Spearman's over frames; not a number where there is none."""
+    if not len(frames):
+        return float("nan")
+    scores = inner.predict(frames.astype(np.float32), batch_size=16, verbose=0).reshape(len(frames), -1)
+    ranks = [values.argsort(axis=1).argsort(axis=1) for values in (scores, gains.reshape(len(gains), -1))]
+    return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*ranks, strict=True)]))
+
+
+def _resumed(inner: keras.Model, folder: Path | None) -> int:
+    """Takes up weights and the optimizer's state as they were kept; returns the steps that are done."""
+    inner.optimizer.build(inner.trainable_variables)
+    path = None if folder is None else folder / "training.npz"
+    if path is None or not path.exists():
+        return 0
+    variables = _state(inner)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[str(number)] for number in range(len(variables))]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileProblem(path, "is damaged, or of another model.", hint="Remove it to begin anew.") from error
+    if any(tuple(variable.shape) != array.shape for variable, array in zip(variables, arrays, strict=True)):
+        raise FileProblem(path, "is of another model.", hint="Remove it to begin anew.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return int(ops.convert_to_numpy(inner.optimizer.iterations))
+
+
+def _state(inner: keras.Model) -> list[keras.Variable]:
+    return [*inner.variables, *inner.optimizer.variables]
+
+
+def _save(inner: keras.Model, folder: Path | None, log: list[tuple[int, float]]) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {str(number): ops.convert_to_numpy(variable) for number, variable in enumerate(_state(inner))}
+    with replacing(folder / "training.npz", overwrite=True) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    with (folder / "training.csv").open("a", newline="") as file:
+        csv.writer(file).writerows(log)
+    log.clear()

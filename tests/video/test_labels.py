@@ -1,0 +1,107 @@
+"""Labels of frames: from videos and pictures, kept and found again, of the clip's own macroblocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from keras import ops
+from PIL import Image
+
+from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.video import labels
+from keras_efficient.video.encoder import RoiEncoder
+from keras_efficient.video.frames import packages
+
+RNG = np.random.default_rng(0)
+
+
+class Left:
+    """A server that looks at the left half of a frame, and counts how often it is asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def predict(self, frames):
+        return [None] * len(frames)
+
+    def reference(self, frames):
+        self.asked += 1
+        return ops.cast(frames, "float32")
+
+    def score(self, frames, reference):
+        half = frames.shape[2] // 2
+        return -ops.sum(ops.abs(frames - reference)[:, :, :half], axis=(1, 2, 3))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A video of eleven frames, and a picture."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    small = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray(small[:96, :128]).save(folder / "b.png")
+    with packages().open(str(folder / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "10"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for index in range(11):
+            array = np.ascontiguousarray(small[index % 4 :, index % 5 :][:96, :128])
+            container.mux(stream.encode(packages().VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode(None))
+    (folder / "notes.txt").write_text("no clip")
+    return folder
+
+
+def test_labels_of_a_video_and_of_a_picture(clips):
+    found = labels.clips_of(clips)
+    assert [path.name for path in found] == ["a.mkv", "b.png"]
+    video = labels.labels_of(Left(), found[0], labels.Coding(every=2))
+    assert video.frames.shape == (6, 96, 128, 3)
+    assert video.gains.shape == (6, 6, 8)
+    picture = labels.labels_of(Left(), found[1], labels.Coding())
+    assert picture.frames.shape == (1, 96, 128, 3)
+    for made in (video, picture):
+        assert (made.gains[:, :, :4] > 0).mean() > 0.9
+        assert (made.gains[:, :, 4:] == 0).all()
+    shrunk = labels.labels_of(Left(), found[0], labels.Coding(every=2), size=(24, 32), most=3)
+    assert shrunk.frames.shape == (3, 24, 32, 3)
+    assert shrunk.gains.shape == (3, 6, 8)
+    whole = video.frames[0].reshape(24, 4, 32, 4, 3).mean(axis=(1, 3))
+    assert np.abs(shrunk.frames[0] - whole).mean() < 3
+
+
+def test_they_are_kept(clips, tmp_path):
+    server, kept = Left(), tmp_path / "labels"
+    path = labels.clips_of(clips)[0]
+    first = labels.labels_of(server, path, labels.Coding(), folder=kept, name="left")
+    asked = server.asked
+    again = labels.labels_of(server, path, labels.Coding(), folder=kept, name="left")
+    assert server.asked == asked
+    np.testing.assert_array_equal(again.gains, first.gains)
+    labels.labels_of(server, path, labels.Coding(), folder=kept, name="another")
+    labels.labels_of(server, path, labels.Coding(high=28), folder=kept, name="left")
+    assert len(list(kept.iterdir())) == 3
+    for file in kept.iterdir():
+        file.write_bytes(b"nonsense")
+    with pytest.raises(FileProblem, match="is damaged"):
+        labels.labels_of(server, path, labels.Coding(), folder=kept, name="left")
+
+
+def test_what_is_interrupted_leaves_nothing(clips, tmp_path, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labels, "accuracy_gradient", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        labels.labels_of(Left(), labels.clips_of(clips)[0], labels.Coding(), folder=tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(FileProblem, match="no such file or folder"):
+        labels.clips_of(tmp_path / "none")
+    with pytest.raises(FileProblem, match="holds no video and no picture"):
+        labels.clips_of(tmp_path)
+    for options in ({"high": 40}, {"low": ()}, {"low": (52,)}, {"every": 0}):
+        with pytest.raises(WrongArgument, match="cannot be coded so"):
+            labels.Coding(**options)
+    assert RoiEncoder(128, 96, 25).rows == 6

@@ -1,0 +1,114 @@
+"""A camera model learns where a server looks; training goes on where it stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient import models, video
+from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.video.frames import packages
+from keras_efficient.video.interpolation import resized
+
+RNG = np.random.default_rng(0)
+SIZE = (96, 128)
+
+
+class Red:
+    """A server that sees nothing but what is red."""
+
+    def predict(self, frames):
+        return [None] * len(frames)
+
+    def reference(self, frames):
+        frames = ops.cast(frames, "float32")
+        red = ops.cast(frames[..., 0] > 1.6 * ops.mean(frames, axis=-1), "float32")
+        return frames, red
+
+    def score(self, frames, reference):
+        wanted, red = reference
+        return -ops.sum(red * ops.sum(ops.abs(frames - wanted), axis=-1), axis=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Red and blue squares on a grey ground."""
+    path = tmp_path_factory.mktemp("clips") / "squares.mkv"
+    with packages().open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "10"})
+        stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
+        for _ in range(60):
+            array = RNG.integers(60, 160, (*SIZE, 1)).repeat(3, axis=2).astype(np.uint8)
+            for colour in ((220, 30, 30), (30, 30, 220)):
+                top, left = RNG.integers(0, SIZE[0] - 32), RNG.integers(0, SIZE[1] - 32)
+                noise = RNG.integers(-25, 25, (32, 32, 3))
+                array[top : top + 32, left : left + 32] = (np.array(colour) + noise).clip(0, 255)
+            container.mux(stream.encode(packages().VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def trained(clip, **options):
+    model = models.AccModel(SIZE, width=0.25, shrink=2)
+    options = {"coding": video.Coding(every=2), "name": "red", **options}
+    return video.train_accmodel(Red(), clip, model=model, batch=8, **options)
+
+
+def test_it_learns_where_the_server_looks(clip):
+    told = []
+    found = trained(clip, steps=80, coding=video.Coding(every=1), on_progress=told.append)
+    assert (found.frames, found.steps) == (54, 80)
+    assert found.correlation > 0.3  # of most macroblocks nothing is gained: their order is noise
+    assert found.model.output_shape == (None, 6, 8)
+    assert told[0] == "labels of squares.mkv (1 of 1)"
+    frame = np.full((1, *SIZE, 3), 110.0, "float32")
+    frame[:, 16:48, 32:64] = (220, 30, 30)
+    frame[:, 48:80, 80:112] = (30, 30, 220)
+    scores = ops.convert_to_numpy(found.model(frame))[0]
+    assert scores[1:3, 2:4].mean() > scores[3:5, 5:7].mean() + 1
+    offsets = video.graded_offsets(2.0**scores)
+    assert offsets[1:3, 2:4].mean() < 0
+
+
+def test_it_goes_on_where_it_stopped(clip, tmp_path):
+    first = trained(clip, steps=6, folder=tmp_path)
+    assert first.steps == 6
+    again = trained(clip, steps=9, folder=tmp_path)
+    assert again.steps == 9
+    lines = (tmp_path / "training.csv").read_text().split()
+    assert [int(line.split(",")[0]) for line in lines] == list(range(1, 10))
+    kept = trained(clip, steps=9, folder=tmp_path)
+    for left, right in zip(kept.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    (tmp_path / "training.npz").write_bytes(b"nonsense")
+    with pytest.raises(FileProblem, match="is damaged, or of another model"):
+        trained(clip, steps=9, folder=tmp_path)
+
+
+def test_it_keeps_to_its_time(clip):
+    found = trained(clip, minutes=0.1)
+    assert found.steps >= 1
+    assert found.seconds < 60
+
+
+def test_sizes_of_labels():
+    x = RNG.random((2, 6, 8)).astype("float32")
+    assert resized(x, (3, 5)).shape == (2, 3, 5)
+    np.testing.assert_allclose(resized(x, (6, 8)), x)
+    np.testing.assert_allclose(resized(np.ones((1, 4, 5, 3)), (9, 7)), np.ones((1, 9, 7, 3)))
+    ramp = np.arange(4.0)[None, None].repeat(2, axis=1)
+    np.testing.assert_allclose(resized(ramp, (2, 8))[0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+
+
+def test_what_is_refused(clip, tmp_path):
+    with pytest.raises(WrongArgument, match="Nothing is trained in minutes=0"):
+        trained(clip, minutes=0)
+    with pytest.raises(WrongArgument, match="Give the server's name="):
+        trained(clip, steps=1, folder=tmp_path, name="")
+    with pytest.raises(WrongArgument, match=r"Labels took all of the 1e-05 minutes"):
+        trained(clip, minutes=1e-5)
+    with pytest.raises(WrongArgument, match=r"'sesr.*' is no AccModel"):
+        video.train_accmodel(Red(), clip, model=models.SESR())
+    with pytest.raises(FileProblem, match="no such file"):
+        trained(tmp_path / "none.mp4")
