@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.errors import ConversionError, WrongArgument
+from keras_efficient.layers.saliency import BLOCK
 from keras_efficient.video.frames import packages
 
 __all__ = ["BLOCK", "Packet", "RoiEncoder", "decoded", "is_as_asked", "qp_map", "rectangles"]
 
-BLOCK = 16  # pixels of a macroblock's side
 CODECS = ("libx264", "libx265")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 MOST_OFFSET = 51

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,11 @@ def _made(
     most: int | None,
     on_frames: Callable[[int], None],
 ) -> Labels:
-    first, rate = _clip(path)
-    encoders = [_encoder(first, rate, qp, coding.preset) for qp in (coding.high, *coding.low)]
+    video = Video.open(path)  # FFmpeg reads a picture as a video of one frame
+    encoders = [_encoder(video, qp, coding.preset) for qp in (coding.high, *coding.low)]
     streams: list[list[Packet]] = [[] for _ in encoders]
     count = 0
-    for frame in _frames(path):  # in two passes: packets are small, and frames are not
+    for frame in video:  # in two passes: packets are small, and frames are not
         for encoder, packets in zip(encoders, streams, strict=True):
             packets += encoder.encode(frame)
         count += 1
@@ -139,7 +138,7 @@ def _made(
     frames: list[np.ndarray] = []
     gains: list[np.ndarray] = []
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    all_of_them = zip(_frames(path), *(decoded(packets) for packets in streams), strict=True)
+    all_of_them = zip(video, *(decoded(packets) for packets in streams), strict=True)
     for number, (frame, high, *lows) in enumerate(all_of_them):
         if number not in wanted:
             continue
@@ -154,21 +153,8 @@ def _made(
     return Labels(np.stack(frames), np.concatenate(gains).astype(np.float32))
 
 
-def _clip(path: Path) -> tuple[Any, Fraction]:
-    """A first frame and a rate."""
-    if path.suffix.lower() in PICTURES:
-        return next(_frames(path)), Fraction(25)
-    video = Video.open(path)
-    return next(iter(video)), video.rate
-
-
-def _frames(path: Path) -> Iterator[Any]:
-    # FFmpeg reads a picture as a video of one frame.
-    yield from Video.open(path)
-
-
-def _encoder(frame: Any, rate: Fraction, qp: int, preset: str) -> RoiEncoder:
-    return RoiEncoder(frame.width, frame.height, rate, mode="exact", base=qp, preset=preset)
+def _encoder(video: Video, qp: int, preset: str) -> RoiEncoder:
+    return RoiEncoder(video.width, video.height, video.rate, mode="exact", base=qp, preset=preset)
 
 
 def _shrunk(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
