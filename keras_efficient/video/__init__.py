@@ -4,11 +4,15 @@
 
     from keras_efficient import video
 
+    camera = video.Camera(zoo.load("accmodel-yolox-nano"), 1280, 720, 30, base=38)
+    packets = camera.encode(frame)                          # bits go where YOLOX looks
+
     encoder = video.RoiEncoder(1280, 720, 30, base=38)
     packets = encoder.encode(frame, offsets)                # a QP offset for each macroblock of 16 × 16 pixels
 """
 
 from keras_efficient.video.allocation import graded_offsets, two_levels
+from keras_efficient.video.camera import Camera, Saliency
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
 from keras_efficient.video.frames import Video
 from keras_efficient.video.gradient import accuracy_gradient
@@ -28,6 +32,7 @@ from keras_efficient.video.training import TrainedCamera, train_accmodel
 
 __all__ = [
     "PREPROCESSING",
+    "Camera",
     "Coding",
     "DetectionServer",
     "Detections",
@@ -36,6 +41,7 @@ __all__ = [
     "Packet",
     "Preprocessing",
     "RoiEncoder",
+    "Saliency",
     "SegmentationServer",
     "Server",
     "TrainedCamera",

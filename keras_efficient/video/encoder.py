@@ -123,6 +123,8 @@ class RoiEncoder:
             parameters = {"keyint": key_every or -1, "repeat-headers": 1, "log-level": "error"}
         if b_frames is not None:
             parameters["bframes"] = b_frames
+        if bitrate is not None and codec == "libx264":
+            parameters["ratetol"] = 0.05  # else it misses the bitrate of a clip by up to a tenth, to keep quality even
         text = [_EXACT[codec]] if mode == "exact" else []
         text += [f"{name}={value}" for name, value in {**parameters, **(options or {})}.items()]
         settings = {"preset": preset, _PARAMETERS[codec]: ":".join(text)}
