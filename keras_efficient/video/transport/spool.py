@@ -62,8 +62,12 @@ class Spool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.folder / "lock")
-            self.stream = self._identity()
-            self._open()
+            try:
+                self.stream = self._identity()
+                self._open()
+            except BaseException:
+                self.close()
+                raise
         except FileProblem:
             raise
         except OSError as error:
