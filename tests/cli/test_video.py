@@ -166,16 +166,9 @@ def test_a_camera_that_is_told_to_end_sends_what_it_has(serve, clip, tmp_path, n
 
 
 def test_a_video_that_breaks_off(serve, clip, tmp_path):
-    av = pytest.importorskip("av")
-    path = tmp_path / "cut.ts"
-    with av.open(str(clip)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 :] = np.random.default_rng(0).bytes(len(data) - len(data) // 2)
+    path = tmp_path / "damaged.mp4"
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = np.random.default_rng(0).bytes(200)
     path.write_bytes(data)
     _, address, _ = serve("--insecure")
     done = program("video", "stream", path, "--to", address, "--camera", "cam1", "--insecure", cwd=tmp_path)

@@ -32,6 +32,7 @@ from keras_efficient.video.transport.metrics import Metrics
 __all__ = ["Receiver"]
 
 BATCH = 8  # frames that the network sees at once, and that are in memory as pictures
+GREETING = 10.0  # seconds in which a connection has to say of which camera it is
 SPARE = 8  # threads for those that are not cameras yet: greetings, health checks
 
 
@@ -312,7 +313,8 @@ class Receiver:
         with self._lock:
             waiting = [(other, other.waits_since) for other in self._connections.values()]
         for connection, since in waiting:
-            if since is not None and time.monotonic() - since >= seconds:
+            limit = seconds if connection.camera else min(seconds, GREETING)
+            if since is not None and time.monotonic() - since >= limit:
                 connection.cut("It says nothing, or takes no answer.")
 
 

@@ -45,7 +45,8 @@ class Sender:
         spool: the camera's.
         certificate, key, authority: PEM files; the common name of the certificate is the camera's.
         insecure: without TLS, to a loopback address only.
-        on_results: called with a sequence and the results of its chunk, in order, each once, from the sender's thread.
+        on_results: called with a sequence and the results of its chunk, in order, each once, from the sender's thread;
+            after a restart, from what the spool holds on.
         on_message: told what happens, in words for people.
         patience: seconds after which a server that does not answer is left.
 
@@ -88,7 +89,9 @@ class Sender:
         self._end: KerasEfficientError | None = None  # why there is no further try
         self._is_new = False  # a connection whose server has not seen a key frame
         self._closing, self._stopped = threading.Event(), threading.Event()
-        self._seen = self._newest = 0
+        # What was stored in an earlier run, before what the spool holds, is not told again.
+        self._seen = (spool.after(0) or spool.last + 1) - 1
+        self._newest = 0
         self._link = _Link()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()

@@ -46,6 +46,7 @@ class Spool:
 
     Attributes:
         stream: a number that no other spool has.
+        last: the sequence of the last chunk.
         dropped: chunks given up without an acknowledgement; the server may have stored the newest of them.
         needs_key: whether only a chunk that begins a group is taken.
 
@@ -58,7 +59,7 @@ class Spool:
         self.dropped, self.needs_key = 0, True
         self._changed = threading.Condition()
         self._entries: list[_Entry] = []  # in order
-        self._acknowledged = self._last = self._size = 0
+        self._acknowledged = self.last = self._size = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.folder / "lock")
@@ -113,7 +114,7 @@ class Spool:
             self.needs_key = False
             self._forget_stored()
             self._changed.notify_all()
-            return self._last
+            return self.last
 
     def read(self, sequence: int) -> Chunk | None:
         """A chunk as it is to be sent; `None` where it was given up. One that is damaged is given up with its group."""
@@ -145,7 +146,7 @@ class Spool:
         """Notes that the server has stored all chunks up to this one."""
         with self._changed:
             self._acknowledged = max(self._acknowledged, sequence)
-            self._last = max(self._last, sequence)
+            self.last = max(self.last, sequence)
             self._forget_stored()
             self._changed.notify_all()
 
@@ -196,12 +197,12 @@ class Spool:
                 break
             except BadChunk:
                 found.pop()[1].unlink()
-        self._last = found[-1][0] if found else 0
+        self.last = found[-1][0] if found else 0
         for sequence, path in found:
             if size := path.stat().st_size:
                 self._entries.append(_Entry(sequence, path.stem.endswith("-key"), size))
                 self._size += size
-            elif sequence < self._last:
+            elif sequence < self.last:
                 path.unlink()
         if last is not None and not last.ends:
             self._written(dataclasses.replace(last, packets=(), begins=False, ends=True))
@@ -224,7 +225,7 @@ class Spool:
 
     def _written(self, chunk: Chunk) -> bool:
         """Writes and syncs a file under the next sequence, if there is room."""
-        chunk = dataclasses.replace(chunk, camera=self.camera, stream=self.stream, sequence=self._last + 1)
+        chunk = dataclasses.replace(chunk, camera=self.camera, stream=self.stream, sequence=self.last + 1)
         data = chunk.to_bytes()
         if self._size + len(data) > self.limit and chunk.packets:  # the end of a group may always be told
             return False
@@ -238,7 +239,7 @@ class Spool:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return False
             raise
-        self._last = entry.sequence
+        self.last = entry.sequence
         self._entries.append(entry)
         self._size += entry.size
         return True
@@ -255,7 +256,7 @@ class Spool:
     def _remove(self, entries: list[_Entry]) -> None:
         """Removes neighbours."""
         for entry in entries:
-            if entry.sequence == self._last:
+            if entry.sequence == self.last:
                 os.truncate(self._path(entry), 0)  # its number may have been sent: it must not come again
             else:
                 self._path(entry).unlink(missing_ok=True)
