@@ -50,7 +50,7 @@ class Receiver:
 
     Args:
         predict: frames (b, h, w, 3) uint8 to b results that JSON can hold.
-        journal: where they are stored.
+        journal: where they are stored, each as `{"pts": time stamp of the frame, "found": result}`.
         address: `host:port` to listen at; port 0 takes a free one.
         certificate, key, authority: PEM files; cameras must have a certificate of that authority, and its common name
             is the camera's.

@@ -149,7 +149,8 @@ class Server:
     def __init__(self, journal, port=0):
         program = Path(__file__).parent / "server_process.py"
         command = [sys.executable, program, str(journal), str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, text=True, **pipes)
         self.port = int(self.process.stdout.readline())
 
     def kill(self):

@@ -1,4 +1,4 @@
-"""A server whose network is cheap: `python server_process.py JOURNAL PORT`; prints its port."""
+"""A server whose network is cheap: `python server_process.py JOURNAL PORT`; prints its port, ends with its stdin."""
 
 import sys
 
@@ -12,4 +12,4 @@ receiver = transport.Receiver(
 )
 sys.stdout.write(f"{receiver.start()}\n")
 sys.stdout.flush()
-receiver.wait()
+sys.stdin.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -176,20 +177,30 @@ def test_a_link_that_is_cut(serve, journal, tmp_path):
 
 
 def test_a_server_that_is_killed_and_restarted(journal, tmp_path):
+    """Twice, while several cameras send."""
     server = Server(journal)
-    chunks = video(400, 40)
-    with camera(tmp_path, "cam1", f"127.0.0.1:{server.port}") as (sender, _):
-        for one in chunks[:60]:
-            sender.send(one)
-        until(lambda: sender.spool.acknowledged > 5)
-        server.kill()
-        port = server.port
-        for one in chunks[60:]:
-            sender.send(one)
-        server = Server(journal, port)
-        assert sender.close(40) == 0
+    cameras = {f"cam{number}": video(400, 40, seed=number) for number in range(4)}
+    with contextlib.ExitStack() as stack:
+        senders = {name: stack.enter_context(camera(tmp_path, name, f"127.0.0.1:{server.port}"))[0] for name in cameras}
+        for name, sender in senders.items():
+            for one in cameras[name]:
+                sender.send(one)
+        for _ in range(2):
+            before = [sender.spool.acknowledged for sender in senders.values()]
+            until(
+                lambda before=before: any(
+                    s.spool.acknowledged > n for s, n in zip(senders.values(), before, strict=True)
+                )
+            )
+            server.kill()
+            server = Server(journal, server.port)
+        assert [sender.close(40) for sender in senders.values()] == [0] * len(cameras)
     server.kill()
-    assert_all_there(journal, chunks)
+    assert sum(sender.resent for sender in senders.values()) > 0
+    for name, chunks in cameras.items():
+        assert_all_there(journal, chunks, name)
+        crcs = rows(journal, f"SELECT crc FROM chunks WHERE camera = '{name}' ORDER BY sequence")
+        assert [row[0] for row in crcs] == [one.crc for one in chunks]
 
 
 def test_a_camera_goes_from_a_killed_server_to_another(postgres, tmp_path):
