@@ -98,12 +98,8 @@ def checked(certificate: str | Path, key: str | Path, authority: str | Path) -> 
     private = _parsed(paths[1], "private key", lambda: serialization.load_pem_private_key(contents[1], None))
     signers = _parsed(paths[2], "certificate", lambda: x509.load_pem_x509_certificates(contents[2]))
 
-    def public(key: Any) -> bytes:
-        encoded: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return encoded
-
-    owned = _parsed(paths[0], "certificate", lambda: public(own.public_key()))
-    if owned != _parsed(paths[1], "private key", lambda: public(private.public_key())):
+    owned = _parsed(paths[0], "certificate", own.public_key)
+    if owned != _parsed(paths[1], "private key", private.public_key):
         raise FileProblem(paths[1], f"is not the key of {paths[0]}.", hint="Give the two files that belong together.")
     signer = next((signer for signer in signers if _has_signed(signer, own)), None)
     if signer is None:

@@ -13,20 +13,11 @@ import numpy as np
 
 from keras_efficient.errors import BadChunk, ConnectionProblem, MissingDependency, WrongArgument
 from keras_efficient.video.frames import rgb
+from keras_efficient.video.transport import links
 from keras_efficient.video.transport.certificates import checked
-from keras_efficient.video.transport.chunks import MOST_NUMBER, Chunk, check_camera
+from keras_efficient.video.transport.chunks import MOST_BYTES, MOST_NUMBER, Chunk, check_camera
 from keras_efficient.video.transport.decoding import GroupDecoder
-from keras_efficient.video.transport.journal import Journal
-from keras_efficient.video.transport.links import (
-    METHOD,
-    MOST_WORDS,
-    OPTIONS,
-    SERVICE,
-    as_words,
-    check_plaintext,
-    rpc,
-    words,
-)
+from keras_efficient.video.transport.journal import Journal, Stored
 from keras_efficient.video.transport.metrics import Metrics
 
 __all__ = ["Receiver"]
@@ -91,9 +82,9 @@ class Receiver:
         self.is_secure = certificate is not None and key is not None and authority is not None
         if certificate is not None and key is not None and authority is not None:
             own, private, root = checked(certificate, key, authority)
-            self._credentials = rpc().ssl_server_credentials([(private, own)], root, require_client_auth=True)
+            self._credentials = links.rpc().ssl_server_credentials([(private, own)], root, require_client_auth=True)
         else:
-            check_plaintext(address, insecure=insecure)
+            links.check_plaintext(address, insecure=insecure)
         self._network = threading.BoundedSemaphore(workers)
         self._lock = threading.Lock()
         self._connections: dict[int, _Connection] = {}  # by their identity
@@ -106,7 +97,7 @@ class Receiver:
         Raises:
             ConnectionProblem: the address cannot be listened at.
         """
-        grpc = rpc()
+        grpc = links.rpc()
         try:
             from grpc_health.v1 import health, health_pb2, health_pb2_grpc
         except ImportError as error:
@@ -114,16 +105,13 @@ class Receiver:
         threads = self.cameras + SPARE
         server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="camera"),
-            options=(*OPTIONS, ("grpc.so_reuseport", 0)),
+            options=(*links.OPTIONS, ("grpc.so_reuseport", 0)),
             maximum_concurrent_rpcs=threads,
         )
         handler = grpc.stream_stream_rpc_method_handler(self._push)
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})])
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(links.SERVICE, {links.METHOD: handler})])
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self._serving, self._not_serving = (
-            getattr(health_pb2.HealthCheckResponse, name) for name in ("SERVING", "NOT_SERVING")
-        )
         try:
             if self.is_secure:
                 port = server.add_secure_port(self.address, self._credentials)
@@ -134,8 +122,8 @@ class Receiver:
                 f"{self.address} cannot be listened at: is it taken, or no address here?"
             ) from error
         server.start()
-        for service in ("", SERVICE):
-            self._health.set(service, self._serving)
+        for service in ("", links.SERVICE):
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         return int(port)
@@ -172,7 +160,7 @@ class Receiver:
 
     def _push(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """One camera's connection, from its greeting to its end, in a thread of its own."""
-        status, connection = rpc().StatusCode, _Connection(context)
+        status, connection = links.rpc().StatusCode, _Connection(context)
         context.add_callback(lambda: self._forget(connection))
         with self._lock:
             self._connections[id(connection)] = connection
@@ -185,7 +173,7 @@ class Receiver:
             self._refuse(connection, getattr(status, error.status), str(error))
         except ConnectionProblem as error:
             self._refuse(connection, status.UNAVAILABLE, str(error))
-        except rpc().RpcError:  # the camera has gone
+        except links.rpc().RpcError:  # the camera has gone
             pass
         except Exception as error:
             if context.is_active():
@@ -197,13 +185,13 @@ class Receiver:
         hello = connection.next(requests)
         if hello is None:
             return
-        camera, stream, seen = self._greeted(words(hello, limit=MOST_WORDS), connection.context)
+        camera, stream, seen = self._greeted(links.words(hello, limit=links.MOST_WORDS), connection.context)
         self._admit(connection, camera)
         self.on_message(f"Camera {camera} is there.")
         last = self.journal.last(camera, stream)
-        yield from connection.give(as_words(last=last))
+        yield from connection.give(links.as_words(last=last))
         for stored in self.journal.results(camera, stream, seen) if seen < last else ():
-            yield from connection.give(as_words(sequence=stored.sequence, results=stored.results))
+            yield from connection.give(_told(stored))
         decoder = GroupDecoder()
         while (data := connection.next(requests)) is not None:
             connection.sequence = 0
@@ -217,9 +205,9 @@ class Receiver:
                     pass
                 self.metrics.repeats.inc()
                 continue
-            results = self._results(decoder, chunk)
+            stored = self._stored(decoder, chunk)
             last = chunk.sequence
-            yield from connection.give(as_words(sequence=last, results=results))
+            yield from connection.give(_told(stored))
             if self._ended.is_set():
                 raise _Refusal("UNAVAILABLE", "The server ends.")
 
@@ -256,7 +244,7 @@ class Receiver:
             connection.camera = camera
             self.metrics.cameras.set(count + 1)
 
-    def _results(self, decoder: GroupDecoder, chunk: Chunk) -> list[Any]:
+    def _stored(self, decoder: GroupDecoder, chunk: Chunk) -> Stored:
         """Decodes and analyses a chunk, and stores what was found."""
         results: list[Any] = []
         batch: list[Any] = []
@@ -278,7 +266,7 @@ class Receiver:
             self.metrics.analysed.inc(len(results))
             self.metrics.dropped.inc(stored.dropped)
             self.metrics.latency.observe(max(time.time() - chunk.captured, 0))
-        return stored.results
+        return stored
 
     def _analysed(self, batch: list[Any]) -> list[dict[str, Any]]:
         if not batch:
@@ -340,6 +328,12 @@ class _Connection:
     def cut(self, reason: str) -> None:
         self.context.set_details(reason)
         self.context.cancel()
+
+
+def _told(stored: Stored) -> bytes:
+    """The acknowledgement of a chunk; results that no message can hold are in the journal only."""
+    answer = links.as_words(sequence=stored.sequence, results=stored.results)
+    return answer if len(answer) <= MOST_BYTES else links.as_words(sequence=stored.sequence, results=[])
 
 
 class _Refusal(Exception):

@@ -77,10 +77,10 @@ class Sender:
         self.on_results, self.on_message = on_results, on_message
         self.problem: str | None = None
         self.sent = self.resent = 0
-        self._files = None
+        self._files: tuple[str | Path, str | Path, str | Path] | None = None
         if certificate is not None and key is not None and authority is not None:
             self._files = (certificate, key, authority)
-            name = common_name(self._checked_files()[0])
+            name = common_name(checked(*self._files)[0])
             if name != spool.camera:
                 raise WrongArgument(f"{certificate} is of {name!r}, and not of camera {spool.camera!r}.")
         else:
@@ -162,7 +162,7 @@ class Sender:
             ("grpc.enable_http_proxy", 0),
         )
         if self._files:
-            certificate, key, authority = self._checked_files()
+            certificate, key, authority = checked(*self._files)
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
             channel = grpc.secure_channel(self.target, credentials, options)
         else:
@@ -258,10 +258,6 @@ class Sender:
         if problem != self.problem:
             self.problem = problem
             self.on_message(problem)
-
-    def _checked_files(self) -> tuple[bytes, bytes, bytes]:
-        assert self._files is not None
-        return checked(*self._files)
 
 
 class _Link:

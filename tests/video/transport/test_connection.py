@@ -430,6 +430,15 @@ def test_a_network_that_fails(serve, journal, tmp_path):
     assert_all_there(journal, video())
 
 
+def test_results_that_no_message_can_hold_are_in_the_journal_only(serve, journal, tmp_path):
+    with camera(tmp_path, "cam1", serve(lambda frames: ["x" * 3_000_000] * len(frames)).target) as (sender, told):
+        for one in video(10, 10):
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert told[0] == (1, [])
+    assert len(results(journal)[0]["found"]) == 3_000_000
+
+
 def test_stopping_finishes_what_is_begun(serve, journal, tmp_path):
     begun, go = threading.Event(), threading.Event()
 
