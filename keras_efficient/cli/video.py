@@ -222,14 +222,26 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
 
     if (task == "keypoints") != (people is not None):
         raise WrongArgument("--people is needed for --task keypoints, and only there.")
-    options = {} if people is None else {"people": onnx_server(people, "detection", "yolox")}
-    server = onnx_server(network, task, preprocess, **options)
+    finder = None if people is None else _compiled(onnx_server(people, "detection", "yolox"))
+    server = _compiled(onnx_server(network, task, preprocess, **({"people": finder} if finder else {})))
 
     def predict(frames: np.ndarray) -> list[Any]:
-        return [plain(found) for found in server.predict(frames)]
+        # One by one: a graph is compiled for each number of frames, which takes seconds.
+        return [plain(server.predict(frame[None])[0]) for frame in frames]
 
     predict(np.zeros((1, 144, 176, 3), np.uint8))  # what is wrong with the network shows before a camera comes
     return predict
+
+
+def _compiled(server: Any) -> Any:
+    """With its network in one piece: YOLOX-nano takes 45 ms then, and 160 ms operation by operation."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        server.network = tensorflow.function(server.network, autograph=False)
+    return server
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None, insecure: bool) -> dict[str, Any]:
