@@ -34,7 +34,9 @@ def plain(found: Any) -> dict[str, Any]:
         return {"people": _rounded(array[:MOST_FOUND], 2)}
     flat = array.ravel()
     classes, counts = np.unique(flat, return_counts=True)
-    shares = {str(kind): round(count / flat.size, 4) for kind, count in zip(classes.tolist(), counts, strict=True)}
+    shares = {
+        str(kind): round(count / flat.size, 4) for kind, count in zip(classes.tolist(), counts.tolist(), strict=True)
+    }
     starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
     if len(starts) > MOST_RUNS:
         return {"shares": shares, "shape": list(array.shape)}
