@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keras_efficient.cli.output import out
-from keras_efficient.errors import WrongArgument
+from keras_efficient.errors import FileProblem, WrongArgument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,14 +154,18 @@ def stream(
         to, Spool(folder, camera, limit=spool_size * 10**6), on_results=_show, on_message=out.message, **tls
     )
     ended, times = _heed_signals(), dict[int, float]()
-    packets = _packets(video, encoder, sender, times, ended, realtime=realtime)
+    broken: list[FileProblem] = []
+    pictures = _until_broken(video, broken, ended)
+    packets = _packets(pictures, encoder, sender, times, float(video.rate) if realtime else None)
     form = (encoder.codec, encoder.width, encoder.height, encoder.fps)
     chunks = chunked(packets, *form, frames=frames, captured=lambda pts: _taken(times, pts))
     with out.stages(f"{source.name} to {to}") as show:
         try:
             _send(chunks, sender, ended, show, waits=not realtime)
-        finally:  # of a video that breaks off, too
+        finally:
             left = sender.close(min(wait, 5) if ended() else wait)
+    if broken:
+        raise broken[0]
     if sender.spool.dropped:
         out.message(f"{sender.spool.dropped} chunks were given up: the spool was full.")
     if left:
@@ -169,20 +173,29 @@ def stream(
         raise typer.Exit(1)
 
 
+def _until_broken(video: Any, broken: list[FileProblem], ended: Callable[[], bool]) -> Iterator[Any]:
+    """The frames before the video's end, or before it is damaged: they are sent before that is told."""
+    try:
+        for frame in video:
+            if ended():
+                return
+            yield frame
+    except FileProblem as error:
+        broken.append(error)
+
+
 def _packets(
-    video: Any, encoder: Any, sender: Sender, times: dict[int, float], ended: Callable[[], bool], *, realtime: bool
+    frames: Iterator[Any], encoder: Any, sender: Sender, times: dict[int, float], rate: float | None
 ) -> Iterator[Packet]:
-    """Encodes the frames; one is a key frame each time the sender begins to want one."""
-    start, wanted = time.time(), False
-    for number, frame in enumerate(video):
-        if ended():
-            break
-        if realtime:
-            time.sleep(max(start + number / video.rate - time.time(), 0))
+    """Encodes the frames, at a rate or as they come; one is a key frame each time the sender begins to want one."""
+    start, before = time.time(), False
+    for number, frame in enumerate(frames):
+        if rate is not None:
+            time.sleep(max(start + number / rate - time.time(), 0))
         times[number] = time.time()
-        wants, before = sender.wants_key, wanted
-        wanted = wants
+        wants = sender.wants_key
         yield from encoder.encode(frame, key=wants and not before)
+        before = wants
     yield from encoder.flush()
 
 
