@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BadChunk",
     "CalibrationError",
+    "ConnectionProblem",
     "ConversionError",
     "FileProblem",
     "KerasEfficientError",
@@ -81,6 +83,14 @@ class ConversionError(KerasEfficientError, RuntimeError):
 
 class VerificationError(KerasEfficientError, RuntimeError):
     """The written file, run in its own runtime, does not compute what the model computes."""
+
+
+class BadChunk(KerasEfficientError, ValueError):
+    """Bytes that are no chunk of video, or a chunk that does not continue what came before it."""
+
+
+class ConnectionProblem(KerasEfficientError, RuntimeError):
+    """A server, a camera or a database that cannot be reached, or that refuses."""
 
 
 class MissingDependency(KerasEfficientError, ImportError):

@@ -34,7 +34,7 @@ _EXACT = {
     "libx264": "aq-mode=1:aq-strength=0.0001:qcomp=1:mbtree=0:ipratio=1:pbratio=1:scenecut=0",
     "libx265": "aq-mode=1:aq-strength=0.0001:qcomp=1:cutree=0:ipratio=1:pbratio=1:scenecut=0",
 }
-_DECODERS = {"libx264": "h264", "libx265": "hevc"}
+DECODERS = {"libx264": "h264", "libx265": "hevc"}
 _PARAMETERS = {"libx264": "x264-params", "libx265": "x265-params"}
 
 
@@ -237,7 +237,7 @@ def decoded(packets: Iterable[Packet], codec: str = "libx264", *, quality: bool 
         quality: whether frames carry the QPs that they were decoded with, for `qp_map`.
     """
     av = packages()
-    decoder = av.CodecContext.create(_DECODERS[codec], "r")
+    decoder = av.CodecContext.create(DECODERS[codec], "r")
     if quality:
         decoder.options = {"export_side_data": "venc_params"}
     decoder.thread_count = 1  # threads would hold frames back

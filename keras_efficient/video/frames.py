@@ -73,7 +73,8 @@ def rgb(frame: Any) -> np.ndarray:
 def _opened(path: Path) -> Any:
     av = packages()
     try:
-        return av.open(str(path), metadata_errors="ignore")
+        device = "v4l2" if path.is_char_device() else None
+        return av.open(str(path), format=device, metadata_errors="ignore")
     except FileNotFoundError as error:
         raise FileProblem(path, "no such file.") from error
     except (av.FFmpegError, OSError) as error:

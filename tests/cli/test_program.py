@@ -15,6 +15,7 @@ import keras_efficient
 from .conftest import program
 
 HELPS = [[], ["zoo"], ["zoo", "list"], ["zoo", "show"], ["export"], ["upscale"], ["bench"], ["env"], ["advise"]]
+HELPS += [["video"], ["video", "certs"], ["video", "serve"], ["video", "stream"]]
 # typer, rich, and what these import (typer checks values by pydantic, rich looks for attrs).
 ALLOWED = {
     "typer",

@@ -49,7 +49,7 @@ def test_the_lock_has_what_setup_cfg_needs(setup, repo_root):
     }
     extras = [line for text in setup["options.extras_require"].values() for line in text.splitlines()]
     needed = {
-        re.split("[=<>!]", line)[0].strip().lower().replace("_", "-")
+        re.split("[=<>![]", line)[0].strip().lower().replace("_", "-")
         for line in [*setup["options"]["install_requires"].splitlines(), *extras]
         if line.strip()
     }

@@ -1,0 +1,285 @@
+"""`keras-efficient video`: certificates, a server that analyses the video of cameras, a camera that sends its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keras_efficient.cli.output import out
+from keras_efficient.errors import FileProblem, WrongArgument
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from keras_efficient.video import Packet
+    from keras_efficient.video.transport import Chunk, Sender
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Video for networks at a server.", no_args_is_help=True)
+
+CERTIFICATE = typer.Option("--certificate", help="Own certificate, PEM.")
+KEY = typer.Option("--key", help="Its private key, PEM.")
+AUTHORITY = typer.Option("--authority", help="Certificate of the authority that signed both sides' own, PEM.")
+INSECURE = typer.Option("--insecure", help="Without TLS; inside one machine only.")
+
+
+@app.command("certs")
+def certs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")],
+    server: Annotated[list[str], typer.Option("--server", help="A name or address of the server; may be repeated.")],
+    camera: Annotated[list[str], typer.Option("--camera", help="The name of a camera; may be repeated.")],
+    days: Annotated[int, typer.Option("--days", help="How long they hold.", min=1, max=3650)] = 365,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
+) -> None:
+    """Make an authority, and certificates of a server and its cameras, for tests and small installations."""
+    out.begin(as_json=as_json)
+    from keras_efficient.video.transport.certificates import make_authority
+
+    made = make_authority(folder, server, camera, days=days, overwrite=force)
+    out.rows(
+        [{"name": path.stem, "certificate": str(path), "key": str(path.with_suffix(".key"))} for path in made],
+        {"name": "name", "certificate": "certificate", "key": "key"},
+    )
+
+
+@app.command("serve")
+def serve(
+    network: Annotated[Path, typer.Option("--network", metavar="FILE", help="An .onnx file.")],
+    task: Annotated[str, typer.Option("--task", help="detection, segmentation or keypoints.")] = "detection",
+    preprocess: Annotated[
+        str, typer.Option("--preprocess", help="What the network takes: yolox, deeplab, …")
+    ] = "yolox",
+    people: Annotated[
+        Path | None, typer.Option("--people", metavar="FILE", help="For keypoints: a YOLOX .onnx that finds people.")
+    ] = None,
+    every: Annotated[int, typer.Option("--every", help="Analyse one frame in so many.", min=1)] = 1,
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT")] = "127.0.0.1:50051",
+    certificate: Annotated[Path | None, CERTIFICATE] = None,
+    key: Annotated[Path | None, KEY] = None,
+    authority: Annotated[Path | None, AUTHORITY] = None,
+    insecure: Annotated[bool, INSECURE] = False,
+    journal: Annotated[
+        str, typer.Option("--journal", metavar="FILE|URL", help="Where results go: an SQLite file, or postgresql://….")
+    ] = "results.sqlite",
+    metrics: Annotated[
+        str, typer.Option("--metrics", metavar="HOST:PORT|none", help="For /metrics (Prometheus) and /healthz.")
+    ] = "127.0.0.1:9090",
+    cameras: Annotated[int, typer.Option("--cameras", help="At most so many at once.", min=1, max=1000)] = 64,
+) -> None:
+    """Serve cameras: decode, analyse, store the results, send them back; until Ctrl-C or SIGTERM."""
+    out.begin(as_json=False)
+    place = None if metrics == "none" else _address(metrics)
+    _address(listen)
+    tls = _tls(certificate, key, authority, insecure)
+    with out.hushed():
+        predict = _predictor(network, task, preprocess, people)
+    from keras_efficient.video.transport import Receiver, open_journal
+
+    receiver = Receiver(
+        predict,
+        open_journal(journal),
+        address=listen,
+        cameras=cameras,
+        every=every,
+        on_message=out.message,
+        **tls,
+    )
+    page = receiver.metrics.listen(*place, lambda: receiver.is_serving) if place else None
+    port = receiver.start()
+    out.message(f"Serving at {listen.rpartition(':')[0]}:{port}.")
+    ended = _heed_signals()
+    while not ended():
+        time.sleep(0.2)
+    out.message("Ending.")
+    receiver.stop()
+    if page is not None:
+        page.shutdown()
+
+
+@app.command("stream")
+def stream(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a camera such as /dev/video0.")],
+    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="The server.")],
+    camera: Annotated[str, typer.Option("--camera", help="The name of this camera, as in its certificate.")],
+    certificate: Annotated[Path | None, CERTIFICATE] = None,
+    key: Annotated[Path | None, KEY] = None,
+    authority: Annotated[Path | None, AUTHORITY] = None,
+    insecure: Annotated[bool, INSECURE] = False,
+    spool: Annotated[
+        Path | None, typer.Option("--spool", metavar="DIR", help="For what is not sent yet; by default spool-CAMERA.")
+    ] = None,
+    spool_size: Annotated[int, typer.Option("--spool-size", metavar="MB", help="Of the spool.", min=1)] = 256,
+    base: Annotated[float, typer.Option("--base", help="Quality: 1 best, 34 usual, 51 worst.", min=1, max=51)] = 34,
+    bitrate: Annotated[
+        int | None, typer.Option("--bitrate", help="Bits a second to keep, instead of --base.", min=1000)
+    ] = None,
+    frames: Annotated[int, typer.Option("--chunk", help="Frames in a chunk.", min=1, max=1024)] = 10,
+    key_every: Annotated[float, typer.Option("--key-every", help="Seconds between key frames.", min=0.1)] = 10,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Frames at their rate, as a camera has them; a full spool drops groups.")
+    ] = False,
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait at the end for what is not stored.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results, a line of JSON for each chunk.")] = False,
+) -> None:
+    """Send a video to a server as a camera does, and show what the server finds; until its end, or Ctrl-C or SIGTERM.
+
+    What could not be sent stays in the spool, and goes first the next time.
+    """
+    out.begin(as_json=as_json)
+    _address(to)
+    tls = _tls(certificate, key, authority, insecure)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters comes as an error, and is said in our words
+    with out.hushed():
+        from keras_efficient.video import RoiEncoder, Video
+        from keras_efficient.video.transport import Sender, Spool, chunked
+
+    video = Video.open(source)
+    encoder = RoiEncoder(
+        *(video.width, video.height, video.rate),
+        base=base,
+        bitrate=bitrate,
+        key_every=max(round(key_every * video.rate), 1),
+    )
+    folder = spool or Path(f"spool-{camera}")
+    sender = Sender(
+        to, Spool(folder, camera, limit=spool_size * 10**6), on_results=_show, on_message=out.message, **tls
+    )
+    ended, times = _heed_signals(), dict[int, float]()
+    broken: list[FileProblem] = []
+    pictures = _until_broken(video, broken, ended)
+    packets = _packets(pictures, encoder, sender, times, float(video.rate) if realtime else None)
+    form = (encoder.codec, encoder.width, encoder.height, encoder.fps)
+    chunks = chunked(packets, *form, frames=frames, captured=lambda pts: _taken(times, pts))
+    with out.stages(f"{source.name} to {to}") as show:
+        try:
+            _send(chunks, sender, ended, show, waits=not realtime)
+        finally:
+            left = sender.close(min(wait, 5) if ended() else wait)
+    if broken:
+        raise broken[0]
+    if sender.spool.dropped:
+        out.message(f"{sender.spool.dropped} chunks were given up: the spool was full.")
+    if left:
+        out.error(f"{left} chunks are not stored yet; they stay in {folder}.", sender.problem)
+        raise typer.Exit(1)
+
+
+def _until_broken(video: Any, broken: list[FileProblem], ended: Callable[[], bool]) -> Iterator[Any]:
+    """The frames before the video's end, or before it is damaged: they are sent before that is told."""
+    try:
+        for frame in video:
+            if ended():
+                return
+            yield frame
+    except FileProblem as error:
+        broken.append(error)
+
+
+def _packets(
+    frames: Iterator[Any], encoder: Any, sender: Sender, times: dict[int, float], rate: float | None
+) -> Iterator[Packet]:
+    """Encodes the frames, at a rate or as they come; one is a key frame each time the sender begins to want one."""
+    start, before = time.time(), False
+    for number, frame in enumerate(frames):
+        if rate is not None:
+            time.sleep(max(start + number / rate - time.time(), 0))
+        times[number] = time.time()
+        wants = sender.wants_key
+        yield from encoder.encode(frame, key=wants and not before)
+        before = wants
+    yield from encoder.flush()
+
+
+def _send(
+    chunks: Iterator[Chunk], sender: Sender, ended: Callable[[], bool], show: Callable[[str], None], *, waits: bool
+) -> None:
+    """Sends all; where nothing forces the pace, the spool is not filled beyond a half."""
+    for count, chunk in enumerate(chunks, 1):
+        sender.send(chunk)
+        while True:
+            show(" · ".join(filter(None, (f"{count} chunks, {sender.spool.pending} not stored yet", sender.problem))))
+            if not (waits and sender.spool.pending and sender.spool.size > sender.spool.limit / 2) or ended():
+                break
+            sender.spool.wait(0.5)
+
+
+def _taken(times: dict[int, float], pts: int) -> float:
+    """When a frame was taken; those before it are not asked for again."""
+    for earlier in [number for number in times if number < pts]:
+        del times[earlier]
+    return times.get(pts, time.time())
+
+
+def _show(sequence: int, results: list[Any]) -> None:
+    if out.as_json:
+        out.text(json.dumps({"sequence": sequence, "results": results}, separators=(",", ":")))
+    else:
+        out.detail(f"chunk {sequence}: {len(results)} frames analysed")
+
+
+def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -> Callable[[np.ndarray], list[Any]]:
+    """Frames to results that JSON can hold."""
+    import numpy as np
+
+    from keras_efficient.video import onnx_server
+    from keras_efficient.video.transport import plain
+
+    if (task == "keypoints") != (people is not None):
+        raise WrongArgument("--people is needed for --task keypoints, and only there.")
+    finder = None if people is None else _compiled(onnx_server(people, "detection", "yolox"))
+    server = _compiled(onnx_server(network, task, preprocess, **({"people": finder} if finder else {})))
+
+    def predict(frames: np.ndarray) -> list[Any]:
+        # One by one: a graph is compiled for each number of frames, which takes seconds.
+        return [plain(server.predict(frame[None])[0]) for frame in frames]
+
+    predict(np.zeros((1, 144, 176, 3), np.uint8))  # what is wrong with the network shows before a camera comes
+    return predict
+
+
+def _compiled(server: Any) -> Any:
+    """With its network in one piece: YOLOX-nano takes 45 ms then, and 160 ms operation by operation."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        server.network = tensorflow.function(server.network, autograph=False)
+    return server
+
+
+def _tls(certificate: Path | None, key: Path | None, authority: Path | None, insecure: bool) -> dict[str, Any]:
+    given = {"certificate": certificate, "key": key, "authority": authority}
+    if any(given.values()) if insecure else not all(given.values()):
+        raise WrongArgument("Give --certificate, --key and --authority, or --insecure inside one machine.")
+    return {"insecure": True} if insecure else given
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise WrongArgument(f"{text!r} is no address; write HOST:PORT.")
+    return host.strip("[]"), int(port)
+
+
+def _heed_signals() -> Callable[[], bool]:
+    """Ctrl-C and SIGTERM end the work instead of the process; a second one ends that as well."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hear)
+    return lambda: bool(heard)

@@ -1,0 +1,225 @@
+"""`keras-efficient video`: certificates, a server and cameras in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+from .conftest import program
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A segmenter without weights: the class of a pixel is its strongest colour."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    path = tmp_path_factory.mktemp("network") / "colours.onnx"
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 257, 257, 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """50 frames, two seconds."""
+    av = pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for shift in range(50):
+            picture = np.roll(noise, shift // 4, axis=1).repeat(8, axis=0).repeat(8, axis=1)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    done = program(
+        *("video", "certs", tmp_path / "certs", "--server", "localhost", "--camera", "cam1", "--camera", "cam2"),
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["name"] for row in rows] == ["authority", "server", "cam1", "cam2"]
+    return {
+        row["name"]: (
+            *("--certificate", row["certificate"], "--key", row["key"]),
+            *("--authority", rows[0]["certificate"]),
+        )
+        for row in rows
+    }
+
+
+def started(*arguments, **options):
+    command = [sys.executable, "-P", "-m", "keras_efficient.cli", "video", *map(str, arguments)]
+    # A background job's children inherit an ignored SIGINT, which Python would keep.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    return subprocess.Popen(command, env=environment, **pipes, **heeding, **options)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def serve(network, tmp_path):
+    made = []
+
+    def start(*tls):
+        page = free_port()
+        server = started(
+            *("serve", "--network", network, "--task", "segmentation", "--preprocess", "deeplab", "--every", 5),
+            *("--listen", "localhost:0", "--journal", tmp_path / "journal.sqlite", "--metrics", f"127.0.0.1:{page}"),
+            *tls,
+        )
+        made.append(server)
+        for line in server.stderr:
+            if line.startswith("Serving at "):
+                return server, line.split()[-1].rstrip("."), f"http://127.0.0.1:{page}"
+        raise AssertionError("the server ended")
+
+    yield start
+    for server in made:
+        server.kill()
+        server.communicate()
+
+
+def stored(tmp_path):
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    return connection.execute(
+        "SELECT camera, count(*), sum(frames) FROM chunks GROUP BY camera ORDER BY camera"
+    ).fetchall()
+
+
+def test_a_video_to_a_server_and_its_results_back(serve, certificates, clip, tmp_path):
+    server, address, page = serve(*certificates["server"])
+    done = program(
+        *("video", "stream", clip, "--to", address, "--camera", "cam1", *certificates["cam1"]),
+        *("--spool", tmp_path / "spool", "--key-every", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["sequence"] for line in lines] == list(range(1, len(lines) + 1))
+    results = [result for line in lines for result in line["results"]]
+    assert [result["pts"] for result in results] == list(range(0, 50, 5))
+    assert all(sum(result["found"]["shares"].values()) == pytest.approx(1, abs=0.01) for result in results)
+    assert stored(tmp_path) == [("cam1", len(lines), 50)]
+    metrics = urllib.request.urlopen(f"{page}/metrics", timeout=5).read().decode()
+    assert "keras_efficient_video_frames_total 50.0" in metrics
+    assert urllib.request.urlopen(f"{page}/healthz", timeout=5).status == 200
+    other = program(
+        *("video", "stream", clip, "--to", address, "--camera", "cam1", *certificates["cam2"]), cwd=tmp_path
+    )
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "is of 'cam2', and not of camera 'cam1'" in other.stderr
+    server.send_signal(signal.SIGTERM)
+    out, errors = server.communicate(timeout=20)
+    assert server.returncode == 0, errors
+    assert (out, errors.splitlines()[-1]) == ("", "Ending.")
+    assert "Traceback" not in errors
+
+
+def test_what_could_not_be_sent_goes_the_next_time(serve, clip, tmp_path):
+    stream = ("video", "stream", clip, "--camera", "cam1", "--insecure", "--spool", tmp_path / "spool")
+    done = program(*stream, "--to", f"127.0.0.1:{free_port()}", "--wait", "1")
+    assert done.returncode == 1
+    assert "6 chunks are not stored yet; they stay in" in done.stderr
+    assert "nothing listens there" in done.stderr
+    assert "Traceback" not in done.stderr
+    _, address, _ = serve("--insecure")
+    done = program(*stream, "--to", address)
+    assert done.returncode == 0, done.stderr
+    assert stored(tmp_path) == [("cam1", 12, 100)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_camera_that_is_told_to_end_sends_what_it_has(serve, clip, tmp_path, number):
+    _, address, _ = serve("--insecure")
+    stream = ("stream", clip, "--to", address, "--camera", "cam1", "--insecure", "--spool", tmp_path / "spool")
+    camera = started(*stream, "--realtime", "--chunk", 2, "--json")
+    try:
+        camera.stdout.readline()
+        camera.send_signal(number)
+        _, errors = camera.communicate(timeout=30)
+    finally:
+        camera.kill()
+    assert camera.returncode == 0, errors
+    ((_, _, frames),) = stored(tmp_path)
+    assert 2 <= frames < 50
+
+
+def test_a_video_that_breaks_off(serve, clip, tmp_path):
+    path = tmp_path / "damaged.mp4"
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = np.random.default_rng(0).bytes(200)
+    path.write_bytes(data)
+    _, address, _ = serve("--insecure")
+    done = program("video", "stream", path, "--to", address, "--camera", "cam1", "--insecure", cwd=tmp_path)
+    assert (done.returncode, "is damaged or cut off at frame" in done.stderr) == (1, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert stored(tmp_path)[0][2] >= 5, "what came before is there"
+
+
+SERVE = ("serve", "--network", "NETWORK", "--insecure", "--task", "segmentation", "--preprocess", "deeplab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("stream", "CLIP", "--to", "localhost:1", "--camera", "c"), 2, "--insecure inside one machine"),
+        (("stream", "CLIP", "--to", "localhost:1", "--camera", "a/b", "--insecure"), 2, "no name of a camera"),
+        (("stream", "CLIP", "--to", "example.com:1", "--camera", "c", "--insecure"), 2, "is not this machine"),
+        (("stream", "CLIP", "--to", "localhost", "--camera", "c", "--insecure"), 2, "is no address"),
+        (("stream", "none.mp4", "--to", "localhost:1", "--camera", "c", "--insecure"), 1, "no such file"),
+        (("stream", "/dev/null", "--to", "localhost:1", "--camera", "c", "--insecure"), 1, "/dev/null"),
+        (("serve", "--network", "NETWORK"), 2, "--insecure inside one machine"),
+        ((*SERVE, "--listen", "0.0.0.0:0"), 2, "is not this machine"),
+        (("serve", "--network", "NETWORK", "--insecure", "--task", "segments"), 2, "Unknown task"),
+        (("serve", "--network", "NETWORK", "--insecure", "--people", "x"), 2, "--people is needed"),
+        (("serve", "--network", "none.onnx", "--insecure"), 1, "none.onnx"),
+        (("certs", ".", "--server", "é", "--camera", "c"), 2, "no name of a server"),
+        (("certs", "CLIP", "--server", "a", "--camera", "c"), 1, "cannot be made"),
+    ],
+)
+def test_calls_that_are_wrong(arguments, status, words, clip, network, tmp_path):
+    names = {"CLIP": clip, "NETWORK": network}
+    done = program("video", *(names.get(argument, argument) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_certificates_are_not_replaced_without_force(certificates, tmp_path):
+    again = ("video", "certs", tmp_path / "certs", "--server", "localhost", "--camera", "cam1")
+    done = program(*again)
+    assert done.returncode == 1
+    assert "exists already and is kept" in done.stderr
+    assert program(*again, "--force").returncode == 0
+
+
+def test_a_server_tells_at_once_what_is_wrong(network, tmp_path):
+    (tmp_path / "bad.sqlite").write_text("no database" * 100)
+    serve = ("video", "serve", "--network", network, "--task", "segmentation", "--preprocess", "deeplab", "--insecure")
+    done = program(*serve, "--journal", tmp_path / "bad.sqlite")
+    assert (done.returncode, "cannot be used as a journal" in done.stderr) == (1, True), done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = program(*serve, "--listen", taken, "--metrics", "none", cwd=tmp_path)
+    assert (done.returncode, "cannot be listened at" in done.stderr) == (1, True), done.stderr
