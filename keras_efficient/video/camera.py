@@ -131,14 +131,15 @@ def _inner(model: keras.Model) -> tuple[Network, tuple[int, int]]:
         found: np.ndarray = ops.convert_to_numpy(inner.predict_on_batch(frames))
         return found
 
-    return run, tuple(inner.input_shape[1:3])
+    height, width = inner.input_shape[1:3]
+    return run, (height, width)
 
 
 def _from_file(path: str | Path, threads: int) -> tuple[Network, tuple[int, int]]:
     from keras_efficient import export
 
     file = export.load(path, threads=threads)
-    (shape,) = file.input_shapes.values() if len(file.input_shapes) == 1 else (None,)
+    shape = next(iter(file.input_shapes.values())) if len(file.input_shapes) == 1 else ()
     _check(shape, None, str(path))
 
     def run(frames: np.ndarray) -> np.ndarray:
@@ -147,11 +148,12 @@ def _from_file(path: str | Path, threads: int) -> tuple[Network, tuple[int, int]
             raise WrongArgument(f"{path} gives {found.shape}, not (batch, rows, columns) of scores.")
         return found
 
-    return run, (shape[1], shape[2])
+    height, width = (size or 0 for size in shape[1:3])
+    return run, (height, width)
 
 
 def _check(taken: Any, given: Any, name: str) -> None:
-    if taken is None or len(taken) != 4 or None in taken[1:] or taken[3] != 3:
+    if len(taken) != 4 or None in taken[1:] or taken[3] != 3:
         raise WrongArgument(f"{name} takes {taken}, not RGB frames (batch, height, width, 3) of one size.")
     if given is not None and len(given) != 3:
         raise WrongArgument(f"{name} gives {given}, not (batch, rows, columns) of scores.")
