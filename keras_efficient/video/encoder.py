@@ -118,7 +118,7 @@ class RoiEncoder:
         self.width, self.height, self.codec, self.mode, self.base = width, height, codec, mode, base
         self.rows, self.columns = -(-height // BLOCK), -(-width // BLOCK)
         self.fps = rate = Fraction(fps).limit_denominator(60000)
-        parameters = {"keyint": key_every or "infinite", "repeat-headers": 1, "annexb": 1}
+        parameters: dict[str, float | str] = {"keyint": key_every or "infinite", "repeat-headers": 1, "annexb": 1}
         if codec == "libx265":
             parameters = {"keyint": key_every or -1, "repeat-headers": 1, "log-level": "error"}
         if b_frames is not None:
