@@ -27,19 +27,22 @@ TOGETHER = 4  # frames of one gradient
 
 @dataclass(frozen=True)
 class Coding:
-    """How frames are coded for their labels.
+    """How labels are made: how frames are coded for them, and how much of a gradient counts.
 
     Attributes:
         high: QP of the good frames.
         low: QPs of the bad ones, which take turns.
         every: so many frames of a video lie from one labelled frame to the next.
         preset: of libx264.
+        weight: of `accuracy_gradient`. `"difference"` has in it how badly a macroblock was coded, `"none"` only how much
+            the server heeds it: then the encoder's own adaptive quantisation has to know the rest.
     """
 
     high: int = 30
     low: tuple[int, ...] = (36, 40, 44)
     every: int = 2
     preset: str = "veryfast"
+    weight: str = "difference"
 
     def __post_init__(self) -> None:
         if not self.low or not 0 < self.high < min(self.low) or max(self.low) > 51 or self.every < 1:
@@ -147,7 +150,7 @@ def _made(
         waiting.append((rgb(high), rgb(low)))
         if len(waiting) == TOGETHER or len(frames) == len(wanted):
             both = [np.stack(some) for some in zip(*waiting, strict=True)]
-            gains.append(accuracy_gradient(server, *both))
+            gains.append(accuracy_gradient(server, *both, weight=coding.weight))
             waiting.clear()
             on_frames(len(frames))
     return Labels(np.stack(frames), np.concatenate(gains).astype(np.float32))
