@@ -34,8 +34,8 @@ class Coding:
         low: QPs of the bad ones, which take turns.
         every: so many frames of a video lie from one labelled frame to the next.
         preset: of libx264.
-        weight: of `accuracy_gradient`. `"difference"` has in it how badly a macroblock was coded, `"none"` only how much
-            the server heeds it: then the encoder's own adaptive quantisation has to know the rest.
+        weight: of `accuracy_gradient`. `"difference"` has in it how badly a macroblock was coded; `"none"` only how
+            much the server heeds it, and the encoder's own adaptive quantisation has to know the rest.
     """
 
     high: int = 30

@@ -216,8 +216,8 @@ def _train(
         done += 1
         log.append((done, round(loss, 5)))
         if now - saved > SAVED_EVERY:
-            _save(inner, folder, log)
             tell(f"step {done}, {share:.0%}: loss {np.mean([one for _, one in log[-50:]]):.4f}")
+            _save(inner, folder, log)
             saved = now
     _save(inner, folder, log)
     return done

@@ -29,7 +29,7 @@ FRAME_SIZE = (720, 1280)
 CLIPS = ("traffic_highway_640x360", "horses_720x480", "person_indoor_768x432", "people_street_800x450")
 TESTED = "dashcam_highway_960x540"
 CODING: dict[str, Any] = {"every": 3, "weight": "none"}
-TRAINING: dict[str, Any] = {"steps": 1000, "batch": 16, "rate": 2e-3, "seed": 0}
+TRAINING: dict[str, Any] = {"steps": 600, "batch": 16, "rate": 2e-3, "seed": 0}
 
 
 def server(data: Path) -> Server:
