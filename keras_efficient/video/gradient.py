@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.errors import WrongArgument
-from keras_efficient.video.encoder import BLOCK
+from keras_efficient.macroblocks import BLOCK, grid
 from keras_efficient.video.servers import Server
 
 __all__ = ["accuracy_gradient"]
@@ -75,9 +75,9 @@ def accuracy_gradient(
     if not hasattr(server, "parts"):
         raise WrongArgument("The server's score has no parts.", hint='A detector has them with score="hits".')
     values = ops.convert_to_numpy(server.parts(frames, reference))
-    total = np.zeros((len(frames), -(-frames.shape[1] // BLOCK), -(-frames.shape[2] // BLOCK)), np.float32)
+    total = np.zeros((len(frames), *grid(*frames.shape[1:3])), np.float32)
     for number in np.flatnonzero(values.any(axis=0)):
-        chosen = np.eye(1, values.shape[1], number, dtype=np.float32)[0]
+        chosen = (np.arange(values.shape[1]) == number).astype(np.float32)
         gains = _block_sums(np.linalg.norm(_slopes(server, frames, reference, chosen), norm, axis=-1) * weighted)
         total += gains / np.maximum(gains.sum(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
     return total
@@ -125,7 +125,7 @@ def _differentiated(server: Callable[[], Any], *, of_parts: bool) -> Gradient:
 def _block_sums(values: np.ndarray) -> np.ndarray:
     """(b, h, w) to sums over macroblocks (b, ⌈h/16⌉, ⌈w/16⌉)."""
     batch, height, width = values.shape
-    rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+    rows, columns = grid(height, width)
     whole = np.pad(values, [(0, 0), (0, rows * BLOCK - height), (0, columns * BLOCK - width)])
     sums: np.ndarray = whole.reshape(batch, rows, BLOCK, columns, BLOCK).sum(axis=(2, 4))
     return sums
