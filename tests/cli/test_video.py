@@ -183,7 +183,7 @@ def test_encoding_a_file(clip, tmp_path):
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["frames"] == 50
-    assert 0 < made["video_bytes"] < clip.stat().st_size
+    assert 0 < made["video_bytes"] < 20_000
     again = program("video", "encode", clip, tmp_path / "out.mp4")
     assert (again.returncode, "exists already" in again.stderr) == (1, True), again.stderr
     plain = program("video", "encode", clip, tmp_path / "plain.mkv", "--model", "none", "--bitrate", "100000")
