@@ -81,7 +81,9 @@ class Output:
 
     def text(self, text: str) -> None:
         """A result that is text as it stands."""
-        (self._stdout or sys.stdout).write(text if text.endswith("\n") else f"{text}\n")
+        stream = self._stdout or sys.stdout
+        stream.write(text if text.endswith("\n") else f"{text}\n")
+        stream.flush()  # what is left in a buffer when the process ends is not always written
 
     def message(self, text: str) -> None:
         """For people, besides the result."""

@@ -166,6 +166,9 @@ def stream(
     preset: Annotated[str, typer.Option("--preset", help="Effort of the encoder: ultrafast … placebo.")] = "veryfast",
     frames: Annotated[int, typer.Option("--chunk", help="Frames in a chunk.", min=1, max=1024)] = 10,
     key_every: Annotated[float, typer.Option("--key-every", help="Seconds between key frames.", min=0.1)] = 10,
+    low_delay: Annotated[
+        bool, typer.Option("--low-delay", help="Each frame is coded at once: up to a second less, and more bytes.")
+    ] = False,
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Frames at their rate, as a camera has them; a full spool drops groups.")
     ] = False,
@@ -194,6 +197,7 @@ def stream(
         base=base,
         bitrate=bitrate,
         preset=preset,
+        low_delay=low_delay,
         key_every=max(round(key_every * video.rate), 1),
     )
     folder = spool or Path(f"spool-{camera}")

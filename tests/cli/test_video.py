@@ -153,7 +153,7 @@ def test_what_could_not_be_sent_goes_the_next_time(serve, clip, tmp_path):
 def test_a_camera_that_is_told_to_end_sends_what_it_has(serve, clip, tmp_path, number):
     _, address, _ = serve("--insecure")
     stream = ("stream", clip, "--to", address, "--camera", "cam1", "--insecure", "--spool", tmp_path / "spool")
-    camera = started(*stream, "--realtime", "--chunk", 2, "--json")
+    camera = started(*stream, "--realtime", "--low-delay", "--chunk", 2, "--json")
     try:
         camera.stdout.readline()
         camera.send_signal(number)
