@@ -18,7 +18,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_efficient.video import Packet
+    from keras_efficient.video import Packet, Server
     from keras_efficient.video.transport import Chunk, Sender
 
 __all__ = ["app"]
@@ -230,13 +230,9 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
     """Frames to results that JSON can hold."""
     import numpy as np
 
-    from keras_efficient.video import onnx_server
     from keras_efficient.video.transport import plain
 
-    if (task == "keypoints") != (people is not None):
-        raise WrongArgument("--people is needed for --task keypoints, and only there.")
-    finder = None if people is None else _compiled(onnx_server(people, "detection", "yolox"))
-    server = _compiled(onnx_server(network, task, preprocess, **({"people": finder} if finder else {})))
+    server = _server(network, task, preprocess, people)
 
     def predict(frames: np.ndarray) -> list[Any]:
         # One by one: a graph is compiled for each number of frames, which takes seconds.
@@ -246,15 +242,14 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
     return predict
 
 
-def _compiled(server: Any) -> Any:
-    """With its network in one piece: YOLOX-nano takes 45 ms then, and 160 ms operation by operation."""
-    import keras
+def _server(network: Path, task: str, preprocess: str, people: Path | None) -> Server:
+    from keras_efficient.video import onnx_server
+    from keras_efficient.video.servers import compiled
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
-        server.network = tensorflow.function(server.network, autograph=False)
-    return server
+    if (task == "keypoints") != (people is not None):
+        raise WrongArgument("--people is needed for --task keypoints, and only there.")
+    finder = {} if people is None else {"people": compiled(onnx_server(people, "detection", "yolox"))}
+    return compiled(onnx_server(network, task, preprocess, **finder))
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None, insecure: bool) -> dict[str, Any]:

@@ -13,11 +13,14 @@
 
 from keras_efficient.video.allocation import graded_offsets, two_levels
 from keras_efficient.video.camera import Camera, Saliency
+from keras_efficient.video.delay import Link, delays
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
+from keras_efficient.video.evaluation import Evaluation, evaluate, saving
 from keras_efficient.video.frames import Video
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.labels import Coding
 from keras_efficient.video.onnx_graph import OnnxGraph
+from keras_efficient.video.schemes import Clip, Coded, Scheme, schemes
 from keras_efficient.video.servers import (
     PREPROCESSING,
     Detections,
@@ -33,24 +36,33 @@ from keras_efficient.video.training import TrainedCamera, train_accmodel
 __all__ = [
     "PREPROCESSING",
     "Camera",
+    "Clip",
+    "Coded",
     "Coding",
     "DetectionServer",
     "Detections",
+    "Evaluation",
     "KeypointServer",
+    "Link",
     "OnnxGraph",
     "Packet",
     "Preprocessing",
     "RoiEncoder",
     "Saliency",
+    "Scheme",
     "SegmentationServer",
     "Server",
     "TrainedCamera",
     "Video",
     "accuracy_gradient",
     "decoded",
+    "delays",
+    "evaluate",
     "graded_offsets",
     "onnx_server",
     "qp_map",
+    "saving",
+    "schemes",
     "train_accmodel",
     "two_levels",
 ]
