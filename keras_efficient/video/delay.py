@@ -15,8 +15,10 @@ delay = fill + hold + look + encode + queue + link + round trip + server
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +59,9 @@ class Link:
         if not (self.bandwidth > 0 and self.round_trip >= 0 and self.chunk >= 1):
             raise WrongArgument(f"There is no such link: {self}.")
 
-    def delay(self, point: Point, rate: Fraction | float) -> float:
-        """Seconds, the mean over chunks."""
-        return float(sum(delays(point, rate, self).values()).mean())  # type: ignore[union-attr]
+    def delay(self, point: Point, rate: Fraction | float, of: Callable[[np.ndarray], Any] = np.mean) -> float:
+        """Seconds, the mean over chunks, or something else of them."""
+        return float(of(np.sum(list(delays(point, rate, self).values()), axis=0)))
 
 
 def delays(point: Point, rate: Fraction | float, link: Link) -> dict[str, np.ndarray]:

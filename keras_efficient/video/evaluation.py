@@ -26,7 +26,7 @@ from keras_efficient.video.accuracy import Measure, measures_of
 from keras_efficient.video.frames import rgb
 from keras_efficient.video.schemes import Clip, Scheme, uniform
 
-__all__ = ["Comparison", "Curve", "Evaluation", "Point", "Saving", "evaluate", "isotonic", "saving"]
+__all__ = ["Comparison", "Curve", "Evaluation", "Point", "Saving", "drawn", "evaluate", "isotonic", "saving"]
 
 FEWEST_BLOCKS = 4  # of a bootstrap
 
@@ -172,7 +172,7 @@ def saving(
         raise WrongArgument(f"Curves of {frames} and {baseline.sums.shape[1]} frames, {len(accuracies)} accuracies.")
     highest = min(max(accuracies), *(float(one.fitted()[1][-1]) for one in (curve, baseline)))
     wanted = [*accuracies, highest]
-    weights = [None, *_drawn(frames, draws, block, seed)]
+    weights = [None, *drawn(frames, draws, block, seed)]
     logs = np.array([_differences(curve, baseline, wanted, some) for some in weights])  # (1 + draws, wanted)
     # Where the curves themselves meet; a draw may lack some of these.
     shared = np.ma.masked_invalid(logs[:, :-1][:, ~np.isnan(logs[0, :-1])])
@@ -181,7 +181,7 @@ def saving(
     return Comparison(found[:-1], _saving(None, means), found[-1])
 
 
-def _drawn(frames: int, draws: int, block: int, seed: int) -> np.ndarray:
+def drawn(frames: int, draws: int = 200, block: int = 10, seed: int = 0) -> np.ndarray:
     """(draws, frames): how often each frame was drawn; no draws from too few blocks, which would look too sure."""
     blocks = np.arange(frames) // block
     count = blocks[-1] + 1
