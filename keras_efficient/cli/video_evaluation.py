@@ -102,17 +102,24 @@ def _model(name: str) -> Any:
 
 
 def _table(numbers: Sequence[dict[str, Any]]) -> None:
-    """A line for each clip, scheme, baseline and measure."""
+    """A line for each clip, scheme and baseline, by the measure that decides; of the others people see the mean."""
     from keras_efficient.video.evaluation import Saving
 
-    rows = []
+    rows, heads = [], {"clip": "clip", "scheme": "scheme", "against": "against"}
     for clip in numbers:
         for row in clip["savings"]:
-            plain = {"clip": Path(clip["clip"]).name, **row}
-            if not out.as_json:
-                plain |= {f"{one['accuracy']:.2f}": str(Saving(**one)) for one in row["at"]}
-                plain |= {"mean": str(Saving(**row["mean"])), "highest": str(Saving(**row["highest"]))}
-            rows.append(plain)
-    at = [f"{one['accuracy']:.2f}" for one in numbers[0]["savings"][0]["at"]] if rows else []
-    heads = {**dict.fromkeys(("clip", "measure", "scheme", "against")), **dict.fromkeys(at), "mean": None}
-    out.rows(rows, {name: f"saved at {name}" if name in at else name for name in heads})
+            plain = {"clip": Path(clip["clip"]).stem, **row}
+            if out.as_json:
+                rows.append(plain)
+                continue
+            mean = f"mean at equal {row['measure']}"
+            plain[mean] = str(Saving(**row["mean"]))
+            if row["measure"] == clip["measures"][0]:
+                cells = {f"at {one['accuracy']:.2f}": str(Saving(**one)) for one in row["at"]}
+                rows.append({**plain, **cells})
+                heads |= {name: name for name in (*cells, mean)}
+            else:
+                same = ("clip", "scheme", "against")
+                first = next(other for other in rows if all(other[name] == plain[name] for name in same))
+                first[mean], heads[mean] = plain[mean], mean
+    out.rows(rows, heads)

@@ -50,22 +50,25 @@ def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
         return LEFT + (math.log(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def down(value: float) -> float:
-        return HEIGHT - BOTTOM - (max(value, least) - least) / (1 - least) * (HEIGHT - BOTTOM - TOP)
+        return HEIGHT - BOTTOM - (value - least) / (1 - least) * (HEIGHT - BOTTOM - TOP)
 
     def path(xs: Sequence[float], ys: Sequence[float]) -> str:
         return " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in zip(xs, ys, strict=True))
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{y} over {x}")}">']
-    for value in _round_numbers(least, 1.0):
+    for value in _steps(least, 1.0):
         parts.append(f'<path class="grid" d="M{LEFT} {down(value):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for value in _one_two_five(math.exp(low), math.exp(high)):
+    for value in _ticks(math.exp(low), math.exp(high)):
         parts.append(f'<path class="grid" d="M{across(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
     turned = f"translate(13 {HEIGHT / 2 - 20:.0f}) rotate(-90)"
     parts.append(f'<text transform="{turned}" text-anchor="middle">{html.escape(y)}</text>')
+    # A picture in the picture, which cuts off what is below the axis.
+    inner = f"{LEFT} 0 {WIDTH - LEFT - RIGHT} {HEIGHT - BOTTOM}"
+    parts.append('<svg x="{}" y="{}" width="{}" height="{}" viewBox="{}">'.format(*inner.split(), inner))
     for line in shown:
         if line.band is not None:
             around = path(line.x, line.band[1]) + " " + path(list(line.x)[::-1], list(line.band[0])[::-1])
@@ -80,18 +83,22 @@ def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
                 f'<circle cx="{across(a):.1f}" cy="{down(b):.1f}" r="{width}" fill="{line.colour}">'
                 f"<title>{title}</title></circle>"
             )
-    parts.append("</svg>")
+    parts.append("</svg></svg>")
     keys = "".join(f'<span><i style="background:{one.colour}"></i>{html.escape(one.name)}</span>' for one in shown)
     return "".join(parts) + f'<p class="legend">{keys}</p>'
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
-    step = 0.05 if high - low <= 0.5 else 0.1
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, int(high / step + 1e-9) + 1)]
+def _steps(low: float, high: float) -> list[float]:
+    """About five round numbers at equal distances."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if (high - low) / (factor * power) <= 6)
+    return [number * step for number in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
 
 
-def _one_two_five(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers of a logarithmic axis."""
+    if high / low < 8:
+        return _steps(low, high)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     return [value for value in found if low <= value <= high]

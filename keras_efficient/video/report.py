@@ -170,8 +170,8 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
     ):
         drawn = _curves(found, amount)
         over = f"mean delay of a chunk, {unit}" if unit == "seconds" else unit
-        least = max(min(0.95, *(min(line.y) for line in drawn)) - 0.02, 0.0)
-        svg = plot.lines(drawn, x=over, y=accuracy, least=round(least, 1) if least < 0.9 else 0.9)
+        lowest = min(value for line in drawn for value in line.y)
+        svg = plot.lines(drawn, x=over, y=accuracy, least=min(max(int(10 * lowest) / 10, 0.5), 0.9))
         parts.append(f"<figure><figcaption>{heading}</figcaption>{svg}</figure>")
     parts.append("</div><p class='note'>Dots are measured; lines never fall; bands hold 95 % of a bootstrap.</p>")
     parts += [_savings(numbers), _delays(numbers, link), _abouts(found)]
@@ -359,9 +359,11 @@ body{max-width:1320px;margin:auto;padding:16px}
 h2{border-top:1px solid var(--line);padding-top:20px;overflow-wrap:anywhere}
 .plots,.frames{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:16px}
 figure{margin:0}figcaption{font-weight:600}.frames figcaption,.note{font-weight:400;color:var(--soft);font-size:13px}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line);fill:none}
+figure>svg{width:100%;height:auto;display:block}
+svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line);fill:none}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:4px 0;font-size:13px}
 .legend i{display:inline-block;width:14px;height:4px;margin-right:6px;vertical-align:middle}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:4px 12px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
+th,td{text-align:left;padding:4px 12px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap}
+td:nth-child(2){white-space:normal}
 """

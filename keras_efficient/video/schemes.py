@@ -33,6 +33,7 @@ FED_BACK = 10  # QPs by which a second pass is better than the first
 HIGH, LOWS = 30, (36, 40, 44)  # QPs between which an oracle takes its gradients
 GRADIENTS = 3  # frames from one gradient to the next
 
+OF_MODEL = ("camera", "camera-live")
 OFF = {"aq-mode": 0, "mbtree": 0, "bframes": 0}
 AQ = {"aq-mode": 1, "mbtree": 0, "bframes": 0}
 
@@ -105,7 +106,7 @@ def schemes(
     Args:
         names: of `SCHEMES`.
         server: whose boxes or gradients some of them use.
-        model: of the camera, for `"camera"`: a Keras model, or the path of a file.
+        model: of the camera, for `"camera"` and `"camera-live"`: a Keras model, or the path of a file.
         preset: of libx264.
         key_every: frames from one key frame to the next; `None`: the first is the only one.
         chunk: frames that are sent together.
@@ -113,17 +114,17 @@ def schemes(
 
     Raises:
         UnknownName: another name.
-        WrongArgument: `"camera"` without a model.
+        WrongArgument: one that uses a camera model, without one.
     """
     form = _Form(server, model, preset, key_every, chunk)
     found = []
     for name in names:
         if name not in SCHEMES:
             raise UnknownName("scheme", name, SCHEMES)
-        if name == "camera" and model is None:
-            raise WrongArgument("The scheme 'camera' needs a camera model.")
+        if name in OF_MODEL and model is None:
+            raise WrongArgument(f"The scheme {name!r} needs a camera model.")
         about, (least, most), code = SCHEMES[name]
-        key = f"{preset} {key_every} {chunk}" + (f" {_digest(model)}" if name == "camera" else "")
+        key = f"{preset} {key_every} {chunk}" + (f" {_digest(model)}" if name in OF_MODEL else "")
         found.append(Scheme(name, about, code(form), range(least, most + 1, step), key))
     return found
 
@@ -138,11 +139,14 @@ class _Form:
     key_every: int | None = None
     chunk: int = 10
 
-    def plain(self, options: Mapping[str, Any], mode: str = "crf") -> Callable[[Clip, float], Coded]:
+    def plain(
+        self, options: Mapping[str, Any], mode: str = "crf", *, live: bool = False
+    ) -> Callable[[Clip, float], Coded]:
         """libx264 as it is; mode "qp" is its constant QP, where the first frame is 3 better."""
+        tune = {"tune": "zerolatency"} if live else {}
 
         def code(clip: Clip, quality: float) -> Coded:
-            return _coded(self._stream(clip, clip.video, {mode: quality}, options))
+            return _coded(self._stream(clip, clip.video, {mode: quality, **tune}, options))
 
         return code
 
@@ -236,12 +240,13 @@ class _Form:
 
         return lambda clip, quality: self.roi(clip, maps(clip), quality)
 
-    def camera(self) -> Callable[[Clip, float], Coded]:
+    def camera(self, *, live: bool = False) -> Callable[[Clip, float], Coded]:
         """`video.Camera`, its model at the first frame of each chunk."""
 
         def code(clip: Clip, quality: float) -> Coded:
             video = clip.video
             options: dict[str, Any] = {"preset": self.preset, "key_every": self.key_every, "threads": 1}
+            options |= {"low_delay": live}
             camera = Camera(
                 self.model, video.width, video.height, video.rate, every=self.chunk, base=quality, **options
             )
@@ -304,6 +309,16 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
         lambda form: form.oracle(),
     ),
     "camera": ("x264's defaults with offsets from the camera model", (28, 48), lambda form: form.camera()),
+    "defaults-live": (
+        "x264's own, tuned for no delay: crf, AQ; no look ahead, no mbtree, no B-frames",
+        (24, 44),
+        lambda form: form.plain({}, live=True),
+    ),
+    "camera-live": (
+        "x264's own, tuned for no delay, with offsets from the camera model",
+        (28, 48),
+        lambda form: form.camera(live=True),
+    ),
 }
 
 
