@@ -20,7 +20,7 @@ import numpy as np
 from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.video.allocation import graded_offsets
 from keras_efficient.video.camera import Camera, Saliency
-from keras_efficient.video.encoder import BLOCK, Packet, RoiEncoder, decoded, packet_of
+from keras_efficient.video.encoder import BLOCK, PRESETS, Packet, RoiEncoder, decoded, packet_of
 from keras_efficient.video.frames import Video, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Detections, Server
@@ -114,8 +114,10 @@ def schemes(
 
     Raises:
         UnknownName: another name.
-        WrongArgument: one that uses a camera model, without one.
+        WrongArgument: one that uses a camera model, without one; another preset.
     """
+    if preset not in PRESETS:
+        raise WrongArgument(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}.")
     form = _Form(server, model, preset, key_every, chunk)
     found = []
     for name in names:
