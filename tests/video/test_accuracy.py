@@ -69,6 +69,7 @@ def test_points_of_people():
     both = np.stack([person, other])
     assert measure.sums(both, both[::-1]).tolist() == [6, 6], "the nearest are a pair"
     assert measure.sums(both, person[None]).tolist() == [3, 6]
+    assert measure.sums(np.stack([person, person]), person[None]).tolist() == [3, 6], "a pair has two"
     assert measure.sums(np.zeros((0, 4, 3)), person[None]).tolist() == [0, 0]
     assert measure.accuracy(np.array([[2, 3], [0, 0]])) == pytest.approx([2 / 3, 1])
 

@@ -143,6 +143,8 @@ def test_uniform_has_one_qp(clip):
     stream = form._stream(clip, clip.video, {"qp": 34}, OFF)
     frames = list(video.decoded(stream.packets, quality=True))
     assert {int(qp) for frame in frames[1:] for qp in np.unique(qp_map(frame))} == {34}
+    (scheme,) = video.schemes(["uniform"], Shades())
+    assert scheme.code(clip, 34).sizes.tolist() == stream.sizes.tolist()
 
 
 def bright():
@@ -163,6 +165,7 @@ def test_every_scheme_codes_every_frame(clip):
         assert coded.offsets is None or len(coded.offsets) == FRAMES
         sizes[scheme.name] = int(coded.sizes.sum())
         if scheme.name in ("vigil", "boxes"):
+            assert (coded.offsets[9] != coded.offsets[10]).any(), "the column has moved"
             assert coded.offsets[0].tolist() == [
                 [0 if 1 <= row < 4 and column == 0 else 6 for column in range(8)] for row in range(6)
             ]
@@ -181,6 +184,7 @@ def test_the_second_pass_is_seen_inside_of_boxes(clip):
         inside.append(apart[offsets < 0].mean())
         outside.append(apart[offsets == 0].mean())
     assert np.mean(inside) < 0.7 * np.mean(outside)
+    assert np.mean(outside) < 30, "not black"
 
 
 def test_schemes_that_there_are_not():
