@@ -128,7 +128,7 @@ def _narrowest(values: np.ndarray) -> np.ndarray:
     """The same values, in float16 or in fewer bytes of an integer where these have all of them."""
     import numpy as np
 
-    if values.nbytes < 2**16:
+    if values.nbytes < 2**12:
         return values
     narrower = {"float32": ("float16",), "int32": ("int8", "int16"), "int16": ("int8",)}
     for dtype in narrower.get(str(values.dtype), ()):

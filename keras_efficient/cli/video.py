@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keras_efficient.atomic import check_apart, check_target
 from keras_efficient.cli.output import out
 from keras_efficient.errors import FileProblem, WrongArgument
 
@@ -23,12 +24,52 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+DEFAULT_MODEL = "accmodel-yolox-nano"
+DEFAULT_BASE = 40.0
+
 app = typer.Typer(help="Video for networks at a server.", no_args_is_help=True)
 
 CERTIFICATE = typer.Option("--certificate", help="Own certificate, PEM.")
 KEY = typer.Option("--key", help="Its private key, PEM.")
 AUTHORITY = typer.Option("--authority", help="Certificate of the authority that signed both sides' own, PEM.")
+MODEL = typer.Option("--model", metavar="NAME|FILE|none", help="A zoo model, a .keras, .tflite or .onnx file, or none.")
+BASE = typer.Option("--base", help="Quality: 1 best, 51 worst; less where the network does not look.", min=1, max=51)
+BITRATE = typer.Option("--bitrate", help="Bits a second to keep, instead of --base.", min=1000)
+EVERY = typer.Option("--model-every", help="Frames from one that the model looks at to the next.", min=1)
 INSECURE = typer.Option("--insecure", help="Without TLS; inside one machine only.")
+
+
+@app.command("encode")
+def encode(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="An .mp4, .mkv, .mov or .ts.")],
+    model: Annotated[str, MODEL] = DEFAULT_MODEL,
+    base: Annotated[float, BASE] = DEFAULT_BASE,
+    bitrate: Annotated[int | None, BITRATE] = None,
+    every: Annotated[int, EVERY] = 10,
+    codec: Annotated[str, typer.Option("--codec", help="libx264 or libx265.")] = "libx264",
+    preset: Annotated[str, typer.Option("--preset", help="Effort of the encoder: ultrafast … placebo.")] = "veryfast",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Encode a video for a network at a server: bits go where it looks. Sound and subtitles are copied."""
+    out.begin(as_json=as_json)
+    check_target(target, overwrite=force)
+    check_apart([source], [target])
+    with out.hushed():
+        from keras_efficient.video.encode import encode_file
+
+        network = _camera_model(model)
+    options = {"base": base, "bitrate": bitrate, "every": every, "codec": codec, "preset": preset}
+    with out.progress(source.name) as show:
+        made = encode_file(source, target, network, overwrite=force, on_progress=show, **options)
+    values = {
+        "output": str(target),
+        "frames": made.frames,
+        "video_bytes": made.video_bytes,
+        "bits_per_second": round(8 * made.video_bytes / made.seconds),
+    }
+    out.record(values)
 
 
 @app.command("certs")
@@ -118,10 +159,11 @@ def stream(
         Path | None, typer.Option("--spool", metavar="DIR", help="For what is not sent yet; by default spool-CAMERA.")
     ] = None,
     spool_size: Annotated[int, typer.Option("--spool-size", metavar="MB", help="Of the spool.", min=1)] = 256,
-    base: Annotated[float, typer.Option("--base", help="Quality: 1 best, 34 usual, 51 worst.", min=1, max=51)] = 34,
-    bitrate: Annotated[
-        int | None, typer.Option("--bitrate", help="Bits a second to keep, instead of --base.", min=1000)
-    ] = None,
+    model: Annotated[str, MODEL] = DEFAULT_MODEL,
+    base: Annotated[float, BASE] = DEFAULT_BASE,
+    bitrate: Annotated[int | None, BITRATE] = None,
+    every: Annotated[int, EVERY] = 10,
+    preset: Annotated[str, typer.Option("--preset", help="Effort of the encoder: ultrafast … placebo.")] = "veryfast",
     frames: Annotated[int, typer.Option("--chunk", help="Frames in a chunk.", min=1, max=1024)] = 10,
     key_every: Annotated[float, typer.Option("--key-every", help="Seconds between key frames.", min=0.1)] = 10,
     realtime: Annotated[
@@ -139,14 +181,19 @@ def stream(
     tls = _tls(certificate, key, authority, insecure)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters comes as an error, and is said in our words
     with out.hushed():
-        from keras_efficient.video import RoiEncoder, Video
+        from keras_efficient.video import Camera, Video
         from keras_efficient.video.transport import Sender, Spool, chunked
 
+        network = _camera_model(model)
+
     video = Video.open(source)
-    encoder = RoiEncoder(
+    source_camera = Camera(
+        network,
         *(video.width, video.height, video.rate),
+        every=every,
         base=base,
         bitrate=bitrate,
+        preset=preset,
         key_every=max(round(key_every * video.rate), 1),
     )
     folder = spool or Path(f"spool-{camera}")
@@ -156,7 +203,8 @@ def stream(
     ended, times = _heed_signals(), dict[int, float]()
     broken: list[FileProblem] = []
     pictures = _until_broken(video, broken, ended)
-    packets = _packets(pictures, encoder, sender, times, float(video.rate) if realtime else None)
+    packets = _packets(pictures, source_camera, sender, times, float(video.rate) if realtime else None)
+    encoder = source_camera.encoder
     form = (encoder.codec, encoder.width, encoder.height, encoder.fps)
     chunks = chunked(packets, *form, frames=frames, captured=lambda pts: _taken(times, pts))
     with out.stages(f"{source.name} to {to}") as show:
@@ -187,10 +235,7 @@ def evaluate(
     people: Annotated[
         Path | None, typer.Option("--people", metavar="FILE", help="For keypoints: a YOLOX .onnx that finds people.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME|FILE", help="A camera model: of the zoo, or .keras, .tflite or .onnx."),
-    ] = None,
+    model: Annotated[str | None, MODEL] = None,
     scheme: Annotated[
         list[str] | None,
         typer.Option("--scheme", metavar="NAME", help="A way of coding; may be repeated. Without: what is usual."),
@@ -220,11 +265,12 @@ def evaluate(
 
     with out.hushed():
         server = _server(network, task, preprocess, people)
+        camera = None if model is None else _camera_model(model)
     coding = {"preset": preset, "key_every": key_every, "chunk": chunk, "step": step}
     link = {"bandwidth": bandwidth * 1e6, "round_trip": round_trip / 1e3, "chunk": chunk}
     how: dict[str, Any] = {"every": every, "frames": frames, "reference": None if source else 30, "force": force}
     files = [network, *([] if people is None else [people])]
-    video_evaluation.run(server, files, clips, model, scheme, folder, coding=coding, link=link, **how)
+    video_evaluation.run(server, files, clips, camera, scheme, folder, coding=coding, link=link, **how)
 
 
 def _until_broken(video: Any, broken: list[FileProblem], ended: Callable[[], bool]) -> Iterator[Any]:
@@ -278,6 +324,15 @@ def _show(sequence: int, results: list[Any]) -> None:
         out.text(json.dumps({"sequence": sequence, "results": results}, separators=(",", ":")))
     else:
         out.detail(f"chunk {sequence}: {len(results)} frames analysed")
+
+
+def _camera_model(model: str) -> Any:
+    """For `video.Camera`: a zoo model or that of a .keras file, the path of an exported file, or None."""
+    from keras_efficient.cli import models
+
+    if model == "none":
+        return None
+    return Path(model) if Path(model).suffix.lower() in models.EXPORTED else models.open_keras(model)
 
 
 def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -> Callable[[np.ndarray], list[Any]]:

@@ -23,7 +23,7 @@ def run(
     server: Any,
     files: Sequence[Path],
     clips: Sequence[Path],
-    model: str | None,
+    model: Any,
     names: Sequence[str] | None,
     folder: Path,
     *,
@@ -40,10 +40,10 @@ def run(
         server: with its files, which tell its kept results from another's.
         files: of the server.
         clips: paths of videos.
-        model: of a camera: a name of the zoo or a file.
+        model: of a camera, or `None`.
         names: of schemes; `None`: without knowledge of the network, with its boxes where it has some, the model's.
         folder: is made where there is none.
-        coding: arguments of `video.schemes`.
+        coding: arguments of `video.coding_schemes`.
         link: arguments of `video.Link`.
         every, reference: of `video.evaluate`.
         frames: of each clip.
@@ -59,8 +59,12 @@ def run(
         raise FileProblem(folder, f"cannot be made: {error.strerror}.") from error
     targets = [check_target(folder / f"evaluation.{suffix}", overwrite=force) for suffix in ("json", "html")]
     if not names:
-        names = [*USUAL, *(() if hasattr(server, "of_logits") else OF_BOXES), *(("camera",) if model else ())]
-    schemes = video.schemes(names, server, None if model is None else _model(model), **coding)
+        names = [
+            *USUAL,
+            *(() if hasattr(server, "of_logits") else OF_BOXES),
+            *(("camera",) if model is not None else ()),
+        ]
+    schemes = video.coding_schemes(names, server, model, **coding)
     who = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     speed, shown = video.Link(**link), [name for name in DRAWN if name in names] or [names[-1]]
     pages, numbers = [], []
@@ -77,28 +81,6 @@ def run(
             temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     _table(numbers)
     out.message(f"Written: {', '.join(map(str, targets))}.")
-
-
-def _model(name: str) -> Any:
-    """A camera model: a file, or one of the zoo."""
-    path = Path(name)
-    if path.suffix in (".tflite", ".onnx"):
-        if not path.is_file():
-            raise FileProblem(path, "no such file.")
-        return path
-    with out.hushed():
-        if path.suffix == ".keras":
-            import keras
-
-            import keras_efficient.layers  # noqa: F401  (its layers are in the file)
-
-            try:
-                return keras.models.load_model(path)
-            except (OSError, ValueError) as error:
-                raise FileProblem(path, "is no Keras model that can be read.") from error
-        from keras_efficient import zoo
-
-        return zoo.load(name)
 
 
 def _table(numbers: Sequence[dict[str, Any]]) -> None:

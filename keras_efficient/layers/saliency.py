@@ -7,9 +7,9 @@ import numbers
 import keras
 from keras import ops
 
-__all__ = ["MacroblockSaliencyHead"]
+from keras_efficient.macroblocks import BLOCK
 
-BLOCK = 16  # pixels of a macroblock's side, in H.264 and where H.265 quantises in such steps
+__all__ = ["MacroblockSaliencyHead"]
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")

@@ -11,27 +11,33 @@
     packets = encoder.encode(frame, offsets)                # a QP offset for each macroblock of 16 × 16 pixels
 """
 
-from keras_efficient.video.allocation import graded_offsets, two_levels
-from keras_efficient.video.camera import Camera, Saliency
-from keras_efficient.video.delay import Link, delays
-from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
-from keras_efficient.video.evaluation import Evaluation, evaluate, saving
-from keras_efficient.video.frames import Video
-from keras_efficient.video.gradient import accuracy_gradient
-from keras_efficient.video.labels import Coding
-from keras_efficient.video.onnx_graph import OnnxGraph
-from keras_efficient.video.schemes import Clip, Coded, Scheme, schemes
-from keras_efficient.video.servers import (
-    PREPROCESSING,
-    Detections,
-    DetectionServer,
-    KeypointServer,
-    Preprocessing,
-    SegmentationServer,
-    Server,
-    onnx_server,
-)
-from keras_efficient.video.training import TrainedCamera, train_accmodel
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_efficient.video.allocation import graded_offsets, two_levels
+    from keras_efficient.video.camera import Camera, Saliency
+    from keras_efficient.video.delay import Link, delays
+    from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
+    from keras_efficient.video.evaluation import Evaluation, evaluate, saving
+    from keras_efficient.video.frames import Video
+    from keras_efficient.video.gradient import accuracy_gradient
+    from keras_efficient.video.labels import Coding
+    from keras_efficient.video.onnx_graph import OnnxGraph
+    from keras_efficient.video.schemes import Clip, Coded, Scheme, coding_schemes
+    from keras_efficient.video.servers import (
+        PREPROCESSING,
+        Detections,
+        DetectionServer,
+        KeypointServer,
+        Preprocessing,
+        SegmentationServer,
+        Server,
+        onnx_server,
+    )
+    from keras_efficient.video.training import TrainedCamera, train_accmodel
 
 __all__ = [
     "PREPROCESSING",
@@ -55,6 +61,7 @@ __all__ = [
     "TrainedCamera",
     "Video",
     "accuracy_gradient",
+    "coding_schemes",
     "decoded",
     "delays",
     "evaluate",
@@ -62,7 +69,51 @@ __all__ = [
     "onnx_server",
     "qp_map",
     "saving",
-    "schemes",
     "train_accmodel",
     "two_levels",
 ]
+
+_HOMES = {
+    "Camera": "camera",
+    "Clip": "schemes",
+    "Coded": "schemes",
+    "Coding": "labels",
+    "DetectionServer": "servers",
+    "Detections": "servers",
+    "Evaluation": "evaluation",
+    "KeypointServer": "servers",
+    "Link": "delay",
+    "OnnxGraph": "onnx_graph",
+    "PREPROCESSING": "servers",
+    "Packet": "encoder",
+    "Preprocessing": "servers",
+    "RoiEncoder": "encoder",
+    "Saliency": "camera",
+    "Scheme": "schemes",
+    "SegmentationServer": "servers",
+    "Server": "servers",
+    "TrainedCamera": "training",
+    "Video": "frames",
+    "accuracy_gradient": "gradient",
+    "decoded": "encoder",
+    "delays": "delay",
+    "evaluate": "evaluation",
+    "graded_offsets": "allocation",
+    "onnx_server": "servers",
+    "qp_map": "encoder",
+    "saving": "evaluation",
+    "coding_schemes": "schemes",
+    "train_accmodel": "training",
+    "two_levels": "allocation",
+}
+
+
+# A camera that runs an exported file imports neither Keras nor TensorFlow.
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_efficient.errors import WrongArgument
+from keras_efficient.macroblocks import grid
 from keras_efficient.video.allocation import graded_offsets
-from keras_efficient.video.encoder import BLOCK, Packet, RoiEncoder
+from keras_efficient.video.encoder import Packet, RoiEncoder
 from keras_efficient.video.frames import packages
 from keras_efficient.video.interpolation import resized
 from keras_efficient.video.motion import carried, small_luma
@@ -42,7 +43,7 @@ class Saliency:
         area = packages().video.reformatter.Interpolation.AREA
         small = frame.reformat(self.size[1], self.size[0], "rgb24", interpolation=area).to_ndarray()
         scores = self._network(small[None].astype(np.float32))
-        found: np.ndarray = resized(scores, (-(-frame.height // BLOCK), -(-frame.width // BLOCK)))[0]
+        found: np.ndarray = resized(scores, grid(frame.height, frame.width))[0]
         return found
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.errors import ConversionError, WrongArgument
-from keras_efficient.layers.saliency import BLOCK
+from keras_efficient.macroblocks import BLOCK, grid
 from keras_efficient.video.frames import packages
 
-__all__ = ["BLOCK", "Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_map", "rectangles"]
+__all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_map", "rectangles"]
 
 CODECS = ("libx264", "libx265")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
@@ -116,9 +116,9 @@ class RoiEncoder:
             "options": options,
         }
         self.width, self.height, self.codec, self.mode, self.base = width, height, codec, mode, base
-        self.rows, self.columns = -(-height // BLOCK), -(-width // BLOCK)
+        self.rows, self.columns = grid(height, width)
         self.fps = rate = Fraction(fps).limit_denominator(60000)
-        parameters: dict[str, Any] = {"keyint": key_every or "infinite", "repeat-headers": 1, "annexb": 1}
+        parameters: dict[str, float | str] = {"keyint": key_every or "infinite", "repeat-headers": 1, "annexb": 1}
         if codec == "libx265":
             parameters = {"keyint": key_every or -1, "repeat-headers": 1, "log-level": "error"}
         if b_frames is not None:

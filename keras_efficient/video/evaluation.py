@@ -3,7 +3,7 @@
 ::
 
     clip = video.Clip(video.Video.open("road.mp4"))
-    found = video.evaluate(server, clip, video.schemes(["uniform", "defaults", "camera"], server, model))
+    found = video.evaluate(server, clip, video.coding_schemes(["uniform", "defaults", "camera"], server, model))
     video.saving(found.curve("camera"), found.curve("defaults"), [0.8, 0.85, 0.9, 0.95])
 """
 

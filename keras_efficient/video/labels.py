@@ -27,22 +27,29 @@ TOGETHER = 4  # frames of one gradient
 
 @dataclass(frozen=True)
 class Coding:
-    """How frames are coded for their labels.
+    """How labels are made: how frames are coded for them, and how much of a gradient counts.
 
     Attributes:
         high: QP of the good frames.
         low: QPs of the bad ones, which take turns.
         every: so many frames of a video lie from one labelled frame to the next.
         preset: of libx264.
+        weight: of `accuracy_gradient`. `"difference"` has in it how badly a macroblock was coded; `"none"` only how
+            much the server heeds it, and the encoder's own adaptive quantisation has to know the rest.
+        each: of `accuracy_gradient`.
+        average: over so many neighbouring labelled frames, and with them over the qualities `low`.
     """
 
     high: int = 30
     low: tuple[int, ...] = (36, 40, 44)
     every: int = 2
     preset: str = "veryfast"
+    weight: str = "difference"
+    each: bool = False
+    average: int = 1
 
     def __post_init__(self) -> None:
-        if not self.low or not 0 < self.high < min(self.low) or max(self.low) > 51 or self.every < 1:
+        if not self.low or not 0 < self.high < min(self.low) or max(self.low) > 51 or min(self.every, self.average) < 1:
             raise WrongArgument(f"Frames cannot be coded so: {self}.", hint="QPs: 0 < high < low <= 51.")
 
 
@@ -142,15 +149,22 @@ def _made(
     for number, (frame, high, *lows) in enumerate(all_of_them):
         if number not in wanted:
             continue
-        low = lows[len(frames) // TOGETHER % len(lows)]
+        low = lows[len(frames) % len(lows)]
         frames.append(_shrunk(frame, size))
         waiting.append((rgb(high), rgb(low)))
         if len(waiting) == TOGETHER or len(frames) == len(wanted):
             both = [np.stack(some) for some in zip(*waiting, strict=True)]
-            gains.append(accuracy_gradient(server, *both))
+            gains.append(accuracy_gradient(server, *both, weight=coding.weight, each=coding.each))
             waiting.clear()
             on_frames(len(frames))
-    return Labels(np.stack(frames), np.concatenate(gains).astype(np.float32))
+    return Labels(np.stack(frames), _averaged(np.concatenate(gains), coding.average).astype(np.float32))
+
+
+def _averaged(gains: np.ndarray, count: int) -> np.ndarray:
+    """The mean over the `count` nearest frames, fewer at the ends."""
+    starts = np.maximum(np.arange(len(gains)) - (count - 1) // 2, 0)
+    ends = np.minimum(np.arange(len(gains)) + count // 2 + 1, len(gains))
+    return np.stack([gains[start:end].mean(axis=0) for start, end in zip(starts, ends, strict=True)])
 
 
 def _encoder(video: Video, qp: int, preset: str) -> RoiEncoder:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.video.encoder import BLOCK
+from keras_efficient.macroblocks import BLOCK, grid
 from keras_efficient.video.frames import packages
 
 __all__ = ["carried", "small_luma"]
@@ -19,7 +19,7 @@ STILLNESS = 2.0  # grey levels by which a place must be better for each step tha
 
 def small_luma(frame: Any) -> np.ndarray:
     """The luma of an `av.VideoFrame`, an eighth as wide and high: (2 · rows, 2 · columns) float32 of macroblocks."""
-    rows, columns = (-(-size // BLOCK) * PER_BLOCK for size in (frame.height, frame.width))
+    rows, columns = (PER_BLOCK * count for count in grid(frame.height, frame.width))
     height, width = (max(1, -(-size // SHRINK)) for size in (frame.height, frame.width))
     area = packages().video.reformatter.Interpolation.AREA
     luma = frame.reformat(width, height, "gray", interpolation=area).to_ndarray().astype(np.float32)

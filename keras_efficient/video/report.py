@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficient.macroblocks import BLOCK
 from keras_efficient.video import plot
 from keras_efficient.video.delay import TERMS, Link, bandwidth_for
-from keras_efficient.video.encoder import BLOCK
 from keras_efficient.video.evaluation import Comparison, Evaluation, Saving, saving
 from keras_efficient.video.frames import packages, rgb
 from keras_efficient.video.schemes import uniform

@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.errors import UnknownName, WrongArgument
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
+from keras_efficient.macroblocks import BLOCK, grid
 from keras_efficient.video.allocation import graded_offsets
 from keras_efficient.video.camera import Camera, Saliency
-from keras_efficient.video.encoder import BLOCK, PRESETS, Packet, RoiEncoder, decoded, packet_of
+from keras_efficient.video.encoder import PRESETS, Packet, RoiEncoder, decoded, packet_of
 from keras_efficient.video.frames import Video, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Detections, Server
 
-__all__ = ["SCHEMES", "Clip", "Coded", "Scheme", "schemes", "uniform"]
+__all__ = ["SCHEMES", "Clip", "Coded", "Scheme", "coding_schemes", "uniform"]
 
 OUTSIDE = 6  # QPs by which what is outside of boxes is worse
 FEEDBACK = 2  # frames for which the boxes of a first pass hold
@@ -91,7 +92,7 @@ class Scheme:
     key: str = ""
 
 
-def schemes(
+def coding_schemes(
     names: Iterable[str],
     server: Server,
     model: Any = None,
@@ -237,7 +238,8 @@ class _Form:
                     chunks.append([])
                 if number % self.chunk % GRADIENTS == 0:
                     low = lows[number % self.chunk // GRADIENTS % len(lows)]
-                    chunks[-1].append(accuracy_gradient(self.server, rgb(high)[None], rgb(low)[None])[0])
+                    both = (rgb(high)[None], rgb(low)[None])
+                    chunks[-1].append(accuracy_gradient(self.server, *both, weight="none")[0])
             return [graded_offsets(np.mean(gains, axis=0)) for gains in chunks]
 
         return lambda clip, quality: self.roi(clip, maps(clip), quality)
@@ -374,7 +376,7 @@ def _boxes_of(found: Any) -> np.ndarray:
 
 def _covered(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """(rows, columns): macroblocks that some box touches."""
-    mask = np.zeros((-(-height // BLOCK), -(-width // BLOCK)), bool)
+    mask = np.zeros(grid(height, width), bool)
     for left, top, right, bottom in np.asarray(boxes).clip(0).tolist():
         mask[int(top // BLOCK) : int(-(-bottom // BLOCK)), int(left // BLOCK) : int(-(-right // BLOCK))] = True
     return mask
@@ -395,7 +397,10 @@ def _digest(model: Any) -> str:
     """What tells a camera model from another."""
     digest = hashlib.sha256()
     if isinstance(model, str | Path):
-        digest.update(Path(model).read_bytes())
+        try:
+            digest.update(Path(model).read_bytes())
+        except OSError as error:
+            raise FileProblem(model, "no such file.") from error
     else:
         for weights in model.get_weights():
             digest.update(np.ascontiguousarray(weights).tobytes())

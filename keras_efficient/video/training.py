@@ -20,7 +20,7 @@ from keras_efficient.video.interpolation import resized
 from keras_efficient.video.labels import Coding, Labels, clips_of, labels_of
 from keras_efficient.video.servers import Server
 
-__all__ = ["TrainedCamera", "train_accmodel"]
+__all__ = ["TrainedCamera", "rank_correlation", "train_accmodel"]
 
 LABELLING = 0.45  # of the time, at most
 FLOOR = 0.02  # of a frame's mean gain, added before the logarithm
@@ -98,7 +98,7 @@ def train_accmodel(
     model = AccModel(frame_size) if model is None else model
     if "rescale" not in [layer.name for layer in model.layers]:
         raise WrongArgument(f"{model.name!r} is no AccModel.")
-    inner = keras.Model(model.get_layer("rescale").input, model.output)
+    inner = _inner(model)
     folder = None if folder is None else Path(folder)
     deadline = None if steps is not None else begin + 60 * minutes
     labels = _labels(server, source, coding or Coding(), inner, deadline, folder, name, minutes, tell)
@@ -111,6 +111,18 @@ def train_accmodel(
     correlation = _correlation(inner, *test)
     tell(f"rank correlation on {len(test[0])} other frames: {correlation:.3f}")
     return TrainedCamera(model, correlation, len(train[0]), done, round(time.monotonic() - begin, 1))
+
+
+def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
+    """Spearman's of an `AccModel`'s scores and the gains of a frame's macroblocks, the mean over frames."""
+    grid = model.output_shape[1:]
+    parts = [Labels(one.frames, _logarithms(one.gains, grid)) for one in labels]
+    return _correlation(_inner(model), *_together(parts))
+
+
+def _inner(model: keras.Model) -> keras.Model:
+    """Without the layer that shrinks frames: labels have shrunk ones."""
+    return keras.Model(model.get_layer("rescale").input, model.output)
 
 
 def _labels(
@@ -204,8 +216,8 @@ def _train(
         done += 1
         log.append((done, round(loss, 5)))
         if now - saved > SAVED_EVERY:
-            _save(inner, folder, log)
             tell(f"step {done}, {share:.0%}: loss {np.mean([one for _, one in log[-50:]]):.4f}")
+            _save(inner, folder, log)
             saved = now
     _save(inner, folder, log)
     return done

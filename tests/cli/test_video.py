@@ -177,6 +177,20 @@ def test_a_video_that_breaks_off(serve, clip, tmp_path):
     assert stored(tmp_path)[0][2] >= 5, "what came before is there"
 
 
+def test_encoding_a_file(clip, tmp_path):
+    """With no further option: the zoo's camera model, and a quality that makes sense."""
+    done = program("video", "encode", clip, tmp_path / "out.mp4", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["frames"] == 50
+    assert 0 < made["video_bytes"] < 20_000
+    again = program("video", "encode", clip, tmp_path / "out.mp4")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True), again.stderr
+    plain = program("video", "encode", clip, tmp_path / "plain.mkv", "--model", "none", "--bitrate", "100000")
+    assert plain.returncode == 0, plain.stderr
+    assert "frames" in plain.stdout
+
+
 SERVE = ("serve", "--network", "NETWORK", "--insecure", "--task", "segmentation", "--preprocess", "deeplab")
 
 
@@ -189,6 +203,10 @@ SERVE = ("serve", "--network", "NETWORK", "--insecure", "--task", "segmentation"
         (("stream", "CLIP", "--to", "localhost", "--camera", "c", "--insecure"), 2, "is no address"),
         (("stream", "none.mp4", "--to", "localhost:1", "--camera", "c", "--insecure"), 1, "no such file"),
         (("stream", "/dev/null", "--to", "localhost:1", "--camera", "c", "--insecure"), 1, "/dev/null"),
+        (("encode", "none.mp4", "out.mp4"), 1, "no such file"),
+        (("encode", "CLIP", "out.gif"), 2, "cannot be written"),
+        (("encode", "CLIP", "out.mp4", "--model", "accmodel-yolo"), 2, "Did you mean 'accmodel-yolox-nano'?"),
+        (("encode", "CLIP", "out.mp4", "--model", "sesr-m5-x2"), 2, "not RGB frames"),
         (("serve", "--network", "NETWORK"), 2, "--insecure inside one machine"),
         ((*SERVE, "--listen", "0.0.0.0:0"), 2, "is not this machine"),
         (("serve", "--network", "NETWORK", "--insecure", "--task", "segments"), 2, "Unknown task"),

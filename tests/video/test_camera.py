@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -133,3 +136,20 @@ def test_what_is_refused(tmp_path):
     x = keras.Input((96, 160, 3))
     with pytest.raises(WrongArgument, match="not \\(batch, rows, columns\\) of scores"):
         video.Saliency(keras.Model(x, layers.Dense(1)(x)))
+
+
+def test_a_camera_that_runs_a_file_imports_neither_keras_nor_tensorflow(tmp_path):
+    path = tmp_path / "camera.tflite"
+    export.save(models.AccModel(SIZE, width=0.25, shrink=2), path)
+    code = f"""
+import sys
+import numpy as np
+from keras_efficient import video
+from keras_efficient.video.transport import Sender, Spool, chunked
+camera = video.Camera({str(path)!r}, 160, 96, 25)
+camera.encode(np.zeros((96, 160, 3), np.uint8))
+assert camera.offsets.shape == (6, 10)
+print(sorted({{"keras", "tensorflow", "jax"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

@@ -143,7 +143,7 @@ def test_uniform_has_one_qp(clip):
     stream = form._stream(clip, clip.video, {"qp": 34}, OFF)
     frames = list(video.decoded(stream.packets, quality=True))
     assert {int(qp) for frame in frames[1:] for qp in np.unique(qp_map(frame))} == {34}
-    (scheme,) = video.schemes(["uniform"], Shades())
+    (scheme,) = video.coding_schemes(["uniform"], Shades())
     assert scheme.code(clip, 34).sizes.tolist() == stream.sizes.tolist()
 
 
@@ -155,7 +155,7 @@ def bright():
 
 def test_every_scheme_codes_every_frame(clip):
     model, sizes = bright(), {}
-    for scheme in video.schemes(SCHEMES, Finder(), model, key_every=8):
+    for scheme in video.coding_schemes(SCHEMES, Finder(), model, key_every=8):
         coded = scheme.code(clip, 40)
         pictures = list(coded.pictures())
         assert [picture.shape for picture in pictures] == [(*SIZE, 3)] * FRAMES, scheme.name
@@ -174,7 +174,7 @@ def test_every_scheme_codes_every_frame(clip):
 
 
 def test_the_second_pass_is_seen_inside_of_boxes(clip):
-    (scheme,) = video.schemes(["dds"], Finder())
+    (scheme,) = video.coding_schemes(["dds"], Finder())
     source = [frame.to_ndarray(format="rgb24") for frame in clip]
     inside, outside = [], []
     for picture, frame, offsets in zip(
@@ -189,13 +189,13 @@ def test_the_second_pass_is_seen_inside_of_boxes(clip):
 
 def test_schemes_that_there_are_not():
     with pytest.raises(UnknownName, match="unifrm"):
-        video.schemes(["unifrm"], Shades())
+        video.coding_schemes(["unifrm"], Shades())
     with pytest.raises(WrongArgument, match="needs a camera model"):
-        video.schemes(["camera"], Shades())
+        video.coding_schemes(["camera"], Shades())
     with pytest.raises(WrongArgument, match="`preset` must be one of"):
-        video.schemes(["uniform"], Shades(), preset="quick")
+        video.coding_schemes(["uniform"], Shades(), preset="quick")
     with pytest.raises(WrongArgument, match="finds no boxes"):
-        video.schemes(["vigil"], Shades())[0].code(TINY, 30)
+        video.coding_schemes(["vigil"], Shades())[0].code(TINY, 30)
 
 
 class _Tiny:
@@ -213,7 +213,7 @@ TINY = _Tiny()
 @pytest.fixture(scope="module")
 def evaluated(clip):
     server = Shades()
-    schemes = video.schemes(["uniform", "defaults", "oracle"], server, step=5)
+    schemes = video.coding_schemes(["uniform", "defaults", "oracle"], server, step=5)
     return server, video.evaluate(server, clip, schemes, every=2)
 
 
@@ -243,7 +243,7 @@ def test_it_goes_on_where_it_was(clip, tmp_path):
             raise Broken
 
     server = Shades()
-    schemes = video.schemes(["uniform"], server, step=5)
+    schemes = video.coding_schemes(["uniform"], server, step=5)
     with pytest.raises(Broken):
         video.evaluate(server, clip, schemes, folder=tmp_path, on_progress=breaks)
     assert len(list(tmp_path.iterdir())) == 2
@@ -270,7 +270,7 @@ def test_it_goes_on_where_it_was(clip, tmp_path):
 def test_a_clip_that_is_shorter_than_a_chunk(clip):
     server = Finder()
     few = video.Clip(clip.video, 3)
-    found = video.evaluate(server, few, video.schemes(["uniform", "eaar", "oracle"], server, step=10))
+    found = video.evaluate(server, few, video.coding_schemes(["uniform", "eaar", "oracle"], server, step=10))
     numbers = report.summary(found, video.Link(1e6), draws=10)
     assert numbers["frames"] == 3
     assert video.delays(found.points["eaar"][0], 25, video.Link(1e6))["fill"].tolist() == [3 / 25]

@@ -12,7 +12,16 @@ from keras_efficient.video.frames import Video, packages, rgb
 
 
 def written(
-    path, *, sizes=((64, 48),), pix_fmt="yuv420p", codec="libx264", frames=6, pts=None, sound=False, options=None
+    path,
+    *,
+    sizes=((64, 48),),
+    pix_fmt="yuv420p",
+    codec="libx264",
+    frames=6,
+    pts=None,
+    sound=False,
+    options=None,
+    rotation=0,
 ):
     av = packages()
     with av.open(str(path), "w") as container:
@@ -21,6 +30,8 @@ def written(
         for width, height in sizes:
             stream = container.add_stream(codec, rate=25, options={"g": "3", **(options or {})})
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+            if rotation:
+                stream.set_display_rotation(rotation)
             streams.append(stream)
         if audio is not None:
             for start in range(0, 4000, 1000):
@@ -52,6 +63,21 @@ def test_frames_of_a_video(tmp_path):
 def test_sound_may_come_first(tmp_path):
     video = Video.open(written(tmp_path / "a.mkv", sound=True))
     assert len(list(video)) == 6
+
+
+@pytest.mark.parametrize(
+    ("rotation", "size", "red"), [(90, (48, 64), "bottom"), (180, (64, 48), "right"), (-90, (48, 64), "top")]
+)
+def test_turned_videos_become_upright(tmp_path, rotation, size, red):
+    """`rotation` degrees against the clock have to be turned; the left half of the coded picture is red."""
+    video = Video.open(written(tmp_path / "a.mp4", rotation=rotation))
+    assert (video.width, video.height) == size
+    first, *_, last = video
+    assert (last.pts - first.pts) * last.time_base == Fraction(5, 25)
+    halves = {"top": np.s_[:20], "bottom": np.s_[-20:], "left": np.s_[:, :20], "right": np.s_[:, -20:]}
+    reds = {name: rgb(first)[part][..., 0].mean() for name, part in halves.items()}
+    assert max(reds, key=reds.get) == red
+    assert reds[red] > 240
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p", "yuv444p"])

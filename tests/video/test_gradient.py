@@ -60,6 +60,27 @@ def test_its_variants():
     np.testing.assert_allclose(twice, 2 * found, rtol=1e-4)
 
 
+@pytest.mark.contract
+def test_each_part_counts_alike():
+    class Halves(Linear):
+        """The left half is worth a thousand times what the right one is; a third part is worth nothing."""
+
+        def parts(self, frames, reference):
+            left, right = ops.sum(frames[:, :, :16], axis=(1, 2, 3)), ops.sum(frames[:, :, 16:], axis=(1, 2, 3))
+            return ops.stack([1000 * left, right, 0 * left], axis=-1)
+
+        def score(self, frames, reference):
+            return ops.sum(self.parts(frames, reference), axis=-1)
+
+    high, low = pair(16, 32)
+    found = video.accuracy_gradient(Halves(1.0), high, low, each=True)
+    np.testing.assert_allclose(found, np.ones((2, 1, 2)), rtol=1e-5)
+    whole = video.accuracy_gradient(Halves(1.0), high, low)
+    assert (whole[:, 0, 0] > 100 * whole[:, 0, 1]).all()
+    with pytest.raises(WrongArgument, match="has no parts"):
+        video.accuracy_gradient(Linear(1.0), high, low, each=True)
+
+
 def test_where_it_is_taken():
     class Square(Linear):
         def score(self, frames, reference):

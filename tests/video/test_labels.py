@@ -87,7 +87,7 @@ def test_they_are_kept(clips, tmp_path):
 
 
 def test_what_is_interrupted_leaves_nothing(clips, tmp_path, monkeypatch):
-    def stopped(*arguments):
+    def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(labels, "accuracy_gradient", stopped)
@@ -105,3 +105,10 @@ def test_what_is_refused(tmp_path):
         with pytest.raises(WrongArgument, match="cannot be coded so"):
             labels.Coding(**options)
     assert RoiEncoder(128, 96, 25).rows == 6
+
+
+def test_averages_over_frames():
+    gains = np.arange(5.0).reshape(5, 1, 1)
+    np.testing.assert_allclose(labels._averaged(gains, 1), gains)
+    np.testing.assert_allclose(labels._averaged(gains, 3).ravel(), [0.5, 1, 2, 3, 3.5])
+    np.testing.assert_allclose(labels._averaged(gains, 4).ravel(), [1, 1.5, 2.5, 3, 3.5])

@@ -91,6 +91,23 @@ def test_what_is_cut_is_what_is_there(data_dir, crowd):
     assert halved.mean() == pytest.approx(crowd[0, 50:178, 100:228].mean(), rel=0.02)
 
 
+def test_parts_of_scores(data_dir, crowd):
+    """They sum to the score; where each person counts alike, more people are heeded."""
+    path = data_dir / "models" / "yolox_nano.onnx"
+    server = video.onnx_server(path, "detection", "yolox", score="hits")
+    reference, worse = server.reference(crowd), blurred(crowd, 4)
+    parts, score = (ops.convert_to_numpy(f(worse, reference)) for f in (server.parts, server.score))
+    assert parts.shape == (1, 17)
+    np.testing.assert_allclose(parts.sum(axis=1), score, rtol=1e-4)
+    maps = [video.accuracy_gradient(server, crowd, worse, each=each)[0] for each in (False, True)]
+    assert maps[1].sum() == pytest.approx(len(server.predict(crowd)[0]) + 1, abs=1e-3)
+    largest = [np.sort(one.ravel())[::-1][:40].sum() / one.sum() for one in maps]
+    assert largest[1] < largest[0]
+    plain = video.onnx_server(path, "detection", "yolox")
+    with pytest.raises(WrongArgument, match='"likelihood" has no parts'):
+        video.accuracy_gradient(plain, crowd, worse, each=True)
+
+
 def test_boxes_that_overlap():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     assert suppressed(boxes, np.array([0.5, 0.9, 0.4, 0.3]), np.array([0, 0, 1, 0]), 0.45).tolist() == [1, 2, 3]

@@ -13,7 +13,8 @@ __all__ = ["PREPROCESSING", "Preprocessing", "Server"]
 class Server(Protocol):
     """A network whose view of frames decides which bits are worth sending.
 
-    Frames are (b, h, w, 3), RGB, 0 to 255, of integers or floats.
+    Frames are (b, h, w, 3), RGB, 0 to 255, of integers or floats. A server whose score is a sum over what is seen may
+    also have `parts(frames, reference)`, (b, parts), whose sum is the score: see `accuracy_gradient(each=True)`.
     """
 
     def predict(self, frames: Any) -> list[Any]:

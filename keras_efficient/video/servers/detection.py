@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_efficient.errors import UnknownName
+from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.video.servers.base import Preprocessing
 
 __all__ = ["DetectionServer", "Detections", "intersection_over_union"]
@@ -103,6 +103,13 @@ class DetectionServer:
         return self._wanted(*map(ops.convert_to_numpy, raw)) if self._of_hits else raw
 
     def score(self, frames: Any, reference: Any) -> Any:
+        found = self._score(*self._raw(frames), *reference)
+        return ops.sum(found, axis=-1) if self._of_hits else found
+
+    def parts(self, frames: Any, reference: Any) -> Any:
+        """Of the score "hits", whose sum it is: what each detection of the reference gives, and all that is none."""
+        if not self._of_hits:
+            raise WrongArgument('The score "likelihood" has no parts.', hint='Take score="hits".')
         return self._score(*self._raw(frames), *reference)
 
     def _likelihood(self, found: Any, boxes: Any, wanted: Any, places: Any) -> Any:
@@ -112,12 +119,14 @@ class DetectionServer:
         return likelihood - ops.sum(sure * ops.sum(ops.abs(boxes - places), axis=-1), axis=-1)
 
     def _hits(self, found: Any, boxes: Any, anchors: Any, classes: Any, free: Any) -> Any:
-        """`anchors` (b, d, a): which are of each detection; `classes` (b, d, c) of it; `free` (b, a): of none."""
+        """Of each detection, and of what is none: (b, d + 1).
+
+        `anchors` (b, d, a): which are of each detection; `classes` (b, d, c) of it; `free` (b, a): of none."""
         of_class = ops.einsum("bac,bdc->bda", found, classes)
         best = ops.max(of_class * anchors, axis=-1)
         hits = ops.sigmoid((best - self.threshold) / SOFTNESS) * ops.max(classes, axis=-1)
         others = ops.sum(ops.sigmoid((found - self.sure) / SOFTNESS), axis=-1) * free
-        return ops.sum(hits, axis=-1) - ops.sum(others, axis=-1)
+        return ops.concatenate([hits, -ops.sum(others, axis=-1, keepdims=True)], axis=-1)
 
     def _wanted(self, p: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `_hits` is told of a reference; detections are filled up to a multiple of 16 with such of no class."""

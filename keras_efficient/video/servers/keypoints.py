@@ -67,9 +67,12 @@ class KeypointServer:
         return squares, there.astype(np.float32), self._heat(frames, squares)
 
     def score(self, frames: Any, reference: Any) -> Any:
+        return ops.sum(self.parts(frames, reference), axis=1)
+
+    def parts(self, frames: Any, reference: Any) -> Any:
+        """Of each person: (b, people)."""
         squares, there, wanted = reference
-        apart = ops.sum(ops.square(self._heat(frames, squares) - wanted), axis=(2, 3, 4))
-        return -ops.sum(apart * there, axis=1)
+        return -there * ops.sum(ops.square(self._heat(frames, squares) - wanted), axis=(2, 3, 4))
 
     def _squares(self, frames: Any) -> tuple[np.ndarray, np.ndarray]:
         """Squares around the people of each frame, (b, most, 4), and which of them there are, (b, most)."""

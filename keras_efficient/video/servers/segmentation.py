@@ -38,7 +38,11 @@ class SegmentationServer:
         return ops.exp(self._log_probabilities(frames))
 
     def score(self, frames: Any, reference: Any) -> Any:
-        return ops.sum(reference * self._log_probabilities(frames), axis=(1, 2, 3))
+        return ops.sum(self.parts(frames, reference), axis=-1)
+
+    def parts(self, frames: Any, reference: Any) -> Any:
+        """Of each class: (b, classes)."""
+        return ops.sum(reference * self._log_probabilities(frames), axis=(1, 2))
 
     def _log_probabilities(self, frames: Any) -> Any:
         found = self.network(self.preprocessing(frames))

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.video.servers import Detections
-
 __all__ = ["plain"]
 
 MOST_FOUND = 300  # boxes or people in a frame
@@ -22,6 +20,8 @@ def plain(found: Any) -> dict[str, Any]:
       many pixels in reading order have it; without `runs` where those would be more than 4096.
     - Points (people, points, 3): `people`, each a list of x, y and probability.
     """
+    from keras_efficient.video.servers import Detections  # imports Keras, which a camera does without
+
     if isinstance(found, Detections):
         best = np.argsort(-found.scores, kind="stable")[:MOST_FOUND]
         return {

@@ -1,0 +1,104 @@
+"""A file to a file: every frame at its time, sound copied, and what cannot be done refused."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from keras_efficient import models, video
+from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.video.encode import encode_file
+from keras_efficient.video.frames import packages
+
+SIZE = (96, 128)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.AccModel(SIZE, width=0.25, shrink=2)
+
+
+def clip(path, *, times=None, sound=False, frames=30):
+    """Noise that moves; `times` in hundredths of a second."""
+    av = packages()
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as writer:
+        if sound:
+            track = writer.add_stream("aac", rate=8000, layout="mono")
+        stream = writer.add_stream("libx264", rate=25, options={"qp": "20"})
+        stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * number, axis=1), format="rgb24")
+            frame.pts, frame.time_base = (times or range(0, 4 * frames, 4))[number], Fraction(1, 100)
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode(None))
+        if sound:
+            samples = np.random.default_rng(1).normal(0, 0.1, (1, 9600)).astype(np.float32)
+            block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            block.sample_rate, block.pts = 8000, 0
+            writer.mux(track.encode(block))
+            writer.mux(track.encode(None))
+    return path
+
+
+def shown(path):
+    """Times of the frames, in seconds."""
+    with packages().open(str(path)) as reader:
+        return [float(frame.pts * frame.time_base) for frame in reader.decode(video=0)]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".ts"])
+def test_every_frame_is_there_at_its_time(tmp_path, model, suffix):
+    source = clip(tmp_path / "in.mkv", sound=True)
+    seen = []
+    made = encode_file(source, tmp_path / f"out{suffix}", model, base=38, on_progress=lambda *two: seen.append(two))
+    assert made.frames == 30
+    assert made.seconds == pytest.approx(1.2)
+    assert 0 < made.video_bytes < source.stat().st_size
+    assert [done for done, _ in seen] == list(range(1, 31))
+    times, wanted = np.array(shown(tmp_path / f"out{suffix}")), np.array(shown(source))
+    shift = times[0] - wanted[0]  # of a transport stream
+    np.testing.assert_allclose(times - shift, wanted, atol=2e-3)
+    with packages().open(str(tmp_path / f"out{suffix}")) as reader:
+        assert len(reader.streams.audio) == 1
+        assert sum(frame.samples for frame in reader.decode(audio=0)) >= 9600
+    assert video.Video.open(tmp_path / f"out{suffix}").width == SIZE[1]
+
+
+def test_variable_frame_rates_stay(tmp_path, model):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 12, 30)).tolist()
+    source = clip(tmp_path / "in.mkv", times=times)
+    encode_file(source, tmp_path / "out.mkv", model)
+    np.testing.assert_allclose(shown(tmp_path / "out.mkv"), shown(source), atol=2e-3)
+
+
+def test_libx265_and_a_bitrate(tmp_path, model):
+    source = clip(tmp_path / "in.mkv")
+    made = encode_file(source, tmp_path / "out.mp4", model, codec="libx265", base=36)
+    assert len(shown(tmp_path / "out.mp4")) == made.frames == 30
+    kept = encode_file(source, tmp_path / "kept.mp4", None, bitrate=300_000)
+    assert 8 * kept.video_bytes / kept.seconds < 600_000
+
+
+def test_what_is_refused(tmp_path, model):
+    source = clip(tmp_path / "in.mp4")
+    with pytest.raises(WrongArgument, match=r"out\.gif cannot be written"):
+        encode_file(source, tmp_path / "out.gif", model)
+    with pytest.raises(WrongArgument, match="is the input itself"):
+        encode_file(source, source, model, overwrite=True)
+    with pytest.raises(FileProblem, match="no such file"):
+        encode_file(tmp_path / "none.mp4", tmp_path / "out.mp4", model)
+    (tmp_path / "out.mp4").write_bytes(b"mine")
+    with pytest.raises(FileProblem, match="exists already"):
+        encode_file(source, tmp_path / "out.mp4", model)
+    data = bytearray(source.read_bytes())
+    data[len(data) * 4 // 5 : len(data) * 4 // 5 + 200] = np.random.default_rng(0).bytes(200)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data)
+    with pytest.raises(FileProblem, match="damaged or cut off"):
+        encode_file(cut, tmp_path / "other.mp4", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "in.mp4", "out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"mine"

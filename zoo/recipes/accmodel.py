@@ -1,0 +1,193 @@
+"""Makes the camera models of the zoo, such as `accmodel-yolox-nano`: what macroblocks are worth to a server's network.
+
+    python -m keras_efficient.zoo.recipes.accmodel --data FOLDER --out runs --publish
+
+`FOLDER` holds `video/` with clips and `models/` with the server's network. Clips of cars on a motorway, `dashcam_*`,
+are not trained on: the model is measured on them. Nobody labels anything. Interrupt it and run it again: it goes on.
+`--publish` writes weights, golden tensors and card; `--measure` measures the model of the zoo; `--without CLIP` trains
+one more, which has not seen that clip but has seen a dashcam, for the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_efficient.video import Server
+    from keras_efficient.zoo.schema import Card
+
+__all__ = ["CLIPS", "NAME", "TESTED", "measure", "publish", "server", "train"]
+
+NAME = "accmodel-yolox-nano"
+NETWORK = ("yolox_nano.onnx", "detection", "yolox")
+FRAME_SIZE = (720, 1280)
+CLIPS = ("traffic_highway_640x360", "horses_720x480", "person_indoor_768x432", "people_street_800x450")
+TESTED = "dashcam_highway_960x540"
+CODING: dict[str, Any] = {"every": 3, "weight": "none"}
+TRAINING: dict[str, Any] = {"steps": 600, "batch": 16, "rate": 2e-3, "seed": 0}
+
+
+def server(data: Path) -> Server:
+    from keras_efficient import video
+
+    file, task, preprocess = NETWORK
+    return video.onnx_server(data / "models" / file, task, preprocess)
+
+
+def train(data: Path, folder: Path, *, without: str | None = None, steps: int | None = None) -> keras.Model:
+    """Trains the camera model, or goes on with it; `folder` keeps labels and state."""
+    from keras_efficient import video
+
+    clips = CLIPS if without is None else (*(clip for clip in CLIPS if clip != without), TESTED)
+    found = video.train_accmodel(
+        server(data),
+        [data / "video" / f"{clip}.mp4" for clip in clips],
+        frame_size=FRAME_SIZE,
+        coding=video.Coding(**CODING),
+        folder=folder,
+        name=NETWORK[0],
+        on_progress=lambda line: print(line, file=sys.stderr, flush=True),
+        **(TRAINING if steps is None else {**TRAINING, "steps": steps}),
+    )
+    return found.model
+
+
+def measure(model: keras.Model, data: Path) -> float:
+    """Rank correlation of scores and gains on the clip that was not trained on."""
+    from keras_efficient.video.labels import Coding, labels_of
+    from keras_efficient.video.training import rank_correlation
+
+    size = model.get_layer("rescale").input.shape[1:3]
+    return rank_correlation(
+        model, [labels_of(server(data), data / "video" / f"{TESTED}.mp4", Coding(**CODING), size=size)]
+    )
+
+
+def publish(model: keras.Model, data: Path, log: Path, zoo_folder: Path) -> Card:
+    """Measures, and puts weights (kernels rounded to float16), golden tensors, the training's log and card into the
+    zoo."""
+    import numpy as np
+
+    from keras_efficient.zoo import golden, weights
+    from keras_efficient.zoo.schema import write_card
+
+    for variable in model.weights:
+        if len(variable.shape) > 1:
+            variable.assign(np.asarray(variable).astype(np.float16).astype(np.float32))
+    correlation = measure(model, data)
+    files = zoo_folder / "weights"
+    weights.save(model, files / f"{NAME}.weights.h5")
+    golden.write_golden(golden.answers(model, {"random": _squares(model)}), files / f"{NAME}.golden.npz")
+    logs = zoo_folder / "recipes" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / f"{NAME}.csv").write_bytes(log.read_bytes())
+    card = _card(model, correlation, weights.describe(files / f"{NAME}.weights.h5"))
+    write_card(card, zoo_folder / "cards" / f"{NAME}.yaml")
+    return card
+
+
+def _squares(model: keras.Model):
+    """A frame of random squares, which is small in a file."""
+    import numpy as np
+
+    _, height, width, _ = model.input_shape
+    squares = np.random.default_rng(0).integers(0, 256, (-(-height // 40), -(-width // 40), 3))
+    return squares.repeat(40, axis=0).repeat(40, axis=1)[None, :height, :width].astype(np.float32)
+
+
+def _card(model: keras.Model, correlation: float, file: Any) -> Card:
+    import keras
+
+    from keras_efficient.deploy import deploy
+    from keras_efficient.zoo import schema as cards
+    from keras_efficient.zoo.recipes.memcom import exports
+
+    frame, scores = (
+        "of a camera, RGB",
+        "log2 of what a better quality of each macroblock of 16 × 16 is worth to YOLOX-nano",
+    )
+    return cards.Card(
+        name=NAME,
+        system="accmpeg",
+        task="video coding",
+        summary="Where YOLOX-nano looks: a score for each macroblock of a frame, for video.Camera.",
+        builder=cards.Builder("AccModel", {"frame_size": list(FRAME_SIZE)}),
+        weights=file,
+        preprocessing=cards.Preprocessing(
+            inputs=(cards.Tensor("frame", model.input_shape, "float32", frame, (0, 255)),),
+            outputs=(cards.Tensor(model.output_names[0], model.output_shape, "float32", scores),),
+            facts={"server": NETWORK[0], "block": 16},
+        ),
+        parameters=deploy(model).count_params(),
+        metrics=(
+            cards.Metric(
+                "rank correlation",
+                round(correlation, 3),
+                f"{TESTED}.mp4",
+                "Spearman's of scores and accuracy gradients inside of a frame, mean over every third frame",
+                f"{_MODULE} --measure",
+            ),
+        ),
+        trained_on=tuple(cards.TrainedOn(f"{clip}.mp4", _TERMS[clip]) for clip in CLIPS),
+        recipe=cards.Recipe(
+            _COMMAND, TRAINING["seed"], backend=keras.backend.backend(), details={**TRAINING, **CODING}
+        ),
+        licence="Apache-2.0",
+        limitations=(
+            "It was trained on four short clips: for a camera of your own train one of your own, which takes minutes.",
+            "Scores are compared inside of a frame: they do not say that one frame matters more than another.",
+            "It serves YOLOX-nano with a letterbox of 416 × 416; another network looks elsewhere.",
+        ),
+        golden=f"{NAME}.golden.npz",
+        exports=tuple(exports(model)),
+        paper=cards.Paper(
+            "AccMPEG: Optimizing Video Encoding for Accurate Video Analytics", "https://arxiv.org/abs/2204.12534", 2022
+        ),
+    )
+
+
+_MODULE = "python -m keras_efficient.zoo.recipes.accmodel --data FOLDER"
+_COMMAND = f"{_MODULE} --out runs --publish"
+_OPENCV4NODEJS = "opencv4nodejs, MIT; origin of the clip not stated there"
+_TERMS = {
+    "traffic_highway_640x360": _OPENCV4NODEJS,
+    "horses_720x480": _OPENCV4NODEJS,
+    "person_indoor_768x432": "one-by-one-person-detection by Intel Corporation, CC-BY-4.0, shortened",
+    "people_street_800x450": _OPENCV4NODEJS,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, help="instead of the recipe's, for a trial; not to be published")
+    parser.add_argument("--without", choices=CLIPS, help="train on a dashcam instead of this clip; not to be published")
+    parser.add_argument("--publish", action="store_true", help="then measure, write weights and card")
+    parser.add_argument("--measure", action="store_true", help="measure the model of the zoo instead")
+    arguments = parser.parse_args()
+    if arguments.publish and (arguments.steps or arguments.without):
+        parser.error("a trial is not to be published")
+    if arguments.measure:
+        from keras_efficient import zoo
+
+        print(measure(zoo.load(NAME), arguments.data))
+        return
+    folder = arguments.out / (NAME if arguments.without is None else f"{NAME}-without-{arguments.without}")
+    model = train(arguments.data, folder, without=arguments.without, steps=arguments.steps)
+    if arguments.without:
+        from keras_efficient.zoo import weights
+
+        weights.save(model, folder / "model.weights.h5")
+    if arguments.publish:
+        card = publish(model, arguments.data, folder / "training.csv", Path(__file__).resolve().parent.parent)
+        print(*(f"{NAME}: {metric.name} {metric.value}" for metric in card.metrics), sep="\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
