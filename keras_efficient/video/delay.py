@@ -6,7 +6,7 @@ delay = fill + hold + look + encode + queue + link + round trip + server
 
 - fill: frames of a chunk / frames a second: how old its first frame is when the last one is taken;
 - hold: how long the encoder keeps a chunk's last packet back, since it looks ahead and reorders;
-- look, encode: seconds of a processor for the camera's model and for the encoder, of one chunk (measured, or as given);
+- look, encode: seconds for the camera's model and for the encoder, of one chunk (measured here, or as given);
 - queue: until the link is free of the chunks before: a chunk is sent when it is there and the link is free;
 - link: 8 · bytes / bandwidth;
 - round trip: a half, and a whole one more for each further pass;

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -58,8 +58,8 @@ class Coded:
         pictures: gives the frames that the server looks at, (h, w, 3) uint8 each.
         sizes: (frames,) bytes sent for each.
         out_at: (frames,): the number of the frame after which the encoder gave each out.
-        encoding: seconds of a processor, for all frames.
-        looking: seconds of the camera's own model, for all frames.
+        encoding: seconds of a processor that nobody else uses, for all frames.
+        looking: seconds of the camera's own model on the clock, for all frames.
         offsets: of each frame, (rows, columns), or `None`.
         passes: how often the clip goes to the server; each one after the first costs a round trip.
     """
@@ -263,19 +263,22 @@ class _Form:
                 return packets
 
             stream = _streamed(clip, encode, camera.flush)
-            look = self._look(clip) * -(-len(stream.sizes) // self.chunk)
-            return _coded(stream, offsets=used, looking=look)
+            chunks = -(-len(stream.sizes) // self.chunk)
+            look, here = self._look(clip)
+            encoding = max(stream.seconds - here * chunks, 0.0)
+            return replace(_coded(stream, offsets=used), encoding=encoding, looking=look * chunks)
 
         return code
 
-    def _look(self, clip: Clip) -> float:
-        """Seconds of one look, the median of some."""
+    def _look(self, clip: Clip) -> tuple[float, float]:
+        """Seconds of one look, the median of some: on the clock, and of this thread alone."""
         saliency, frame, times = Saliency(self.model), next(iter(clip)), []
-        for _ in range(6):
-            begun = time.process_time()
+        for _ in range(9):
+            begun = time.perf_counter(), time.thread_time()
             saliency(frame)
-            times.append(time.process_time() - begun)
-        return float(np.median(times[1:]))
+            times.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
+        look, here = np.median(times[1:], axis=0).tolist()
+        return look, here
 
 
 # name: what it is, QPs or crf of its curve, and how it is made
@@ -346,9 +349,9 @@ def _streamed(
     out_at: dict[int, int] = {}
     seconds, number = 0.0, -1
     for number, frame in enumerate(itertools.chain(frames, [None])):
-        begun = time.process_time()  # others that use the machine do not count
+        begun = time.thread_time()  # others that use the machine do not count
         found = flush() if frame is None else encode(number, frame)
-        seconds += time.process_time() - begun
+        seconds += time.thread_time() - begun
         packets += found
         out_at |= {packet.pts: number - (frame is None) for packet in found}
     sizes = np.zeros(number, int)
@@ -357,10 +360,9 @@ def _streamed(
     return _Stream(packets, sizes, np.array([out_at[index] for index in range(number)], int), seconds)
 
 
-def _coded(stream: _Stream, *, looking: float = 0.0, offsets: list[np.ndarray] | None = None) -> Coded:
-    encoding = max(stream.seconds - looking, 0.0)
+def _coded(stream: _Stream, *, offsets: list[np.ndarray] | None = None) -> Coded:
     return Coded(
-        lambda: map(rgb, decoded(stream.packets)), stream.sizes, stream.out_at, encoding, looking, offsets=offsets
+        lambda: map(rgb, decoded(stream.packets)), stream.sizes, stream.out_at, stream.seconds, offsets=offsets
     )
 
 
