@@ -159,7 +159,7 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
     accuracy, rate = found.measures[0].name, found.clip.video.rate
     facts = (
         f"{numbers['frames']} frames at {float(rate):.4g} a second, {numbers['evaluated']} of them evaluated. "
-        f"Accuracy is the {accuracy} of what the server finds against what it finds in the reference: "
+        f"Accuracy is: {accuracy}, of what the server finds against what it finds in the reference. The reference is: "
         f"{numbers['reference']}."
     )
     parts = [f"<section><h2>{html.escape(found.clip.video.path.name)}</h2><p>{html.escape(facts)}</p>"]
@@ -328,7 +328,7 @@ def _is_classes(found: Any) -> bool:
 
 def _coloured(picture: np.ndarray, found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Classes but the first as colours over the picture; red where the reference has another one."""
-    palette = np.array([[int(one[index : index + 2], 16) for index in (1, 3, 5)] for one in plot.COLOURS])
+    palette = np.array([[37, 120, 214], [21, 160, 61], [147, 51, 234], [14, 160, 180], [120, 140, 15], [100, 116, 139]])
     rows, columns = (np.arange(have) * size // have for have, size in zip(picture.shape[:2], found.shape, strict=True))
     classes, wanted = found[rows][:, columns], reference[rows][:, columns]
     colours = np.where((classes != wanted)[..., None], np.array([255, 0, 0]), palette[classes % len(palette)])

@@ -222,7 +222,9 @@ class _Form:
 
             sizes, out_at = first.sizes + second.sizes, np.maximum(first.out_at, second.out_at)
             offsets = [np.where(mask, -FED_BACK, 0) for mask in masks]
-            return Coded(pictures, sizes, out_at, first.seconds + second.seconds, offsets=offsets, passes=2)
+            return Coded(
+                pictures, sizes, out_at, float((first.seconds + second.seconds).sum()), offsets=offsets, passes=2
+            )
 
         return code
 
@@ -263,22 +265,23 @@ class _Form:
                 return packets
 
             stream = _streamed(clip, encode, camera.flush)
-            chunks = -(-len(stream.sizes) // self.chunk)
-            look, here = self._look(clip)
-            encoding = max(stream.seconds - here * chunks, 0.0)
-            return replace(_coded(stream, offsets=used), encoding=encoding, looking=look * chunks)
+            count, each = len(stream.sizes), stream.seconds
+            # Frames that the model looks at, which it is compiled for at the first, take as long to encode as others.
+            others = each[:-1][np.arange(count) % self.chunk > 0]
+            encoding = others.mean() * count + each[-1] if len(others) else each.sum()
+            looking = self._look(clip) * -(-count // self.chunk)
+            return replace(_coded(stream, offsets=used), encoding=float(encoding), looking=looking)
 
         return code
 
-    def _look(self, clip: Clip) -> tuple[float, float]:
-        """Seconds of one look, the median of some: on the clock, and of this thread alone."""
+    def _look(self, clip: Clip) -> float:
+        """Seconds of one look on the clock, the median of some."""
         saliency, frame, times = Saliency(self.model), next(iter(clip)), []
         for _ in range(9):
-            begun = time.perf_counter(), time.thread_time()
+            begun = time.perf_counter()
             saliency(frame)
-            times.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
-        look, here = np.median(times[1:], axis=0).tolist()
-        return look, here
+            times.append(time.perf_counter() - begun)
+        return float(np.median(times[1:]))
 
 
 # name: what it is, QPs or crf of its curve, and how it is made
@@ -339,7 +342,7 @@ class _Stream:
     packets: list[Packet]
     sizes: np.ndarray
     out_at: np.ndarray
-    seconds: float
+    seconds: np.ndarray  # of each frame, and of what is left at the end
 
 
 def _streamed(
@@ -347,23 +350,25 @@ def _streamed(
 ) -> _Stream:
     packets: list[Packet] = []
     out_at: dict[int, int] = {}
-    seconds, number = 0.0, -1
+    seconds: list[float] = []
+    number = 0
     for number, frame in enumerate(itertools.chain(frames, [None])):
         begun = time.thread_time()  # others that use the machine do not count
         found = flush() if frame is None else encode(number, frame)
-        seconds += time.thread_time() - begun
+        seconds.append(time.thread_time() - begun)
         packets += found
         out_at |= {packet.pts: number - (frame is None) for packet in found}
     sizes = np.zeros(number, int)
     for packet in packets:
         sizes[packet.pts] += len(packet.data)
-    return _Stream(packets, sizes, np.array([out_at[index] for index in range(number)], int), seconds)
+    return _Stream(packets, sizes, np.array([out_at[index] for index in range(number)], int), np.array(seconds))
 
 
 def _coded(stream: _Stream, *, offsets: list[np.ndarray] | None = None) -> Coded:
-    return Coded(
-        lambda: map(rgb, decoded(stream.packets)), stream.sizes, stream.out_at, stream.seconds, offsets=offsets
-    )
+    def pictures() -> Iterator[np.ndarray]:
+        return map(rgb, decoded(stream.packets))
+
+    return Coded(pictures, stream.sizes, stream.out_at, float(stream.seconds.sum()), offsets=offsets)
 
 
 def _boxes_of(found: Any) -> np.ndarray:
