@@ -19,7 +19,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_efficient.video import Packet
+    from keras_efficient.video import Packet, Server
     from keras_efficient.video.transport import Chunk, Sender
 
 __all__ = ["app"]
@@ -225,6 +225,58 @@ def stream(
         raise typer.Exit(1)
 
 
+@app.command("evaluate")
+def evaluate(
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Videos.")],
+    network: Annotated[Path, typer.Option("--network", metavar="FILE", help="The server's, an .onnx file.")],
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="For evaluation.json, evaluation.html, and what is kept.")
+    ],
+    task: Annotated[str, typer.Option("--task", help="detection, segmentation or keypoints.")] = "detection",
+    preprocess: Annotated[
+        str, typer.Option("--preprocess", help="What the network takes: yolox, deeplab, …")
+    ] = "yolox",
+    people: Annotated[
+        Path | None, typer.Option("--people", metavar="FILE", help="For keypoints: a YOLOX .onnx that finds people.")
+    ] = None,
+    model: Annotated[str | None, MODEL] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option("--scheme", metavar="NAME", help="A way of coding; may be repeated. Without: what is usual."),
+    ] = None,
+    step: Annotated[int, typer.Option("--step", help="QPs from one setting to the next.", min=1, max=10)] = 2,
+    frames: Annotated[int | None, typer.Option("--frames", help="Of the beginning of each clip.", min=1)] = None,
+    every: Annotated[int, typer.Option("--every", help="Evaluate one frame in so many.", min=1)] = 1,
+    source: Annotated[
+        bool, typer.Option("--source", help="The reference is the clip itself, not its coding at QP 30.")
+    ] = False,
+    preset: Annotated[str, typer.Option("--preset", help="Of libx264.")] = "veryfast",
+    key_every: Annotated[
+        int | None, typer.Option("--key-every", help="Frames between key frames; without: only the first.", min=1)
+    ] = None,
+    chunk: Annotated[int, typer.Option("--chunk", help="Frames that are sent together.", min=1)] = 10,
+    bandwidth: Annotated[float, typer.Option("--bandwidth", help="Of the link, Mbit/s.", min=0.001)] = 0.5,
+    round_trip: Annotated[float, typer.Option("--round-trip", help="Of the link, milliseconds.", min=0)] = 100,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
+) -> None:
+    """How many bytes, and how much delay, a server's network needs to see as well: curves of several ways to code.
+
+    Each coding that was evaluated is kept in DIR/kept: a run that was interrupted goes on where it was.
+    """
+    out.begin(as_json=as_json)
+    from keras_efficient.cli import video_evaluation
+
+    with out.hushed():
+        server = _server(network, task, preprocess, people)
+        camera = None if model is None else _camera_model(model)
+    coding = {"preset": preset, "key_every": key_every, "chunk": chunk, "step": step}
+    link = {"bandwidth": bandwidth * 1e6, "round_trip": round_trip / 1e3, "chunk": chunk}
+    how: dict[str, Any] = {"every": every, "frames": frames, "reference": None if source else 30, "force": force}
+    files = [network, *([] if people is None else [people])]
+    video_evaluation.run(server, files, clips, camera, scheme, folder, coding=coding, link=link, **how)
+
+
 def _until_broken(video: Any, broken: list[FileProblem], ended: Callable[[], bool]) -> Iterator[Any]:
     """The frames before the video's end, or before it is damaged: they are sent before that is told."""
     try:
@@ -291,13 +343,9 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
     """Frames to results that JSON can hold."""
     import numpy as np
 
-    from keras_efficient.video import onnx_server
     from keras_efficient.video.transport import plain
 
-    if (task == "keypoints") != (people is not None):
-        raise WrongArgument("--people is needed for --task keypoints, and only there.")
-    finder = None if people is None else _compiled(onnx_server(people, "detection", "yolox"))
-    server = _compiled(onnx_server(network, task, preprocess, **({"people": finder} if finder else {})))
+    server = _server(network, task, preprocess, people)
 
     def predict(frames: np.ndarray) -> list[Any]:
         # One by one: a graph is compiled for each number of frames, which takes seconds.
@@ -307,15 +355,14 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
     return predict
 
 
-def _compiled(server: Any) -> Any:
-    """With its network in one piece: YOLOX-nano takes 45 ms then, and 160 ms operation by operation."""
-    import keras
+def _server(network: Path, task: str, preprocess: str, people: Path | None) -> Server:
+    from keras_efficient.video import onnx_server
+    from keras_efficient.video.servers import compiled
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
-        server.network = tensorflow.function(server.network, autograph=False)
-    return server
+    if (task == "keypoints") != (people is not None):
+        raise WrongArgument("--people is needed for --task keypoints, and only there.")
+    finder = {} if people is None else {"people": compiled(onnx_server(people, "detection", "yolox"))}
+    return compiled(onnx_server(network, task, preprocess, **finder))
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None, insecure: bool) -> dict[str, Any]:

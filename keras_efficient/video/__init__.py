@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keras_efficient.video.allocation import graded_offsets, two_levels
     from keras_efficient.video.camera import Camera, Saliency
+    from keras_efficient.video.delay import Link, delays
     from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
+    from keras_efficient.video.evaluation import Evaluation, evaluate, saving
     from keras_efficient.video.frames import Video
     from keras_efficient.video.gradient import accuracy_gradient
     from keras_efficient.video.labels import Coding
     from keras_efficient.video.onnx_graph import OnnxGraph
+    from keras_efficient.video.schemes import Clip, Coded, Scheme, coding_schemes
     from keras_efficient.video.servers import (
         PREPROCESSING,
         Detections,
@@ -39,49 +42,67 @@ if TYPE_CHECKING:
 __all__ = [
     "PREPROCESSING",
     "Camera",
+    "Clip",
+    "Coded",
     "Coding",
     "DetectionServer",
     "Detections",
+    "Evaluation",
     "KeypointServer",
+    "Link",
     "OnnxGraph",
     "Packet",
     "Preprocessing",
     "RoiEncoder",
     "Saliency",
+    "Scheme",
     "SegmentationServer",
     "Server",
     "TrainedCamera",
     "Video",
     "accuracy_gradient",
+    "coding_schemes",
     "decoded",
+    "delays",
+    "evaluate",
     "graded_offsets",
     "onnx_server",
     "qp_map",
+    "saving",
     "train_accmodel",
     "two_levels",
 ]
 
 _HOMES = {
     "Camera": "camera",
+    "Clip": "schemes",
+    "Coded": "schemes",
     "Coding": "labels",
     "DetectionServer": "servers",
     "Detections": "servers",
+    "Evaluation": "evaluation",
     "KeypointServer": "servers",
+    "Link": "delay",
     "OnnxGraph": "onnx_graph",
     "PREPROCESSING": "servers",
     "Packet": "encoder",
     "Preprocessing": "servers",
     "RoiEncoder": "encoder",
     "Saliency": "camera",
+    "Scheme": "schemes",
     "SegmentationServer": "servers",
     "Server": "servers",
     "TrainedCamera": "training",
     "Video": "frames",
     "accuracy_gradient": "gradient",
     "decoded": "encoder",
+    "delays": "delay",
+    "evaluate": "evaluation",
     "graded_offsets": "allocation",
     "onnx_server": "servers",
     "qp_map": "encoder",
+    "saving": "evaluation",
+    "coding_schemes": "schemes",
     "train_accmodel": "training",
     "two_levels": "allocation",
 }

@@ -22,7 +22,7 @@ from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.macroblocks import BLOCK, grid
 from keras_efficient.video.frames import packages
 
-__all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "qp_map", "rectangles"]
+__all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_map", "rectangles"]
 
 CODECS = ("libx264", "libx265")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
@@ -166,11 +166,11 @@ class RoiEncoder:
         picture.pts, picture.time_base = self._count, self._time_base
         picture.pict_type = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
         self._count += 1
-        return [_packet(packet) for packet in self._context.encode(picture)]
+        return [packet_of(packet) for packet in self._context.encode(picture)]
 
     def flush(self) -> list[Packet]:
         """The packets that are left. The encoder takes no frame after it."""
-        return [_packet(packet) for packet in self._context.encode(None)]
+        return [packet_of(packet) for packet in self._context.encode(None)]
 
     def self_check(self, frames: int = 6) -> str:
         """Encodes noise with a map of its own, by an encoder like this one, and looks whether the map was heeded.
@@ -432,5 +432,6 @@ def _graph(width: int, height: int, room: int) -> Any:
     return graph
 
 
-def _packet(packet: Any) -> Packet:
+def packet_of(packet: Any) -> Packet:
+    """An `av.Packet` of an encoder, as one of ours."""
     return Packet(bytes(packet), packet.pts, packet.dts, packet.is_keyframe)

@@ -241,3 +241,43 @@ def test_a_server_tells_at_once_what_is_wrong(network, tmp_path):
         taken = f"127.0.0.1:{listener.getsockname()[1]}"
         done = program(*serve, "--listen", taken, "--metrics", "none", cwd=tmp_path)
     assert (done.returncode, "cannot be listened at" in done.stderr) == (1, True), done.stderr
+
+
+def evaluate(clip, network, folder, *more):
+    server = ("--network", network, "--task", "segmentation", "--preprocess", "deeplab")
+    return program(
+        "video", "evaluate", clip, *server, "--out", folder, "--frames", 12, "--every", 4, "--step", 10, *more
+    )
+
+
+def test_an_evaluation_in_files(clip, network, tmp_path):
+    done = evaluate(clip, network, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {(row["scheme"], row["against"]) for row in rows} == {
+        *(("defaults", "uniform"), ("aq", "uniform"), ("uniform", "defaults"), ("aq", "defaults"))
+    }
+    (numbers,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (numbers["frames"], numbers["evaluated"]) == (12, 3)
+    assert [len(one["points"]) for one in numbers["curves"]] == [3, 3, 3]
+    assert (tmp_path / "out" / "evaluation.html").read_text().startswith("<!doctype html>")
+    again = evaluate(clip, network, tmp_path / "out")
+    assert (again.returncode, "exists already and is kept" in again.stderr) == (1, True), again.stderr
+    again = evaluate(clip, network, tmp_path / "out", "--force", "--scheme", "uniform", "--scheme", "defaults")
+    assert again.returncode == 0, again.stderr
+    assert "uniform" in again.stdout
+    assert len(list((tmp_path / "out" / "kept").iterdir())) == 9, "all of it was there"
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "words"),
+    [
+        (("--scheme", "unifrom"), 2, "Did you mean 'uniform'?"),
+        (("--scheme", "vigil"), 2, "finds no boxes"),
+        (("--model", "none.tflite"), 1, "no such file"),
+    ],
+)
+def test_evaluations_that_are_wrong(more, status, words, clip, network, tmp_path):
+    done = evaluate(clip, network, tmp_path / "out", *more)
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr

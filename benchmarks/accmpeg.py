@@ -1,0 +1,310 @@
+"""Bytes and delay at equal accuracy of a camera that knows its server's network; rates kept; speed.
+
+The server is YOLOX-nano, and is asked about the clips of the shared data. Bytes, and delays from the same codings, take
+hours, and go on where they were: what was evaluated is kept in runs/accmpeg.
+
+    KERAS_EFFICIENT_ACCMODEL=FILE|NAME  a camera model for all clips, instead of the zoo's and those that
+    python -m keras_efficient.zoo.recipes.accmodel --data FOLDER --without CLIP     trains for clips which that has seen
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.harness import Row
+from keras_efficient import video
+from keras_efficient.video import report
+from keras_efficient.video.delay import bandwidth_for
+from keras_efficient.video.encoder import PRESETS
+from keras_efficient.video.schemes import SCHEMES
+from keras_efficient.video.servers import compiled
+
+FOLDER = Path("runs/accmpeg")
+CAMERA, UNSEEN = "accmodel-yolox-nano", "dashcam_highway_960x540"
+# clip: bytes to save at least, against one QP and against x264's defaults
+CLIPS = {
+    "dashcam_highway_960x540": (0.30, 0.15),
+    "traffic_highway_640x360": (0.30, 0.15),
+    "person_indoor_768x432": (0.30, 0.15),
+    "people_street_800x450": (0.15, 0.08),
+    "horses_720x480": (0.0, 0.0),
+}
+EVALUATED = 200  # frames of a clip at least, where it has them
+DENSE = (
+    "uniform",
+    "defaults",
+    "camera",
+)  # at each QP, the others at each second one: accuracy jumps from one to the next
+BASELINES = ("uniform", "defaults", "aq", "boxes", "vigil", "eaar", "dds", "defaults-live")
+OURS = ("camera", "camera-live")
+ROUND_TRIP, ON_LINK, LOWER = 0.1, 0.6, 0.25
+KEPT = 0.05  # share by which a bitrate may be missed
+BITRATES = (150_000, 400_000, 1_000_000)
+MILLISECONDS, RATE, ROI_COST = 15, 30, 0.05
+
+
+@cache
+def _server() -> Any:
+    network = harness.data_folder() / "models" / "yolox_nano.onnx"
+    return compiled(video.onnx_server(network, "detection", "yolox"))
+
+
+@cache
+def _model(clip: str = UNSEEN) -> Any:
+    """A camera model that has not seen a clip: a Keras model, a file, or `None` where there is none.
+
+    The zoo's has not seen the dashcams. For the others the recipe of the zoo trains one: `--without CLIP`.
+    """
+    named = os.environ.get("KERAS_EFFICIENT_ACCMODEL")
+    if named and Path(named).suffix in (".tflite", ".onnx"):
+        return named
+    from keras_efficient import zoo
+    from keras_efficient.zoo import weights
+
+    trained = FOLDER.parent / f"{CAMERA}-without-{clip}" / "model.weights.h5"
+    if not named and clip != UNSEEN and not trained.exists():
+        return None
+    model = zoo.load(named or CAMERA)
+    if not named and clip != UNSEEN:
+        weights.load_into(model, trained)
+    return model
+
+
+def _path(name: str) -> Path:
+    return harness.data_folder() / "video" / f"{name}.mp4"
+
+
+@cache
+def _evaluated(name: str, quick: bool) -> video.Evaluation:
+    """A clip in all schemes; a clip of which less is asked is evaluated at fewer frames."""
+    opened = video.Video.open(_path(name))
+    clip = video.Clip(opened, 20 if quick else None)
+    every = 4 if quick else max(sum(1 for _ in opened) // EVALUATED, 1)
+    model = _model(UNSEEN if quick else name)
+    wanted = [one for one in SCHEMES if model is not None or one not in OURS]
+    if quick and name != UNSEEN:
+        wanted = [one for one in wanted if one in (*DENSE, "camera-live")]
+    made = [
+        scheme
+        for one in wanted
+        for scheme in video.coding_schemes([one], _server(), model, step=10 if quick else 1 if one in DENSE else 2)
+    ]
+    began = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{name}: {done} of {total}, {time.perf_counter() - began:.0f} s", end="", flush=True)
+
+    found = video.evaluate(_server(), clip, made, every=every, folder=FOLDER, name="yolox-nano", on_progress=show)
+    print()
+    return found
+
+
+def data_bytes(quick: bool) -> Iterator[Row]:
+    """Bytes at equal accuracy, both conventions."""
+    for name, bars in CLIPS.items():
+        found = _evaluated(name, quick)
+        for other, bar in zip(("uniform", "defaults"), bars, strict=True):
+            for scheme in found.points:
+                if scheme != other:
+                    yield from _savings(found, name, scheme, other, bar if scheme == "camera" else None)
+        if "camera" not in found.points:
+            yield Row(f"{name}: camera", None, "kB", reached=None, why="the zoo's camera model has seen it")
+
+
+def _savings(found: video.Evaluation, name: str, scheme: str, other: str, bar: float | None) -> Iterator[Row]:
+    """The mean, with the bar, and for the camera each accuracy, which must not be worse."""
+    both = {
+        one.name: video.saving(found.curve(scheme, one), found.curve(other, one), report.GRID) for one in found.measures
+    }
+    first = next(iter(both.values()))
+    measured = len(next(iter(found.points[scheme][0].sums.values())))
+    details = {
+        "interval": [first.mean.low, first.mean.high],
+        "highest that both reach": vars(first.highest),
+        "settings": len(found.points[scheme]),
+        "evaluated frames": measured,
+        "other conventions": {one: vars(value.mean) for one, value in list(both.items())[1:]},
+    }
+    for one in [first.mean, *(one for one in first.at if bar is not None and one.accuracy in report.ACCURACIES)]:
+        is_mean = one.accuracy is None
+        where = "mean over F1 .80 to .95" if is_mean else f"F1 {one.accuracy:.2f}"
+        what = f"{name}, {where}: bytes that {scheme} saves against {other}"
+        text = "" if bar is None else f"≥ {bar:.0%}" if is_mean else "never worse"
+        reached = None if bar is None or one.value is None else one.value >= (bar if is_mean else 0)
+        sizes = [None if is_mean else found.curve(each).bytes_at(one.accuracy) for each in (scheme, other)]
+        more = details if is_mean else {"interval": [one.low, one.high], "bytes": sizes}
+        why = "one of both does not reach it" if one.value is None else ""
+        yield Row(what, _rounded(one.value, 4), "share", bar=text, reached=reached, why=why, details=more)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def delay(quick: bool) -> Iterator[Row]:
+    """Mean delay of a chunk at F1 .85: where the best baseline's takes 0.6 s on the link, and from 0.1 to 2 Mbit/s."""
+    for name in CLIPS:
+        found = _evaluated(name, quick)
+        needed = {one: found.curve(one).bytes_at(report.SHOWN_AT) for one in BASELINES if one in found.points}
+        known = {one: value for one, value in needed.items() if value}
+        if not known:
+            yield Row(f"{name}: delay", None, "s", why="no baseline reaches F1 .85")
+            continue
+        smallest = min(known, key=lambda one: known[one])
+        narrow = bandwidth_for(found, smallest, report.SHOWN_AT, seconds=ON_LINK)
+        for bandwidth, queues in [(narrow, True), (narrow, False), *((one, True) for one in report.BANDWIDTHS)]:
+            link = video.Link(bandwidth, ROUND_TRIP, queues=queues)
+            yield _delays(found, name, link, is_barred=bandwidth == narrow)
+
+
+def _delays(found: video.Evaluation, name: str, link: video.Link, *, is_barred: bool) -> Row:
+    rate = found.clip.video.rate
+    looking = replace(link, look=_look())
+    seconds = {
+        one: found.curve(one, amount=lambda point, of=of: of.delay(point, rate)).bytes_at(report.SHOWN_AT)
+        for one in found.points
+        for of in [looking if one in OURS else link]
+    }
+    ours, theirs = (
+        min(((seconds[one], one) for one in names if seconds.get(one)), default=(None, "none"))
+        for names in (OURS, BASELINES)
+    )
+    share = None if ours[0] is None or theirs[0] is None else 1 - ours[0] / theirs[0]
+    queues = "" if link.queues else ", queues left out"
+    where = f"{link.bandwidth / 1e6:.3f} Mbit/s{queues}"
+    what = f"{name}, F1 .85, {where}: mean delay of a chunk, {ours[1]} against {theirs[1]}"
+    barred: dict[str, Any] = {}
+    if is_barred:
+        barred = {"bar": f"≥ {LOWER:.0%} lower", "reached": None if share is None else share >= LOWER}
+    details = {"lower by": _rounded(share, 4), "all": {one: _rounded(value, 4) for one, value in seconds.items()}}
+    details["link"] = vars(looking)
+    why = "F1 .85 is not reached" if share is None else ""
+    return Row(what, _rounded(ours[0], 4), "s", peer=_rounded(theirs[0], 4), why=why, details=details, **barred)
+
+
+def rate(quick: bool) -> Iterator[Row]:
+    """A bitrate over a clip."""
+    for name, wanted in itertools.product(list(CLIPS)[:3], BITRATES):
+        opened = video.Video.open(_path(name))
+        camera = video.Camera(_model(), opened.width, opened.height, opened.rate, bitrate=wanted)
+        packets, count = [], 0
+        for frame in video.Clip(opened, 60 if quick else None):
+            packets += camera.encode(frame)
+            count += 1
+        packets += camera.flush()
+        found = 8 * sum(len(packet.data) for packet in packets) * float(opened.rate) / count
+        off = abs(found / wanted - 1)
+        what = f"{name}, {count} frames: bitrate kept, camera model {'none' if _model() is None else 'on'}"
+        bar: dict[str, Any] = {"bar": f"within {KEPT:.0%}", "reached": off <= KEPT}
+        yield Row(what, round(found / 1e3, 1), "kbit/s", peer=wanted / 1e3, ratio=round(found / wanted, 4), **bar)
+
+
+def speed(quick: bool) -> Iterator[Row]:
+    """The camera model in int8, encoder and model together, what offsets cost, and whether they are kept exactly."""
+    frames = list(video.Video.open(_path("dashcam_highway_1280x720")))[: 10 if quick else None]
+    rounds = 3 if quick else 30
+    file = None if _model() is None else _exported(frames)
+    if file is not None:
+        times = [1e3 * seconds for seconds in _looks(file, frames, rounds)]
+        middle, least = float(np.median(times)), min(times)
+        what = "camera model, int8 .tflite, one 1280×720 frame, 2 threads, resize included: median"
+        bar: dict[str, Any] = {"bar": f"≤ {MILLISECONDS} ms", "reached": middle <= MILLISECONDS}
+        details = {"minimum": round(least, 2), "load": os.getloadavg()[0]}
+        yield Row(what, round(middle, 2), "ms", details=details, **bar)
+    for preset in ("veryfast", "superfast"):
+        camera = video.Camera(file, 1280, 720, 25, preset=preset)
+        began = time.perf_counter()
+        for frame in frames:
+            camera.encode(frame)
+        camera.flush()
+        found = len(frames) / (time.perf_counter() - began)
+        what = f"encoder and camera model ({'none' if file is None else 'int8'}), 1280×720, {preset}"
+        yield Row(what, round(found, 1), "frames/s", bar=f"≥ {RATE}", reached=found >= RATE)
+    yield _roi_cost(frames, rounds)
+    for preset in PRESETS[: 2 if quick else -2]:
+        told = video.RoiEncoder(1280, 720, 25, mode="exact", preset=preset).self_check(3 if quick else 6)
+        what = f"exact mode, 1280×720, {preset}: QPs of all coded macroblocks as asked"
+        yield Row(what, float(told == "read back"), "share", bar="all", reached=told == "read back")
+
+
+@cache
+def _look() -> float | None:
+    """Median seconds of a look at 1280×720 by the int8 file, which is what a camera runs."""
+    frames = list(itertools.islice(video.Video.open(_path("dashcam_highway_1280x720")), 20))
+    if _model() is None:
+        return None
+    times = _looks(_exported(frames), frames, 20)
+    return float(np.median(times))
+
+
+def _looks(file: str, frames: list[Any], rounds: int) -> list[float]:
+    saliency, times = video.Saliency(file, threads=2), []
+    for frame in itertools.islice(itertools.cycle(frames), rounds + 3):
+        began = time.perf_counter()
+        saliency(frame)
+        times.append(time.perf_counter() - began)
+    return times[3:]
+
+
+def _exported(frames: list[Any]) -> str:
+    """The camera model in int8 for frames of its own small size, which swscale gives it."""
+    import keras
+
+    from keras_efficient import export
+
+    model = _model()
+    if isinstance(model, str):
+        return model
+    shrinks = [layer for layer in model.layers if layer.name == "rescale"]
+    inner = keras.Model(shrinks[0].input, model.output) if shrinks else model
+    height, width = inner.input_shape[1:3]
+    small = [one.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()[None] for one in frames[:20]]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / "camera.int8.tflite"
+    samples = [one.astype("float32") for one in small]
+    shape = (height, width)
+    options: dict[str, Any] = {"precision": "int8", "input_shape": shape, "calibration": samples, "verify": False}
+    export.save(inner, path, overwrite=True, **options)
+    return str(path)
+
+
+def _roi_cost(frames: list[Any], rounds: int) -> Row:
+    """An encode with offsets against a plain one that takes as many bytes, turn by turn."""
+    offsets = np.zeros((45, 80), int)
+    offsets[15:30, 20:60] = np.random.default_rng(0).choice([-8, -4, 0], size=(15, 40))
+
+    def run(base: float, some: np.ndarray | None) -> int:
+        encoder = video.RoiEncoder(1280, 720, 25, base=base, threads=1)
+        packets = [packet for frame in frames for packet in encoder.encode(frame, some)]
+        return sum(len(packet.data) for packet in packets + encoder.flush())
+
+    size, low, high = run(36, offsets), 20.0, 36.0
+    for _ in range(7):
+        middle = (low + high) / 2
+        low, high = (middle, high) if run(middle, None) > size else (low, middle)
+    runs = {"offsets": lambda: run(36, offsets), "plain": lambda: run(high, None)}
+    times = harness.medians(runs, rounds=max(rounds // 5, 3), warmups=1)
+    cost = times["offsets"] / times["plain"] - 1
+    what = f"{len(frames)} frames of 1280×720, veryfast, 1 thread: encoding with offsets against plain, same bytes"
+    details = {"cost": round(cost, 4), "bytes": [size, run(high, None)]}
+    ratio = round(times["offsets"] / times["plain"], 4)
+    bar: dict[str, Any] = {"bar": f"≤ {ROI_COST:.0%} more", "reached": cost <= ROI_COST}
+    return Row(
+        what, round(times["offsets"], 3), "s", peer=round(times["plain"], 3), ratio=ratio, details=details, **bar
+    )
+
+
+SECTIONS = {"bytes": data_bytes, "delay": delay, "rate": rate, "speed": speed}
+
+if __name__ == "__main__":
+    harness.main("accmpeg", SECTIONS)

@@ -1,0 +1,104 @@
+"""Line plots as inline SVG: no script, nothing from elsewhere, colours that hold in light and dark."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["COLOURS", "Line", "lines"]
+
+COLOURS = ("#2a78d6", "#c2410c", "#15803d", "#9333ea", "#b45309", "#0e7490", "#be123c", "#64748b", "#4d7c0f")
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 52, 46, 10, 14
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Attributes:
+        name: in the legend and at its points.
+        x, y: of its points; x above 0.
+        fit: y of the line through them; `None`: straight from point to point.
+        band: lower and upper y of the line; `None`: none.
+        is_thick: whether it is the one that matters.
+        colour: of it.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    fit: Sequence[float] | None = None
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    is_thick: bool = False
+    colour: str = field(default=COLOURS[0])
+
+
+def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
+    """An SVG of some curves over a logarithmic axis.
+
+    Args:
+        shown: the curves.
+        x, y: what the axes are called.
+        least: of y; its axis ends at 1.
+    """
+    every_x = [value for line in shown for value in line.x]
+    low, high = math.log(min(every_x)) - 0.03, math.log(max(every_x)) + 0.03
+
+    def across(value: float) -> float:
+        return LEFT + (math.log(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def down(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - least) / (1 - least) * (HEIGHT - BOTTOM - TOP)
+
+    def path(xs: Sequence[float], ys: Sequence[float]) -> str:
+        return " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in zip(xs, ys, strict=True))
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{y} over {x}")}">']
+    for value in _steps(least, 1.0):
+        parts.append(f'<path class="grid" d="M{LEFT} {down(value):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+    for value in _ticks(math.exp(low), math.exp(high)):
+        parts.append(f'<path class="grid" d="M{across(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
+    turned = f"translate(13 {HEIGHT / 2 - 20:.0f}) rotate(-90)"
+    parts.append(f'<text transform="{turned}" text-anchor="middle">{html.escape(y)}</text>')
+    # A picture in the picture, which cuts off what is below the axis.
+    inner = f"{LEFT} 0 {WIDTH - LEFT - RIGHT} {HEIGHT - BOTTOM}"
+    parts.append('<svg x="{}" y="{}" width="{}" height="{}" viewBox="{}">'.format(*inner.split(), inner))
+    for line in shown:
+        if line.band is not None:
+            around = path(line.x, line.band[1]) + " " + path(list(line.x)[::-1], list(line.band[0])[::-1])
+            parts.append(f'<polygon points="{around}" fill="{line.colour}" opacity="0.12"/>')
+    for line in shown:
+        width = 3 if line.is_thick else 1.5
+        points = path(line.x, line.y if line.fit is None else line.fit)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{line.colour}" stroke-width="{width}"/>')
+        for a, b in zip(line.x, line.y, strict=True):
+            title = html.escape(f"{line.name}: {b:.3f} at {a:,.3g}")
+            parts.append(
+                f'<circle cx="{across(a):.1f}" cy="{down(b):.1f}" r="{width}" fill="{line.colour}">'
+                f"<title>{title}</title></circle>"
+            )
+    parts.append("</svg></svg>")
+    keys = "".join(f'<span><i style="background:{one.colour}"></i>{html.escape(one.name)}</span>' for one in shown)
+    return "".join(parts) + f'<p class="legend">{keys}</p>'
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """About five round numbers at equal distances."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if (high - low) / (factor * power) <= 6)
+    return [number * step for number in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers of a logarithmic axis."""
+    if high / low < 8:
+        return _steps(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [value for value in found if low <= value <= high]
