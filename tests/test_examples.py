@@ -38,3 +38,12 @@ def test_halos(repo_root, tmp_path, capsys):
     assert found["P@1 of candidates"] > 0.9 * found["P@1 of all classes"] > 0.3
     assert {path.name for path in tmp_path.iterdir()} == {"all-classes.tflite", "candidates.tflite"}
     assert "the first point is of class" in capsys.readouterr().out
+
+
+def test_accmpeg(repo_root, tmp_path, capsys):
+    found = load(repo_root / "examples" / "accmpeg.py").main(tmp_path, frames=40, steps=60, step=6)
+    assert set(found) == {"uniform", "defaults", "camera"}
+    assert all(count > 1000 for count in found.values())
+    assert found["camera"] < found["uniform"]
+    assert {path.name for path in tmp_path.iterdir()} == {"camera.tflite", "signs-1.mp4", "signs-2.mp4"}
+    assert "rank correlation" in capsys.readouterr().out
