@@ -149,8 +149,8 @@ def test_uniform_has_one_qp(clip):
 
 def bright():
     x = keras.Input((*SIZE, 3))
-    y = layers.Reshape((6, 8))(layers.Dense(1, use_bias=False)(layers.AveragePooling2D(16)(x)))
-    return keras.Model(x, y)
+    mean = layers.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(1 / 75))
+    return keras.Model(x, layers.Reshape((6, 8))(mean(layers.AveragePooling2D(16)(x))))
 
 
 def test_every_scheme_codes_every_frame(clip):
