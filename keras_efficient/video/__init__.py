@@ -2,7 +2,7 @@
 
 ::
 
-    from keras_efficient import video
+    from keras_efficient import video, zoo
 
     camera = video.Camera(zoo.load("accmodel-yolox-nano"), 1280, 720, 30, base=38)
     packets = camera.encode(frame)                          # bits go where YOLOX looks
