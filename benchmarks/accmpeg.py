@@ -171,7 +171,7 @@ def _delays(found: video.Evaluation, name: str, link: video.Link, *, is_barred: 
     rate = found.clip.video.rate
     looking = replace(link, look=_look())
     seconds = {
-        one: found.curve(one, amount=lambda point, of=of: of.delay(point, rate)).bytes_at(report.SHOWN_AT)
+        one: found.cost(one, report.SHOWN_AT, lambda point, of=of: of.delay(point, rate))
         for one in found.points
         for of in [looking if one in OURS else link]
     }

@@ -61,7 +61,7 @@ class Curve:
     """What accuracy costs.
 
     Attributes:
-        amounts: (points,) bytes of a clip, or another cost, above 0.
+        amounts: (points,) bytes of a clip.
         sums: (points, frames, m) of a measure.
         measure: what turns sums into an accuracy.
     """
@@ -237,10 +237,8 @@ class Evaluation:
         """Of the clip."""
         return float(len(next(iter(self.points.values()))[0].sizes) / self.clip.video.rate)
 
-    def curve(
-        self, scheme: str, measure: Measure | None = None, amount: Callable[[Point], float] | None = None
-    ) -> Curve:
-        """Of a scheme, by one of the measures; `amount`: what counts instead of bytes, such as a delay.
+    def curve(self, scheme: str, measure: Measure | None = None) -> Curve:
+        """Of a scheme, by one of the measures.
 
         Raises:
             UnknownName: the scheme was not tried.
@@ -248,8 +246,16 @@ class Evaluation:
         if scheme not in self.points:
             raise UnknownName("scheme", scheme, self.points)
         points, measure = self.points[scheme], measure or self.measures[0]
-        amounts = np.array([point.bytes if amount is None else amount(point) for point in points], float)
+        amounts = np.array([point.bytes for point in points], float)
         return Curve(amounts, np.stack([point.sums[measure.name] for point in points]), measure)
+
+    def cost(self, scheme: str, accuracy: float, of: Callable[[Point], float]) -> float | None:
+        """What a scheme costs, such as a delay, where its bytes just reach an accuracy; `None`: they do not."""
+        needed = self.curve(scheme).bytes_at(accuracy)
+        if needed is None:
+            return None
+        points = sorted(self.points[scheme], key=lambda point: point.bytes)
+        return float(np.interp(np.log(needed), np.log([point.bytes for point in points]), [of(one) for one in points]))
 
 
 def evaluate(

@@ -128,7 +128,7 @@ def _delay_at(found: Evaluation, scheme: str, link: Link) -> dict[str, Any]:
     rate = found.clip.video.rate
 
     def at(of: Callable[[np.ndarray], Any]) -> float | None:
-        return found.curve(scheme, amount=lambda point: link.delay(point, rate, of)).bytes_at(SHOWN_AT)
+        return found.cost(scheme, SHOWN_AT, lambda point: link.delay(point, rate, of))
 
     return {"mean": at(np.mean), "p95": at(lambda seconds: np.percentile(seconds, 95))}
 
@@ -189,7 +189,7 @@ def _curves(found: Evaluation, amount: Any) -> list[plot.Line]:
 
     made = []
     for colour, scheme in zip(itertools.cycle(plot.COLOURS), found.schemes, strict=False):
-        curve = found.curve(scheme.name, amount=amount)
+        curve = found.curve(scheme.name)
         order = np.argsort(curve.amounts, kind="stable")
         weights = drawn(curve.sums.shape[1])
         band = None
@@ -197,11 +197,12 @@ def _curves(found: Evaluation, amount: Any) -> list[plot.Line]:
             fits = np.stack([curve.fitted(one)[1] for one in weights])
             low, high = np.percentile(fits, [2.5, 97.5], axis=0)
             band = (low.tolist(), high.tolist())
-        amounts, fit = curve.fitted()
+        _, fit = curve.fitted()
+        amounts = [float(amount(found.points[scheme.name][index])) for index in order]
         made.append(
             plot.Line(
                 scheme.name,
-                amounts.tolist(),
+                amounts,
                 curve.accuracies()[order].tolist(),
                 fit.tolist(),
                 band if scheme.name in (*BASELINES, "camera") else None,

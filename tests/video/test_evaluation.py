@@ -230,6 +230,11 @@ def test_an_evaluation(evaluated, clip):
     assert found.seconds == pytest.approx(FRAMES / 25)
     wanted = 8 * uniform.bytes_at(0.9) / FRAMES * 10 / 0.6
     assert bandwidth_for(found, "uniform", 0.9) == pytest.approx(wanted)
+    assert found.cost("uniform", 0.9, lambda point: point.bytes**2) > uniform.bytes_at(0.9) ** 2, (
+        "straight between points"
+    )
+    assert found.cost("uniform", 1.0, lambda point: point.setting) == pytest.approx(30)
+    assert found.cost("defaults", 1.0, lambda point: 1.0) is None
     against_source = video.evaluate(server, clip, found.schemes[:1], every=2, reference=None)
     assert 0.5 < against_source.curve("uniform").accuracies()[0] < 1
     with pytest.raises(UnknownName, match="camera"):
