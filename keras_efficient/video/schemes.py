@@ -242,7 +242,7 @@ class _Form:
                     low = lows[number % self.chunk // GRADIENTS % len(lows)]
                     both = (rgb(high)[None], rgb(low)[None])
                     chunks[-1].append(accuracy_gradient(self.server, *both, weight="none")[0])
-            return [graded_offsets(np.mean(gains, axis=0)) for gains in chunks]
+            return [graded_offsets(np.mean(gains, axis=0), strength=2.0) for gains in chunks]
 
         return lambda clip, quality: self.roi(clip, maps(clip), quality)
 
