@@ -61,7 +61,8 @@ class Output:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for key, heading in columns.items():
             numbers = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
-            table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+            first = not table.columns  # a name, which people copy
+            table.add_column(heading, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
         for row in rows:
             table.add_row(*(_words(row.get(key)) for key in columns))
         return self._console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import keras
 import numpy as np
@@ -87,7 +88,7 @@ def test_the_model_looks_at_every_kth_frame_and_at_key_frames():
 
 
 def test_without_a_model_it_is_the_encoder():
-    camera, encoder = video.Camera(None, 160, 96, 25, base=30), video.RoiEncoder(160, 96, 25, base=30)
+    camera, encoder = (one(160, 96, 25, base=30, threads=1) for one in (partial(video.Camera, None), video.RoiEncoder))
     frames = [frame(seed=number) for number in range(6)]
     both = [
         [packet.data for array in frames for packet in one.encode(array)] + [packet.data for packet in one.flush()]

@@ -64,8 +64,8 @@ def postgres():
         if not names:
             pytest.skip("needs a user other than root to run PostgreSQL as")
         user = names[0]
-    # Not in pytest's folders, which other users may not enter.
-    with tempfile.TemporaryDirectory() as name:
+    # Not in pytest's folders, nor in a TMPDIR, which other users may not enter.
+    with tempfile.TemporaryDirectory(dir="/tmp" if user else None) as name:
         folder = Path(name)
         if user:
             os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
