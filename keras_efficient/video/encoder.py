@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -274,35 +273,34 @@ def rectangles(offsets: np.ndarray) -> list[tuple[int, int, int, int, int]]:
     Runs of equal offsets in a row, joined with those of the rows above that have the same columns.
     """
     offsets = np.asarray(offsets)
+    begins = np.ones(offsets.shape, bool)
+    begins[:, 1:] = offsets[:, 1:] != offsets[:, :-1]
+    places = np.flatnonzero(begins)
+    values, lengths = offsets.ravel()[places], np.diff(places, append=offsets.size)
+    has = values != 0
+    rows: list[set[tuple[int, int, int]]] = [set() for _ in range(len(offsets) + 1)]
+    for place, length, value in zip(places[has].tolist(), lengths[has].tolist(), values[has].tolist(), strict=True):
+        row, left = divmod(place, offsets.shape[1])
+        rows[row].add((left, left + length, value))
     open_: dict[tuple[int, int, int], int] = {}
     found = []
-    for row in range(offsets.shape[0] + 1):
-        runs = set(_runs(offsets[row])) if row < offsets.shape[0] else set()
+    for row, runs in enumerate(rows):
         for run in [run for run in open_ if run not in runs]:
-            left, right, value = run
-            found.append((open_.pop(run), row, left, right, value))
+            found.append((open_.pop(run), row, *run))
         for run in runs:
             open_.setdefault(run, row)
     return sorted(found)
-
-
-def _runs(row: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    bounds = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    for left, right in itertools.pairwise(bounds):
-        if left < right and row[left]:
-            yield left, right, int(row[left])
 
 
 def _regions(offsets: np.ndarray | None) -> np.ndarray | None:
     """FFmpeg's list of regions; `None` where there is no offset."""
     if offsets is None or not offsets.any():
         return None
-    found = rectangles(offsets)
-    regions = np.zeros(len(found), _REGION)
-    for region, (top, bottom, left, right, value) in zip(regions, found, strict=True):
-        region["top"], region["bottom"] = top * BLOCK, bottom * BLOCK
-        region["left"], region["right"] = left * BLOCK, right * BLOCK
-        region["num"] = value
+    found = np.array(rectangles(offsets)).T
+    regions = np.zeros(found.shape[1], _REGION)
+    for name, values in zip(("top", "bottom", "left", "right"), found[:4] * BLOCK, strict=True):
+        regions[name] = values
+    regions["num"] = found[4]
     regions["self_size"], regions["den"] = _REGION.itemsize, MOST_OFFSET
     return regions
 
