@@ -7,6 +7,7 @@ overwritten. Encoders that drop regions without a word are refused.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,14 +159,11 @@ class RoiEncoder:
                 f"A frame is {picture.width}×{picture.height}, the encoder's {self.width}×{self.height}."
             )
         regions = _regions(self._checked(offsets))
-        if regions is not None or picture.format.name != "yuv420p":
-            picture = _own(picture)
-        if regions is not None:
-            picture = _with_regions(picture, regions)
-        picture.pts, picture.time_base = self._count, self._time_base
-        picture.pict_type = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
-        self._count += 1
-        return [packet_of(packet) for packet in self._context.encode(picture)]
+        picture = picture.reformat(format="yuv420p")  # the same frame where it is that already
+        kind = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
+        with _lent(picture, (self._count, self._time_base, kind), regions) as lent:
+            self._count += 1
+            return [packet_of(packet) for packet in self._context.encode(lent)]
 
     def flush(self) -> list[Packet]:
         """The packets that are left. The encoder takes no frame after it."""
@@ -272,31 +270,33 @@ def rectangles(offsets: np.ndarray) -> list[tuple[int, int, int, int, int]]:
 
     Runs of equal offsets in a row, joined with those of the rows above that have the same columns.
     """
-    offsets = np.asarray(offsets)
+    found: list[tuple[int, int, int, int, int]] = [tuple(one) for one in _rectangles(np.asarray(offsets)).tolist()]
+    return sorted(found)
+
+
+def _rectangles(offsets: np.ndarray) -> np.ndarray:
+    """(n, 5): they are found for each frame of a camera, so without a loop."""
+    columns = offsets.shape[1]
     begins = np.ones(offsets.shape, bool)
     begins[:, 1:] = offsets[:, 1:] != offsets[:, :-1]
     places = np.flatnonzero(begins)
     values, lengths = offsets.ravel()[places], np.diff(places, append=offsets.size)
     has = values != 0
-    rows: list[set[tuple[int, int, int]]] = [set() for _ in range(len(offsets) + 1)]
-    for place, length, value in zip(places[has].tolist(), lengths[has].tolist(), values[has].tolist(), strict=True):
-        row, left = divmod(place, offsets.shape[1])
-        rows[row].add((left, left + length, value))
-    open_: dict[tuple[int, int, int], int] = {}
-    found = []
-    for row, runs in enumerate(rows):
-        for run in [run for run in open_ if run not in runs]:
-            found.append((open_.pop(run), row, *run))
-        for run in runs:
-            open_.setdefault(run, row)
-    return sorted(found)
+    values, lengths, (row, left) = values[has], lengths[has], np.divmod(places[has], columns)
+    same = (left * (columns + 1) + lengths) * (2 * MOST_OFFSET + 1) + values  # runs that may be joined
+    order = np.lexsort((row, same))
+    same, row = same[order], row[order]
+    first = np.ones(len(order), bool)
+    first[1:] = (same[1:] != same[:-1]) | (row[1:] != row[:-1] + 1)
+    top, bottom, order = row[first], row[np.roll(first, -1)] + 1, order[first]
+    return np.stack([top, bottom, left[order], left[order] + lengths[order], values[order]], axis=1)
 
 
 def _regions(offsets: np.ndarray | None) -> np.ndarray | None:
     """FFmpeg's list of regions; `None` where there is no offset."""
     if offsets is None or not offsets.any():
         return None
-    found = np.array(rectangles(offsets)).T
+    found = _rectangles(offsets).T
     regions = np.zeros(found.shape[1], _REGION)
     for name, values in zip(("top", "bottom", "left", "right"), found[:4] * BLOCK, strict=True):
         regions[name] = values
@@ -357,36 +357,46 @@ def _luma_error(pictures: Sequence[np.ndarray], frames: Iterable[Any], edge: int
     return float(np.mean(errors))
 
 
-def _own(picture: Any) -> Any:
-    """The picture in the encoder's form, in memory of its own: what is attached must not end up at the caller's."""
-    if picture.format.name != "yuv420p":
-        return picture.reformat(format="yuv420p")
-    return packages().VideoFrame.from_ndarray(picture.to_ndarray(), format="yuv420p")
+@contextlib.contextmanager
+def _lent(picture: Any, marks: tuple[int, Fraction, Any], regions: np.ndarray | None) -> Iterator[Any]:
+    """The caller's picture with the encoder's marks, and the list, for as long as the encoder takes it."""
+    names = ("pts", "time_base", "pict_type")
+    before = {name: getattr(picture, name) for name in names}
+    pointer = None if regions is None else _attach(picture, regions)
+    try:
+        lent = picture if regions is None or pointer else _filtered(picture, regions)
+        for name, value in zip(names, marks, strict=True):
+            setattr(lent, name, value)
+        yield lent
+    finally:
+        for name, value in before.items():
+            if value is not None or name == "pts":
+                setattr(picture, name, value)
+        if pointer:
+            library, kind = _library()
+            library.av_frame_remove_side_data(pointer, kind)
 
 
-def _with_regions(picture: Any, regions: np.ndarray) -> Any:
-    return picture if _attach(picture, regions) else _filtered(picture, regions)
-
-
-def _attach(picture: Any, regions: np.ndarray) -> bool:
-    """Attaches the list by libavutil's own call; says whether that was safe.
+def _attach(picture: Any, regions: np.ndarray) -> int | None:
+    """Attaches the list by libavutil's own call, and says to which `AVFrame`; `None`: that was not safe.
 
     The `AVFrame*` is the first field of PyAV's object. That is believed only if what it points at begins with the
     address of the picture's first plane, as an `AVFrame` does.
     """
     library, kind = _library()
     if library is None:
-        return False
+        return None
     header = 8 * 3  # reference count, type, and Cython's table of methods
     pointer = ctypes.c_void_p.from_address(id(picture) + header).value
     if not pointer or ctypes.c_void_p.from_address(pointer).value != picture.planes[0].buffer_ptr:
-        return False
+        return None
+    library.av_frame_remove_side_data(pointer, kind)  # of the caller's: encoders heed the first list only
     data = library.av_frame_new_side_data(pointer, kind, regions.nbytes)
     if not data:
-        return False
+        return None
     # What is given back is a kind, and then where the memory is.
     ctypes.memmove(ctypes.c_void_p.from_address(data + 8), regions.ctypes.data, regions.nbytes)
-    return True
+    return pointer
 
 
 @functools.cache
@@ -399,6 +409,8 @@ def _library() -> tuple[Any, int]:
     library = ctypes.CDLL(str(files[0]))
     library.av_frame_new_side_data.restype = ctypes.c_void_p
     library.av_frame_new_side_data.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    library.av_frame_remove_side_data.restype = None
+    library.av_frame_remove_side_data.argtypes = [ctypes.c_void_p, ctypes.c_int]
     return library, av.sidedata.sidedata.Type.REGIONS_OF_INTEREST.value
 
 
