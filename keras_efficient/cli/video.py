@@ -348,7 +348,7 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
     server = _server(network, task, preprocess, people)
 
     def predict(frames: np.ndarray) -> list[Any]:
-        # One by one: a graph is compiled for each number of frames, which takes seconds.
+        # One by one: memory is that of a frame, whatever a camera takes for a chunk.
         return [plain(server.predict(frame[None])[0]) for frame in frames]
 
     predict(np.zeros((1, 144, 176, 3), np.uint8))  # what is wrong with the network shows before a camera comes
@@ -357,12 +357,11 @@ def _predictor(network: Path, task: str, preprocess: str, people: Path | None) -
 
 def _server(network: Path, task: str, preprocess: str, people: Path | None) -> Server:
     from keras_efficient.video import onnx_server
-    from keras_efficient.video.servers import compiled
 
     if (task == "keypoints") != (people is not None):
         raise WrongArgument("--people is needed for --task keypoints, and only there.")
-    finder = {} if people is None else {"people": compiled(onnx_server(people, "detection", "yolox"))}
-    return compiled(onnx_server(network, task, preprocess, **finder))
+    finder = {} if people is None else {"people": onnx_server(people, "detection", "yolox")}
+    return onnx_server(network, task, preprocess, **finder)
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None, insecure: bool) -> dict[str, Any]:

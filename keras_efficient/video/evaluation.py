@@ -331,7 +331,7 @@ def _results(server: Any, pictures: Any, every: int) -> tuple[list[Any], list[fl
     for number, picture in enumerate(pictures):
         if number % every == 0:
             begun = time.perf_counter()
-            found += server.predict(picture[None])  # one by one: a graph is compiled for each number of frames
+            found += server.predict(picture[None])
             seconds.append(time.perf_counter() - begun)
     return found, seconds
 

@@ -30,6 +30,7 @@ class OnnxGraph:
     ```python
     network = OnnxGraph("yolox_nano.onnx")
     outputs = network(x)            # by name
+    outputs = network.run(x)        # the same as arrays, several times as fast, without a gradient
     ```
 
     Attributes:
@@ -43,6 +44,7 @@ class OnnxGraph:
     """
 
     def __init__(self, path: str | Path):
+        self._path, self._session = Path(path), None
         graph = _read(Path(path))
         constants = {tensor.name: _array(tensor, path) for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in constants]
@@ -62,24 +64,48 @@ class OnnxGraph:
         Raises:
             WrongArgument: ``x`` is of another shape, or an output is unknown.
         """
-        wanted = self.output_names if outputs is None else tuple(outputs)
+        wanted = self._wanted(x, outputs)
+        values: dict[str, Any] = {**self._constants, "": None, self.input_name: _Value(ops.cast(x, "float32"))}
+        for node in self._needed(wanted):
+            results = node.run(_Call(node, [values[name] for name in node.inputs], self._batch, x.shape[0]))
+            values.update(zip(node.outputs, results, strict=False))
+        return {name: _first(values[name]) for name in wanted}
+
+    def run(self, x: Any, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The same by ONNX Runtime.
+
+        Raises:
+            FileProblem: it does not take the file.
+            WrongArgument: as above.
+        """
+        wanted = list(self._wanted(x, outputs))
+        session, batch = self._runtime(), np.asarray(x, np.float32)
+        step = self._batch or max(len(batch), 1)
+        parts = [session.run(wanted, {self.input_name: batch[at : at + step]}) for at in range(0, len(batch), step)]
+        return {name: np.concatenate(values) for name, values in zip(wanted, zip(*parts, strict=True), strict=True)}
+
+    def _runtime(self) -> Any:
+        import onnxruntime
+
+        if self._session is None:
+            try:
+                self._session = onnxruntime.InferenceSession(str(self._path), providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's own have no common kind
+                raise FileProblem(self._path, "is not taken by ONNX Runtime.") from error
+        return self._session
+
+    def _wanted(self, x: Any, outputs: Sequence[str] | None) -> tuple[str, ...]:
         shape = tuple(x.shape)
         fits = len(shape) == len(self.input_shape) and all(
             mine in (None, given) for mine, given in zip(self.input_shape[1:], shape[1:], strict=True)
         )
         if not fits:
             raise WrongArgument(f"The network takes {self.input_shape}, got {shape}.")
-        values: dict[str, Any] = {**self._constants, "": None, self.input_name: _Value(ops.cast(x, "float32"))}
-        self._check_known(wanted, values)
-        for node in self._needed(wanted):
-            results = node.run(_Call(node, [values[name] for name in node.inputs], self._batch, shape[0]))
-            values.update(zip(node.outputs, results, strict=False))
-        return {name: _first(values[name]) for name in wanted}
-
-    def _check_known(self, wanted: Sequence[str], values: Mapping[str, Any]) -> None:
-        made = {name for node in self._nodes for name in node.outputs}
-        if unknown := [name for name in wanted if name not in made and name not in values]:
+        wanted = self.output_names if outputs is None else tuple(outputs)
+        made = {self.input_name, *self._constants, *(name for node in self._nodes for name in node.outputs)}
+        if unknown := [name for name in wanted if name not in made]:
             raise WrongArgument(f"The graph has no {unknown[0]!r}; its outputs are {', '.join(self.output_names)}.")
+        return wanted
 
     def _needed(self, wanted: Sequence[str]) -> list[_Node]:
         """The nodes that lead to some outputs, in order."""

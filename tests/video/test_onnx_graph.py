@@ -39,6 +39,8 @@ def both(path, x):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = session.run(None, {graph.input_name: x})
     found = graph(x)
+    for name, array in graph.run(x).items():
+        np.testing.assert_array_equal(array, dict(zip(graph.output_names, wanted, strict=True))[name])
     return [(ops.convert_to_numpy(found[name]), want) for name, want in zip(graph.output_names, wanted, strict=True)]
 
 
@@ -58,6 +60,9 @@ def test_a_batch_is_its_pictures(data_dir):
     for index in range(2):
         alone = ops.convert_to_numpy(graph(x[index : index + 1])["output"])[0]
         np.testing.assert_allclose(together[index], alone, atol=1e-3)
+    np.testing.assert_allclose(graph.run(x)["output"], together, atol=1e-2)
+    with pytest.raises(WrongArgument, match="takes"):
+        graph.run(x[:, :1])
 
 
 RNG = np.random.default_rng(0)

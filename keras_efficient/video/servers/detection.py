@@ -57,6 +57,7 @@ class DetectionServer:
     Args:
         network: (b, …) inputs to raw outputs, with a gradient.
         preprocessing: of frames.
+        answer: as the network, without a gradient, where that is faster.
         strides: of the grids whose cells the anchors are, in their order.
         score: `"likelihood"` or `"hits"`.
         threshold: least score of a detection.
@@ -72,6 +73,7 @@ class DetectionServer:
         network: Callable[[Any], Any],
         preprocessing: Preprocessing,
         *,
+        answer: Callable[[Any], Any] | None = None,
         strides: Sequence[int] = (8, 16, 32),
         score: str = "likelihood",
         threshold: float = 0.3,
@@ -81,7 +83,7 @@ class DetectionServer:
         scores: dict[str, Callable[..., Any]] = {"likelihood": self._likelihood, "hits": self._hits}
         if score not in scores:
             raise UnknownName("score", score, scores)
-        self.network, self.preprocessing = network, preprocessing
+        self.network, self.preprocessing, self.answer = network, preprocessing, answer or network
         self._score, self._of_hits = scores[score], score == "hits"
         self.threshold, self.sure, self.overlap = threshold, sure, overlap
         cells, steps = [], []
@@ -93,14 +95,9 @@ class DetectionServer:
         self._cells = np.concatenate(cells).astype("float32")
         self._steps = np.concatenate(steps).astype("float32")
 
-    def _raw(self, frames: Any) -> tuple[Any, Any]:
-        """Probabilities (b, anchors, classes), and boxes in cells: centre, logarithm of the size (b, anchors, 4)."""
-        raw = self.network(self.preprocessing(frames))
-        return raw[..., 4:5] * raw[..., 5:], raw[..., :4]
-
     def reference(self, frames: Any) -> Any:
-        raw = self._raw(frames)
-        return self._wanted(*map(ops.convert_to_numpy, raw)) if self._of_hits else raw
+        raw = self._answers(frames)
+        return self._wanted(*raw) if self._of_hits else raw
 
     def score(self, frames: Any, reference: Any) -> Any:
         found = self._score(*self._raw(frames), *reference)
@@ -111,6 +108,13 @@ class DetectionServer:
         if not self._of_hits:
             raise WrongArgument('The score "likelihood" has no parts.', hint='Take score="hits".')
         return self._score(*self._raw(frames), *reference)
+
+    def _raw(self, frames: Any) -> tuple[Any, Any]:
+        return _parted(self.network(self.preprocessing(frames)))
+
+    def _answers(self, frames: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The same without a gradient."""
+        return _parted(ops.convert_to_numpy(self.answer(self.preprocessing(frames))))
 
     def _likelihood(self, found: Any, boxes: Any, wanted: Any, places: Any) -> Any:
         p = ops.clip(found, 1e-4, 1 - 1e-4)
@@ -143,7 +147,7 @@ class DetectionServer:
         return anchors, classes, 1.0 - anchors.max(axis=1)
 
     def predict(self, frames: Any) -> list[Detections]:
-        found, places = (ops.convert_to_numpy(x) for x in self._raw(frames))
+        found, places = self._answers(frames)
         height, width = np.shape(frames)[1:3]
         ratio = np.array(self.preprocessing.ratio(height, width)[::-1], "float32")
         return [self._detections(p, box, ratio, (width, height)) for p, box in zip(found, places, strict=True)]
@@ -162,6 +166,11 @@ class DetectionServer:
         centre = (box[kept, :2] + self._cells[kept]) * self._steps[kept]
         half = np.exp(box[kept, 2:]) * self._steps[kept] / 2
         return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _parted(raw: Any) -> tuple[Any, Any]:
+    """Probabilities (b, anchors, classes), and boxes in cells: centre, logarithm of the size (b, anchors, 4)."""
+    return raw[..., 4:5] * raw[..., 5:], raw[..., :4]
 
 
 def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, overlap: float) -> np.ndarray:

@@ -24,6 +24,7 @@ class KeypointServer:
     Args:
         network: (n, s, s, 3) inputs to outputs by name, with a gradient.
         preprocessing: of the squares; its size is theirs.
+        answer: as the network, without a gradient, where that is faster.
         people: finds the people; of the reference only, where scores are taken.
         person: class of a person.
         heat: name of the heat maps (n, rows, columns, points).
@@ -40,6 +41,7 @@ class KeypointServer:
         preprocessing: Preprocessing,
         people: DetectionServer,
         *,
+        answer: Callable[[Any], Mapping[str, Any]] | None = None,
         person: int = 0,
         heat: str = "Identity_3",
         points: str = "Identity",
@@ -47,14 +49,15 @@ class KeypointServer:
         least: float = 0.5,
         most: int = 8,
     ):
-        self.network, self.preprocessing, self.people, self.person = network, preprocessing, people, person
+        self.network, self.preprocessing, self.answer = network, preprocessing, answer or network
+        self.people, self.person = people, person
         self.heat, self.points = heat, points
         self.enlarge, self.least, self.most = enlarge, least, most
 
     def predict(self, frames: Any) -> list[np.ndarray]:
         """The points of each person: (people, points, 3): x and y in pixels of the frame, probability of being seen."""
         squares, there = self._squares(frames)
-        outputs = self.network(self._cut(frames, squares))
+        outputs = self.answer(self._cut(frames, squares))
         found = ops.convert_to_numpy(outputs[self.points]).reshape(*squares.shape[:2], -1, 5)
         scale = (squares[..., 2] - squares[..., 0])[..., None, None] / self.preprocessing.size[0]
         places = found[..., :2] * scale + squares[:, :, None, :2]
@@ -64,7 +67,8 @@ class KeypointServer:
 
     def reference(self, frames: Any) -> Any:
         squares, there = self._squares(frames)
-        return squares, there.astype(np.float32), self._heat(frames, squares)
+        heat = ops.convert_to_numpy(self._heat(self.answer, frames, squares))
+        return squares, there.astype(np.float32), heat
 
     def score(self, frames: Any, reference: Any) -> Any:
         return ops.sum(self.parts(frames, reference), axis=1)
@@ -72,7 +76,7 @@ class KeypointServer:
     def parts(self, frames: Any, reference: Any) -> Any:
         """Of each person: (b, people)."""
         squares, there, wanted = reference
-        return -there * ops.sum(ops.square(self._heat(frames, squares) - wanted), axis=(2, 3, 4))
+        return -there * ops.sum(ops.square(self._heat(self.network, frames, squares) - wanted), axis=(2, 3, 4))
 
     def _squares(self, frames: Any) -> tuple[np.ndarray, np.ndarray]:
         """Squares around the people of each frame, (b, most, 4), and which of them there are, (b, most)."""
@@ -89,8 +93,8 @@ class KeypointServer:
             there[row, : len(boxes)] = True
         return squares, there
 
-    def _heat(self, frames: Any, squares: Any) -> Any:
-        found = self.network(self._cut(frames, squares))[self.heat]
+    def _heat(self, network: Callable[[Any], Mapping[str, Any]], frames: Any, squares: Any) -> Any:
+        found = network(self._cut(frames, squares))[self.heat]
         return ops.reshape(found, (-1, self.most, *found.shape[1:]))
 
     def _cut(self, frames: Any, squares: Any) -> Any:

@@ -23,27 +23,36 @@ class SegmentationServer:
     Args:
         network: (b, …) inputs to logits, or to probabilities, with a gradient.
         preprocessing: of frames.
+        answer: as the network, without a gradient, where that is faster.
         of_logits: whether it gives logits.
     """
 
-    def __init__(self, network: Callable[[Any], Any], preprocessing: Preprocessing, *, of_logits: bool = True):
-        self.network, self.preprocessing, self.of_logits = network, preprocessing, of_logits
+    def __init__(
+        self,
+        network: Callable[[Any], Any],
+        preprocessing: Preprocessing,
+        *,
+        answer: Callable[[Any], Any] | None = None,
+        of_logits: bool = True,
+    ):
+        self.network, self.preprocessing, self.answer = network, preprocessing, answer or network
+        self.of_logits = of_logits
 
     def predict(self, frames: Any) -> list[np.ndarray]:
         """The class of each pixel of the network's output: (rows, columns) int32."""
-        found = ops.convert_to_numpy(self.network(self.preprocessing(frames)))
+        found = ops.convert_to_numpy(self.answer(self.preprocessing(frames)))
         return list(found.argmax(axis=-1).astype(np.int32))
 
     def reference(self, frames: Any) -> Any:
-        return ops.exp(self._log_probabilities(frames))
+        return ops.convert_to_numpy(ops.exp(self._log_probabilities(self.answer, frames)))
 
     def score(self, frames: Any, reference: Any) -> Any:
         return ops.sum(self.parts(frames, reference), axis=-1)
 
     def parts(self, frames: Any, reference: Any) -> Any:
         """Of each class: (b, classes)."""
-        return ops.sum(reference * self._log_probabilities(frames), axis=(1, 2))
+        return ops.sum(reference * self._log_probabilities(self.network, frames), axis=(1, 2))
 
-    def _log_probabilities(self, frames: Any) -> Any:
-        found = self.network(self.preprocessing(frames))
+    def _log_probabilities(self, network: Callable[[Any], Any], frames: Any) -> Any:
+        found = network(self.preprocessing(frames))
         return ops.log_softmax(found, axis=-1) if self.of_logits else ops.log(ops.clip(found, 1e-6, 1.0))
