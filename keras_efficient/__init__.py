@@ -9,8 +9,9 @@ Importing this package imports neither Keras nor TensorFlow; a sub-module is imp
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+
+from keras_efficient import lazy
 
 __version__ = "0.1.0"
 
@@ -47,11 +48,4 @@ def _find_subpackages_of_a_checkout() -> None:
 _find_subpackages_of_a_checkout()
 
 
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy.names(__name__, {name: name for name in _SUBMODULES}, __all__)

@@ -20,8 +20,9 @@ Embedding tables are another matter: `advise_embeddings` and `compress_embedding
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from keras_efficient import lazy
 
 if TYPE_CHECKING:
     from keras_efficient.compress.clustering import cluster
@@ -65,11 +66,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES, __all__)

@@ -15,8 +15,9 @@ Importing this package imports neither Keras nor TensorFlow.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from keras_efficient import lazy
 
 if TYPE_CHECKING:
     from keras_efficient.distribution import TableParallel, local_rows
@@ -79,19 +80,11 @@ _HOMES = {
     "read_table": "files",
     "recall": ".ranking",
     "reciprocal_rank": ".ranking",
+    "tfrs": "tfrs",
     "top_k": ".ranking",
     "train": "training",
     "without": "splits",
 }
 
 
-def __getattr__(name: str):
-    if name == "tfrs":
-        return importlib.import_module(f"{__name__}.tfrs")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES, __all__)

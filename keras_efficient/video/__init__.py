@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from keras_efficient import lazy
 
 if TYPE_CHECKING:
     from keras_efficient.video.allocation import graded_offsets, two_levels
@@ -109,11 +110,4 @@ _HOMES = {
 
 
 # A camera that runs an exported file imports neither Keras nor TensorFlow.
-def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES, __all__)
