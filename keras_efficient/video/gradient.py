@@ -67,7 +67,8 @@ def accuracy_gradient(
     weighted = np.linalg.norm(high - low, norm, axis=-1) if weight == "difference" else 1.0
     if not each:
         slopes = _slopes(server, frames, reference)
-        if not slopes.any() and (high != low).any():
+        # Where nothing is seen, there is nothing to lose: both frames score alike.
+        if not slopes.any() and np.any(_scores(server, high, reference) != _scores(server, low, reference)):
             raise WrongArgument(
                 "The server's score has no gradient.", hint="Classes that were chosen have none: score logits."
             )
@@ -96,6 +97,10 @@ def _slopes(server: Server, frames: np.ndarray, reference: Any, chosen: np.ndarr
     if not np.isfinite(slopes).all():
         raise WrongArgument("The server's score has a gradient that is not finite.")
     return slopes
+
+
+def _scores(server: Server, frames: np.ndarray, reference: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(server.score(frames, reference)))
 
 
 def _differentiated(server: Callable[[], Any], *, of_parts: bool) -> Gradient:

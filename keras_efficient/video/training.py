@@ -116,7 +116,7 @@ def train_accmodel(
 def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
     """Spearman's of an `AccModel`'s scores and the gains of a frame's macroblocks, the mean over frames."""
     grid = model.output_shape[1:]
-    parts = [Labels(one.frames, _logarithms(one.gains, grid)) for one in labels]
+    parts = [Labels(one.frames, _logarithms(one.gains, grid)) for one in map(_heeded, labels)]
     return _correlation(_inner(model), *_together(parts))
 
 
@@ -157,7 +157,7 @@ Frames = tuple[np.ndarray, np.ndarray]
 def _split(labels: Sequence[Labels], held_out: float, grid: tuple[int, int]) -> tuple[Frames, Frames]:
     """Frames and logarithms of their gains, for training, and of the end of each clip."""
     parts: tuple[list[Labels], list[Labels]] = ([], [])
-    for one in labels:
+    for one in map(_heeded, labels):
         kept = len(one.frames) - round(held_out * len(one.frames))
         parts[0].append(Labels(one.frames[:kept], _logarithms(one.gains[:kept], grid)))
         parts[1].append(Labels(one.frames[kept:], _logarithms(one.gains[kept:], grid)))
@@ -165,8 +165,14 @@ def _split(labels: Sequence[Labels], held_out: float, grid: tuple[int, int]) -> 
         (np.concatenate([p.frames for p in some]), np.concatenate([p.gains for p in some])) for some in parts
     )
     if not len(train[0]):
-        raise WrongArgument("There is no frame to train on.")
+        raise WrongArgument("There is no frame to train on: the server sees nothing in any.")
     return train, test
+
+
+def _heeded(labels: Labels) -> Labels:
+    """Without frames in which the server sees nothing: they do not say which macroblock is worth more."""
+    has = labels.gains.any(axis=(1, 2))
+    return Labels(labels.frames[has], labels.gains[has])
 
 
 def _together(labels: Sequence[Labels]) -> Frames:

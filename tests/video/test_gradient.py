@@ -112,6 +112,11 @@ def test_what_has_no_gradient():
         video.accuracy_gradient(Linear(1.0), high, low, at="middle")
 
 
+def test_where_nothing_is_seen_nothing_is_lost():
+    high, low = pair(20, 16)
+    assert not video.accuracy_gradient(Linear(0.0), high, low).any()
+
+
 @pytest.fixture(scope="module", params=["likelihood", "hits"])
 def detector(data_dir, request):
     return video.onnx_server(data_dir / "models" / "yolox_nano.onnx", "detection", "yolox", score=request.param)

@@ -86,6 +86,19 @@ def test_it_goes_on_where_it_stopped(clip, tmp_path):
         trained(clip, steps=9, folder=tmp_path)
 
 
+def test_frames_without_anything_to_see_are_left_out(tmp_path):
+    random = np.random.default_rng(0)
+    grey = random.integers(60, 160, (2, *SIZE, 1)).repeat(3, axis=3).astype(np.uint8)
+    seen = grey[0].copy()
+    seen[16:48, 16:48] = (220, 30, 30)
+    for name, array in {"seen": seen, "one": grey[0], "other": grey[1]}.items():
+        packages().VideoFrame.from_ndarray(array, format="rgb24").to_image().save(tmp_path / f"{name}.png")
+    found = trained(tmp_path, steps=1, held_out=0)
+    assert found.frames == 1
+    with pytest.raises(WrongArgument, match="sees nothing in any"):
+        trained([tmp_path / "one.png", tmp_path / "other.png"], steps=1, held_out=0)
+
+
 def test_it_keeps_to_its_time(clip):
     found = trained(clip, minutes=0.1)
     assert found.steps >= 1
