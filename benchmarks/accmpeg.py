@@ -10,9 +10,10 @@ hours, and go on where they were: what was evaluated is kept in runs/accmpeg.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,26 @@ ROUND_TRIP, ON_LINK, LOWER = 0.1, 0.6, 0.25
 KEPT = 0.05  # share by which a bitrate may be missed
 BITRATES = (150_000, 400_000, 1_000_000)
 MILLISECONDS, RATE, ROI_COST = 15, 30, 0.05
+# another server: its network, the clip that it is measured on, and those that its camera model is trained on
+SERVERS = {
+    "DeepLab v3": (
+        ("deeplabv3_mnv2_dm05_voc_257.onnx", "segmentation", "deeplab"),
+        "people_street_800x450",
+        ("person_indoor_768x432", "horses_720x480", "traffic_highway_640x360", "dashcam_highway_1280x720"),
+    ),
+    "road segmentation": (
+        ("road_segmentation_adas_0001.onnx", "segmentation", "openvino-road"),
+        "dashcam_highway_960x540",
+        ("dashcam_highway_1280x720", "traffic_highway_640x360", "people_street_800x450"),
+    ),
+    "pose": (
+        ("pose_landmark_lite.onnx", "keypoints", "mediapipe-pose"),
+        "people_street_800x450",
+        ("person_indoor_768x432", "dashcam_highway_1280x720"),
+    ),
+}
+MINUTES, DISTANCE = 10, 0.10
+TAKEN = 9  # of these minutes are asked for: the last labels and the last step end a little later
 
 
 @cache
@@ -98,14 +119,19 @@ def _evaluated(name: str, quick: bool) -> video.Evaluation:
         for one in wanted
         for scheme in video.coding_schemes([one], _server(), model, step=10 if quick else 1 if one in DENSE else 2)
     ]
+    asked: dict[str, Any] = {"every": every, "folder": FOLDER, "name": "yolox-nano"}
+    found = video.evaluate(_server(), clip, made, on_progress=_shower(name), **asked)
+    print()
+    return found
+
+
+def _shower(name: str) -> Callable[[int, int], None]:
     began = time.perf_counter()
 
     def show(done: int, total: int) -> None:
         print(f"\r{name}: {done} of {total}, {time.perf_counter() - began:.0f} s", end="", flush=True)
 
-    found = video.evaluate(_server(), clip, made, every=every, folder=FOLDER, name="yolox-nano", on_progress=show)
-    print()
-    return found
+    return show
 
 
 def data_bytes(quick: bool) -> Iterator[Row]:
@@ -189,6 +215,69 @@ def _delays(found: video.Evaluation, name: str, link: video.Link, *, is_barred: 
     details["link"] = vars(looking)
     why = "F1 .85 is not reached" if share is None else ""
     return Row(what, _rounded(ours[0], 4), "s", peer=_rounded(theirs[0], 4), why=why, details=details, **barred)
+
+
+def servers(quick: bool) -> Iterator[Row]:
+    """Camera models for three more networks: how long that takes, how far they are from the clip's own gradients."""
+    for name, (network, clip, clips) in SERVERS.items():
+        file, task, preprocess = network
+        path = harness.data_folder() / "models" / file
+        finder = {"people": _server()} if task == "keypoints" else {}
+        server = video.onnx_server(path, task, preprocess, **finder)
+        model, trained = _trained(server, file, clips, quick)
+        what = f"{name}: camera model from {len(clips)} clips, labels included"
+        bar: dict[str, Any] = {"bar": f"≤ {MINUTES} minutes", "reached": trained["seconds"] <= 60 * MINUTES}
+        yield Row(what, round(trained["seconds"] / 60, 2), "minutes", details=trained, **bar)
+        opened = video.Video.open(_path(clip))
+        every = 4 if quick else max(sum(1 for _ in opened) // EVALUATED, 1)
+        schemes = video.coding_schemes(OF_SERVERS, server, model, step=10 if quick else 2)
+        some = video.Clip(opened, 20 if quick else None)
+        found = video.evaluate(server, some, schemes, every=every, folder=FOLDER, name=file, on_progress=_shower(name))
+        print()
+        yield from _distances(found, f"{name}, {clip}")
+
+
+OF_SERVERS = ("uniform", "defaults", "oracle", "camera")
+
+
+def _distances(found: video.Evaluation, where: str) -> Iterator[Row]:
+    """In bytes, of the camera model from the others; the oracle is the one that counts."""
+    measure = found.measures[0].name
+    for other in ("oracle", "uniform", "defaults"):
+        both = video.saving(found.curve("camera"), found.curve(other), report.GRID)
+        value = None if both.mean.value is None else -both.mean.value
+        limits = [None if one is None else round(-one, 4) for one in (both.mean.high, both.mean.low)]
+        details = {"interval": limits, "evaluated frames": len(next(iter(found.points["camera"][0].sums.values())))}
+        bar: dict[str, Any] = {}
+        if other == "oracle":
+            bar = {"bar": f"≤ {DISTANCE:.0%} more", "reached": None if value is None else value <= DISTANCE}
+        why = f"they do not share accuracies from {report.GRID[0]:.2f} to .95" if value is None else ""
+        what = f"{where}, mean over {measure} .80 to .95: bytes of the camera model more than those of {other}"
+        yield Row(what, _rounded(value, 4), "share", why=why, details=details, **bar)
+
+
+def _trained(server: Any, name: str, clips: tuple[str, ...], quick: bool) -> tuple[Any, dict[str, Any]]:
+    """A camera model, and how it was made; kept in runs/accmpeg."""
+    from keras_efficient import models
+    from keras_efficient.zoo import weights
+    from keras_efficient.zoo.recipes.accmodel import CODING, FRAME_SIZE
+
+    kept = FOLDER / ("quick" if quick else "servers") / Path(name).stem
+    note, file = kept / "trained.json", kept / "model.weights.h5"
+    if note.exists() and file.exists():
+        model = models.AccModel(FRAME_SIZE)
+        weights.load_into(model, file)
+        return model, json.loads(note.read_text())
+    options: dict[str, Any] = {"steps": 2} if quick else {"minutes": TAKEN}
+    coding = video.Coding(**{**CODING, "every": 60 if quick else CODING["every"]})
+    paths = [_path(clip) for clip in clips]
+    made = video.train_accmodel(server, paths, frame_size=FRAME_SIZE, coding=coding, on_progress=print, **options)
+    kept.mkdir(parents=True, exist_ok=True)
+    weights.save(made.model, file)
+    found = {name: getattr(made, name) for name in ("seconds", "steps", "frames", "correlation")}
+    found |= {"clips": list(clips), "load": os.getloadavg()[0]}
+    note.write_text(json.dumps(found))
+    return made.model, found
 
 
 def rate(quick: bool) -> Iterator[Row]:
@@ -316,7 +405,7 @@ def _roi_cost(frames: list[Any], name: str, offsets: list[Any], rounds: int) -> 
     return Row(f"{what}; map: {name}", round(times["offsets"], 3), "s", peer=round(times["plain"], 3), **values, **bar)
 
 
-SECTIONS = {"bytes": data_bytes, "delay": delay, "rate": rate, "speed": speed}
+SECTIONS = {"bytes": data_bytes, "delay": delay, "servers": servers, "rate": rate, "speed": speed}
 
 if __name__ == "__main__":
     harness.main("accmpeg", SECTIONS)
