@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Preprocessing,
         SegmentationServer,
         Server,
+        keras_server,
         onnx_server,
     )
     from keras_efficient.video.training import TrainedCamera, train_accmodel
@@ -67,6 +68,7 @@ __all__ = [
     "delays",
     "evaluate",
     "graded_offsets",
+    "keras_server",
     "onnx_server",
     "qp_map",
     "saving",
@@ -100,6 +102,7 @@ _HOMES = {
     "delays": "delay",
     "evaluate": "evaluation",
     "graded_offsets": "allocation",
+    "keras_server": "servers",
     "onnx_server": "servers",
     "qp_map": "encoder",
     "saving": "evaluation",

@@ -10,17 +10,24 @@ from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.video.onnx_graph import OnnxGraph
 from keras_efficient.video.servers.base import PREPROCESSING, Preprocessing, Server
 from keras_efficient.video.servers.detection import Detections, DetectionServer
+from keras_efficient.video.servers.heads import AnchorHead, Head, QueryHead, YoloxHead
+from keras_efficient.video.servers.keras_models import keras_server
 from keras_efficient.video.servers.keypoints import KeypointServer
 from keras_efficient.video.servers.segmentation import SegmentationServer
 
 __all__ = [
     "PREPROCESSING",
+    "AnchorHead",
     "DetectionServer",
     "Detections",
+    "Head",
     "KeypointServer",
     "Preprocessing",
+    "QueryHead",
     "SegmentationServer",
     "Server",
+    "YoloxHead",
+    "keras_server",
     "onnx_server",
 ]
 

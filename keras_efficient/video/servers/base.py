@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from keras import ops
 
 __all__ = ["PREPROCESSING", "Preprocessing", "Server"]
@@ -39,7 +40,7 @@ class Preprocessing:
         letterbox: whether the ratio of sides is kept, with `fill` at the bottom and at the right.
         fill: of what is left free.
         bgr: whether blue comes first.
-        scale, offset: input = pixel · scale + offset.
+        scale, offset: input = pixel · scale + offset; of each channel, where they are several.
         channels_first: whether channels are the second axis.
     """
 
@@ -47,8 +48,8 @@ class Preprocessing:
     letterbox: bool = False
     fill: float = 114.0
     bgr: bool = False
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
     channels_first: bool = False
 
     def ratio(self, height: int, width: int) -> tuple[float, float]:
@@ -68,7 +69,7 @@ class Preprocessing:
             free = [(0, self.size[0] - inner[0]), (0, self.size[1] - inner[1])]
             x = ops.pad(x, [(0, 0), *free, (0, 0)], constant_values=self.fill)
         x = ops.flip(x, axis=-1) if self.bgr else x
-        x = x * self.scale + self.offset
+        x = x * np.array(self.scale, "float32") + np.array(self.offset, "float32")
         return ops.transpose(x, (0, 3, 1, 2)) if self.channels_first else x
 
 

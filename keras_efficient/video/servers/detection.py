@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.video.servers.base import Preprocessing
+from keras_efficient.video.servers.heads import Head, YoloxHead
 
 __all__ = ["DetectionServer", "Detections", "intersection_over_union"]
 
@@ -41,10 +42,9 @@ class Detections:
 
 
 class DetectionServer:
-    """A detector whose raw output is (b, anchors, 5 + classes), as YOLOX has it.
+    """A detector that gives each anchor a probability p of each class, and a box.
 
     ```
-    p = objectness · class probability
     "likelihood":  Σ_{anchors, classes} (p_ref log p + (1 − p_ref) log(1 − p))
                    − Σ_{anchors with p_ref > threshold} |box − box_ref|₁
     "hits":        Σ_{detections of the reference} σ((p_d − threshold) / s)
@@ -58,7 +58,7 @@ class DetectionServer:
         network: (b, …) inputs to raw outputs, with a gradient.
         preprocessing: of frames.
         answer: as the network, without a gradient, where that is faster.
-        strides: of the grids whose cells the anchors are, in their order.
+        head: how raw outputs are read; `None`: as YOLOX's, (b, anchors, 5 + classes).
         score: `"likelihood"` or `"hits"`.
         threshold: least score of a detection.
         sure: score from which on a detection counts that the reference does not have.
@@ -74,7 +74,7 @@ class DetectionServer:
         preprocessing: Preprocessing,
         *,
         answer: Callable[[Any], Any] | None = None,
-        strides: Sequence[int] = (8, 16, 32),
+        head: Head | None = None,
         score: str = "likelihood",
         threshold: float = 0.3,
         sure: float = 0.5,
@@ -86,14 +86,7 @@ class DetectionServer:
         self.network, self.preprocessing, self.answer = network, preprocessing, answer or network
         self._score, self._of_hits = scores[score], score == "hits"
         self.threshold, self.sure, self.overlap = threshold, sure, overlap
-        cells, steps = [], []
-        for stride in strides:
-            rows, columns = preprocessing.size[0] // stride, preprocessing.size[1] // stride
-            grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
-            cells.append(grid)
-            steps.append(np.full((len(grid), 1), stride))
-        self._cells = np.concatenate(cells).astype("float32")
-        self._steps = np.concatenate(steps).astype("float32")
+        self.head = YoloxHead(preprocessing.size) if head is None else head
 
     def reference(self, frames: Any) -> Any:
         raw = self._answers(frames)
@@ -110,11 +103,12 @@ class DetectionServer:
         return self._score(*self._raw(frames), *reference)
 
     def _raw(self, frames: Any) -> tuple[Any, Any]:
-        return _parted(self.network(self.preprocessing(frames)))
+        return self.head.parts(self.network(self.preprocessing(frames)))
 
     def _answers(self, frames: Any) -> tuple[np.ndarray, np.ndarray]:
         """The same without a gradient."""
-        return _parted(ops.convert_to_numpy(self.answer(self.preprocessing(frames))))
+        found, places = self.head.parts(self.answer(self.preprocessing(frames)))
+        return ops.convert_to_numpy(found), ops.convert_to_numpy(places)
 
     def _likelihood(self, found: Any, boxes: Any, wanted: Any, places: Any) -> Any:
         p = ops.clip(found, 1e-4, 1 - 1e-4)
@@ -140,7 +134,7 @@ class DetectionServer:
         anchors = np.zeros((len(p), count, p.shape[1]), "float32")
         classes = np.zeros((len(p), count, p.shape[2]), "float32")
         for row, detections in enumerate(found):
-            boxes = self._boxes(box[row], slice(None))
+            boxes = self.head.boxes(box[row], slice(None))
             for number, (one, kind) in enumerate(zip(detections.boxes, detections.classes, strict=True)):
                 anchors[row, number] = intersection_over_union(one, boxes) > 0.5
                 classes[row, number, kind] = 1.0
@@ -156,21 +150,10 @@ class DetectionServer:
         classes = p.argmax(axis=-1)
         scores = p[np.arange(len(p)), classes]
         kept = np.flatnonzero(scores > self.threshold)
-        boxes = self._boxes(box, kept) / np.tile(ratio, 2)
+        boxes = self.head.boxes(box, kept) / np.tile(ratio, 2)
         boxes = boxes.clip(0, np.array([*size, *size], "float32"))
         best = suppressed(boxes, scores[kept], classes[kept], self.overlap)
         return Detections(boxes[best], scores[kept][best], classes[kept][best].astype("int32"))
-
-    def _boxes(self, box: np.ndarray, kept: Any) -> np.ndarray:
-        """Left, top, right and bottom of some anchors' boxes, in pixels of the network's input."""
-        centre = (box[kept, :2] + self._cells[kept]) * self._steps[kept]
-        half = np.exp(box[kept, 2:]) * self._steps[kept] / 2
-        return np.concatenate([centre - half, centre + half], axis=1)
-
-
-def _parted(raw: Any) -> tuple[Any, Any]:
-    """Probabilities (b, anchors, classes), and boxes in cells: centre, logarithm of the size (b, anchors, 4)."""
-    return raw[..., 4:5] * raw[..., 5:], raw[..., :4]
 
 
 def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, overlap: float) -> np.ndarray:
