@@ -120,7 +120,8 @@ class RoiEncoder:
         self.fps = rate = Fraction(fps).limit_denominator(60000)
         parameters: dict[str, float | str] = {"keyint": key_every or "infinite", "repeat-headers": 1, "annexb": 1}
         if codec == "libx265":
-            parameters = {"keyint": key_every or -1, "repeat-headers": 1, "log-level": "error"}
+            # Closed groups of pictures: else the frames before a key frame are lost where a decoder begins at it.
+            parameters = {"keyint": key_every or -1, "repeat-headers": 1, "open-gop": 0, "log-level": "error"}
         if b_frames is not None:
             parameters["bframes"] = b_frames
         if bitrate is not None and codec == "libx264":
