@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_efficient.macroblocks import BLOCK
@@ -18,7 +19,7 @@ class MacroblockSaliencyHead(keras.layers.Layer):
 
     ```
     s = conv1x1(relu6(conv3x3(features)))
-    scores = mean of 16/stride × 16/stride values of s         where stride divides 16
+    scores = mean of 16/stride × 16/stride values of s         where stride divides 16; of those in the frame
     scores = s, stride/16 times larger (bilinear)              where 16 divides stride; cropped to the frame
     ```
 
@@ -78,8 +79,7 @@ class MacroblockSaliencyHead(keras.layers.Layer):
         x = ops.relu6(ops.conv(inputs, self.mix_kernel, **options) + self.mix_bias)
         x = ops.conv(x, self.score_kernel, **options) + self.score_bias
         if self.stride < BLOCK:
-            factor = BLOCK // self.stride
-            x = ops.average_pool(x, factor, strides=factor, padding="same", data_format="channels_last")
+            x = ops.cast(_averaged(x, BLOCK // self.stride), self.compute_dtype)
         elif self.stride > BLOCK:
             x = self._cropped(_enlarged(x, self.stride // BLOCK))
         return ops.squeeze(x, axis=-1)
@@ -113,8 +113,7 @@ class MacroblockSaliencyHead(keras.layers.Layer):
         score = keras.layers.Conv2D(1, 1, name="score", dtype="float32")
         x = score(keras.layers.ReLU(6.0, name="relu6", dtype="float32")(mix(inputs)))
         if self.stride < BLOCK:
-            factor = BLOCK // self.stride
-            x = keras.layers.AveragePooling2D(factor, padding="same", name="pool", dtype="float32")(x)
+            x = _averaged(x, BLOCK // self.stride)
         elif self.stride > BLOCK:
             factor = self.stride // BLOCK
             x = keras.layers.UpSampling2D(factor, interpolation="bilinear", name="enlarge", dtype="float32")(x)
@@ -141,6 +140,25 @@ class MacroblockSaliencyHead(keras.layers.Layer):
             "frame_size": self.frame_size,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _averaged(x, factor):
+    """Means of factor × factor values from the upper left on; at the lower and the right edge of those that there are.
+
+    Padding "same" would also put some before the first, and shift all macroblocks by up to half of one.
+    """
+
+    def means(values):
+        return ops.average_pool(values, factor, strides=factor, padding="valid", data_format="channels_last")
+
+    more = [(0, 0), (0, factor - 1), (0, factor - 1), (0, 0)]
+    rows, columns = x.shape[1:3]
+    if rows is None or columns is None:
+        return means(ops.pad(x, more)) / means(ops.pad(ops.ones_like(x), more))
+    if rows % factor == 0 and columns % factor == 0:
+        return means(x)
+    down, across = (factor / np.minimum(factor, size - np.arange(0, size, factor)) for size in (rows, columns))
+    return ops.multiply(means(ops.pad(x, more)), np.outer(down, across).astype("float32")[..., None])
 
 
 def _enlarged(x, factor):

@@ -14,7 +14,7 @@ from keras_efficient.macroblocks import grid
 from keras_efficient.video.allocation import graded_offsets
 from keras_efficient.video.encoder import Packet, RoiEncoder
 from keras_efficient.video.frames import packages
-from keras_efficient.video.interpolation import resized
+from keras_efficient.video.interpolation import reach, resized
 from keras_efficient.video.motion import carried, small_luma
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class Saliency:
         area = packages().video.reformatter.Interpolation.AREA
         small = frame.reformat(self.size[1], self.size[0], "rgb24", interpolation=area).to_ndarray()
         scores = self._network(small[None].astype(np.float32))
-        found: np.ndarray = resized(scores, grid(frame.height, frame.width))[0]
+        size = (frame.height, frame.width)
+        have, want = reach(self.size, scores.shape[1:]), reach(size, grid(*size))
+        found: np.ndarray = resized(scores, grid(*size), have=have, want=want)[0]
         return found
 
 

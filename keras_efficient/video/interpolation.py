@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["linear", "resized"]
+from keras_efficient.macroblocks import BLOCK
+
+__all__ = ["linear", "reach", "resized"]
 
 
 def linear(places: np.ndarray, size: int) -> np.ndarray:
@@ -18,12 +22,41 @@ def linear(places: np.ndarray, size: int) -> np.ndarray:
     return matrix
 
 
-def resized(arrays: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n, h, w, c), or else (…, h, w), to another size; samples stand for areas, and lie in their middles."""
-    channels = arrays.ndim == 4
-    for axis, wanted in zip((-3, -2) if channels else (-2, -1), size, strict=True):
-        have = arrays.shape[axis]
-        if have != wanted:
-            matrix = linear((np.arange(wanted) + 0.5) * have / wanted - 0.5, have)
-            arrays = np.moveaxis(np.tensordot(matrix, arrays, (1, axis)), 0, axis)
+def reach(size: Sequence[int], cells: Sequence[int]) -> tuple[float, float]:
+    """How far the cells of a frame reach down and across: 1.0 to its edge, more where the last one lies partly outside.
+
+    Args:
+        size: (height, width) of the frame.
+        cells: rows and columns, of macroblocks of 16 pixels or, where the frame was shrunk, of 8, 4, 2 or 1. Any other
+            number of cells covers just the frame.
+    """
+    for side in (BLOCK, 8, 4, 2, 1):
+        if tuple(-(-pixels // side) for pixels in size) == tuple(cells):
+            return cells[0] * side / size[0], cells[1] * side / size[1]
+    return 1.0, 1.0
+
+
+def resized(
+    arrays: np.ndarray,
+    size: tuple[int, int],
+    *,
+    have: tuple[float, float] = (1.0, 1.0),
+    want: tuple[float, float] = (1.0, 1.0),
+    start: tuple[float, float] = (0.0, 0.0),
+) -> np.ndarray:
+    """Rows and columns in another number; samples stand for areas, and lie in their middles.
+
+    Args:
+        arrays: (n, h, w, c), or else (…, h, w).
+        size: rows and columns that are wanted.
+        have: how far those that there are reach, see `reach`.
+        want: how far the wanted ones reach.
+        start: where the wanted ones begin.
+    """
+    axes = (-3, -2) if arrays.ndim == 4 else (-2, -1)
+    for axis, wanted, covered, length, begin in zip(axes, size, have, want, start, strict=True):
+        count = arrays.shape[axis]
+        places = (begin + (np.arange(wanted) + 0.5) / wanted * length) / covered * count - 0.5
+        if count != wanted or not np.allclose(places, np.arange(count)):
+            arrays = np.moveaxis(np.tensordot(linear(places, count), arrays, (1, axis)), 0, axis)
     return arrays

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.macroblocks import grid
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded
 from keras_efficient.video.frames import Video, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
@@ -60,10 +61,12 @@ class Labels:
     Attributes:
         frames: (n, h, w, 3) uint8, as the camera sees them.
         gains: (n, ⌈H/16⌉, ⌈W/16⌉) float32, of the clip's own size H × W, which may be larger than that of `frames`.
+        size: (H, W).
     """
 
     frames: np.ndarray
     gains: np.ndarray
+    size: tuple[int, int]
 
 
 def clips_of(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -110,10 +113,11 @@ def labels_of(
     Raises:
         FileProblem: the clip cannot be read.
     """
+    video = Video.open(path)  # FFmpeg reads a picture as a video of one frame
     kept = None if folder is None else folder / f"{_key(path, coding, size, name, most)}.npz"
     if kept is not None and kept.exists():
-        return _read(kept)
-    made = _made(server, path, coding, size, most, on_frames)
+        return _read(kept, (video.height, video.width))
+    made = _made(server, video, coding, size, most, on_frames)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept, overwrite=True) as temporary, temporary.open("wb") as file:
@@ -123,13 +127,12 @@ def labels_of(
 
 def _made(
     server: Server,
-    path: Path,
+    video: Video,
     coding: Coding,
     size: tuple[int, int] | None,
     most: int | None,
     on_frames: Callable[[int], None],
 ) -> Labels:
-    video = Video.open(path)  # FFmpeg reads a picture as a video of one frame
     encoders = [_encoder(video, qp, coding.preset) for qp in (coding.high, *coding.low)]
     streams: list[list[Packet]] = [[] for _ in encoders]
     count = 0
@@ -157,7 +160,8 @@ def _made(
             gains.append(accuracy_gradient(server, *both, weight=coding.weight, each=coding.each))
             waiting.clear()
             on_frames(len(frames))
-    return Labels(np.stack(frames), _averaged(np.concatenate(gains), coding.average).astype(np.float32))
+    found = _averaged(np.concatenate(gains), coding.average).astype(np.float32)
+    return Labels(np.stack(frames), found, (video.height, video.width))
 
 
 def _averaged(gains: np.ndarray, count: int) -> np.ndarray:
@@ -189,13 +193,13 @@ def _key(path: Path, coding: Coding, size: tuple[int, int] | None, name: str, mo
     return digest.hexdigest()[:32]
 
 
-def _read(path: Path) -> Labels:
+def _read(path: Path, size: tuple[int, int]) -> Labels:
     try:
         with np.load(path, allow_pickle=False) as file:
             frames, gains = file["frames"], file["gains"]
     except (OSError, ValueError, KeyError) as error:
         raise FileProblem(path, "is damaged.", hint="Remove it: it will be made again.") from error
     fits = frames.ndim == 4 and frames.dtype == np.uint8 and gains.ndim == 3 and gains.dtype == np.float32
-    if not fits or len(frames) != len(gains) or not np.isfinite(gains).all():
+    if not fits or gains.shape != (len(frames), *grid(*size)) or not np.isfinite(gains).all():
         raise FileProblem(path, "holds no labels.", hint="Remove it: it will be made again.")
-    return Labels(frames, gains)
+    return Labels(frames, gains, size)

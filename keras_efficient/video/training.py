@@ -16,7 +16,7 @@ from keras import ops
 from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.models import AccModel
-from keras_efficient.video.interpolation import resized
+from keras_efficient.video.interpolation import reach, resized
 from keras_efficient.video.labels import Coding, Labels, clips_of, labels_of
 from keras_efficient.video.servers import Server
 
@@ -105,7 +105,7 @@ def train_accmodel(
     if deadline is not None and time.monotonic() >= deadline:
         hint = "Give more of them, fewer frames (coding), or a folder: what is there is not made again."
         raise WrongArgument(f"Labels took all of the {minutes:g} minutes.", hint=hint)
-    train, test = _split(labels, held_out, model.output_shape[1:])
+    train, test = _split(labels, held_out, inner)
     tell(f"training on {len(train[0])} frames of {len(labels)} clips")
     done = _train(inner, train, batch, rate, steps, deadline, folder, np.random.default_rng(seed), tell)
     correlation = _correlation(inner, *test)
@@ -115,9 +115,8 @@ def train_accmodel(
 
 def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
     """Spearman's of an `AccModel`'s scores and the gains of a frame's macroblocks, the mean over frames."""
-    grid = model.output_shape[1:]
-    parts = [Labels(one.frames, _logarithms(one.gains, grid)) for one in map(_heeded, labels)]
-    return _correlation(_inner(model), *_together(parts))
+    inner = _inner(model)
+    return _correlation(inner, *_together([_wanted(one, inner) for one in labels]))
 
 
 def _inner(model: keras.Model) -> keras.Model:
@@ -154,35 +153,34 @@ def _labels(
 Frames = tuple[np.ndarray, np.ndarray]
 
 
-def _split(labels: Sequence[Labels], held_out: float, grid: tuple[int, int]) -> tuple[Frames, Frames]:
+def _split(labels: Sequence[Labels], held_out: float, inner: keras.Model) -> tuple[Frames, Frames]:
     """Frames and logarithms of their gains, for training, and of the end of each clip."""
-    parts: tuple[list[Labels], list[Labels]] = ([], [])
-    for one in map(_heeded, labels):
-        kept = len(one.frames) - round(held_out * len(one.frames))
-        parts[0].append(Labels(one.frames[:kept], _logarithms(one.gains[:kept], grid)))
-        parts[1].append(Labels(one.frames[kept:], _logarithms(one.gains[kept:], grid)))
-    train, test = (
-        (np.concatenate([p.frames for p in some]), np.concatenate([p.gains for p in some])) for some in parts
-    )
+    parts: tuple[list[Frames], list[Frames]] = ([], [])
+    for frames, gains in (_wanted(one, inner) for one in labels):
+        kept = len(frames) - round(held_out * len(frames))
+        parts[0].append((frames[:kept], gains[:kept]))
+        parts[1].append((frames[kept:], gains[kept:]))
+    train, test = map(_together, parts)
     if not len(train[0]):
         raise WrongArgument("There is no frame to train on: the server sees nothing in any.")
     return train, test
 
 
-def _heeded(labels: Labels) -> Labels:
-    """Without frames in which the server sees nothing: they do not say which macroblock is worth more."""
+def _together(parts: Sequence[Frames]) -> Frames:
+    frames, gains = (np.concatenate(some) for some in zip(*parts, strict=True))
+    return frames, gains
+
+
+def _wanted(labels: Labels, inner: keras.Model) -> Frames:
+    """Frames, and logarithms of their gains at the model's cells; without frames in which the server sees nothing: they
+    do not say which macroblock is worth more."""
     has = labels.gains.any(axis=(1, 2))
-    return Labels(labels.frames[has], labels.gains[has])
-
-
-def _together(labels: Sequence[Labels]) -> Frames:
-    return np.concatenate([one.frames for one in labels]), np.concatenate([one.gains for one in labels])
-
-
-def _logarithms(gains: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    gains = labels.gains[has]
     gains = gains + FLOOR * gains.mean(axis=(1, 2), keepdims=True) + 1e-12
-    found = resized(np.log2(gains), grid)
-    return (found - found.mean(axis=(1, 2), keepdims=True)).astype(np.float32)
+    cells = inner.output_shape[1:]
+    have, want = reach(labels.size, gains.shape[1:]), reach(inner.input_shape[1:3], cells)
+    found = resized(np.log2(gains), cells, have=have, want=want)
+    return labels.frames[has], (found - found.mean(axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
 def _loss(wanted: Any, found: Any) -> Any:
@@ -232,24 +230,27 @@ def _train(
 def _batch(train: Frames, batch: int, random: np.random.Generator) -> Frames:
     """Some frames, each a part of one, mirrored, darker or lighter, or none of that."""
     frames, gains = train
-    height, width = gains.shape[1:]
+    whole = reach(frames.shape[1:3], gains.shape[1:])
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for index in random.integers(len(frames), size=batch):
         x, y = frames[index].astype(np.float32), gains[index]
         if random.random() < 0.5:
-            part = np.exp(random.uniform(np.log(LEAST_CROP), 0))
-            rows, columns = (max(1, round(part * size)) for size in (height, width))
-            top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
-            y = resized(y[top : top + rows, left : left + columns], (height, width))
-            down, across = x.shape[0] / height, x.shape[1] / width
-            cut = x[int(top * down) : int((top + rows) * down), int(left * across) : int((left + columns) * across)]
-            x = resized(cut[None], x.shape[:2])[0]
+            x, y = _cropped((x, y), whole, random)
         if random.random() < 0.5:
             x, y = x[:, ::-1], y[:, ::-1]
         x = x * random.uniform(0.7, 1.3) * random.uniform(0.9, 1.1, 3) + random.uniform(-20, 20)
         found[0].append(x.clip(0, 255))
         found[1].append(y)
     return np.stack(found[0]).astype(np.float32), np.stack(found[1]).astype(np.float32)
+
+
+def _cropped(of: Frames, whole: tuple[float, float], random: np.random.Generator) -> Frames:
+    """A part of a frame as large as the frame; `whole`: how far its gains reach."""
+    frame, gains = of
+    part = float(np.exp(random.uniform(np.log(LEAST_CROP), 0)))
+    start = tuple(random.uniform(0, 1 - part, 2).tolist())
+    gains = resized(gains, gains.shape, have=whole, want=(part * whole[0], part * whole[1]), start=start)
+    return resized(frame[None], frame.shape[:2], want=(part, part), start=start)[0], gains
 
 
 def _correlation(inner: keras.Model, frames: np.ndarray, gains: np.ndarray) -> float:

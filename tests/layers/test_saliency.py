@@ -39,6 +39,25 @@ def test_fine_features_are_scored_and_then_averaged():
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x)), want, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stride", "size"), [(4, (180, 100)), (2, (90, 100)), (1, (45, 40)), (4, (64, 64))])
+@pytest.mark.parametrize("known", [True, False])
+def test_macroblocks_begin_at_the_upper_left_corner(stride, size, known):
+    """Of features that say in which row they are; the last macroblock has fewer of them."""
+    rows, columns = (-(-side // stride) for side in size)
+    layer = MacroblockSaliencyHead(stride, 1, frame_size=size if known else None)
+    inputs = keras.Input((rows, columns, 1) if known else (None, None, 1))
+    model = keras.Model(inputs, layer(inputs))
+    centre = np.zeros((3, 3, 1, 1))
+    centre[1, 1] = 6 / rows  # below the 6 of ReLU6
+    layer.set_weights([centre, np.zeros(1), np.full((1, 1, 1, 1), rows / 6), np.zeros(1)])
+    x = np.arange(rows, dtype="float32")[None, :, None, None].repeat(columns, 2)
+    many = 16 // stride
+    want = [np.arange(first, min(first + many, rows)).mean() for first in range(0, rows, many)]
+    for one in (model, deploy(model)):
+        found = ops.convert_to_numpy(one(x))[0]
+        np.testing.assert_allclose(found, np.repeat(np.array(want)[:, None], found.shape[1], axis=1), rtol=1e-5)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="`stride` must divide 16 or be a multiple of it"):
         MacroblockSaliencyHead(12)

@@ -9,7 +9,7 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_efficient import export, models, video
 from keras_efficient.errors import WrongArgument
@@ -156,3 +156,15 @@ print(sorted({{"keras", "tensorflow", "jax"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("height", [90, 96, 180, 360])
+def test_scores_lie_where_the_model_saw_them(height):
+    """Of a model for 90 rows, whose scores say at which share of the frame's height they lie."""
+    x = keras.Input((90, 160, 3))
+    rows = np.broadcast_to((np.arange(6)[:, None] + 0.5) * 16 / 90, (6, 10)).astype("float32")
+    scores = ops.mean(x, axis=(1, 2, 3), keepdims=True)[..., 0] * 0 + rows
+    saliency = video.Saliency(keras.Model(x, scores))
+    found = saliency(picture(np.zeros((height, 160, 3), np.uint8)))[:, 0]
+    want = (np.arange(len(found)) + 0.5) * 16 / height
+    np.testing.assert_allclose(found, want.clip(rows[0, 0], rows[-1, 0]), atol=1e-5)
