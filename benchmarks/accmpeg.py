@@ -346,15 +346,12 @@ def _looks(file: str, frames: list[Any], rounds: int) -> list[float]:
 
 def _exported(frames: list[Any]) -> str:
     """The camera model in int8 for frames of its own small size, which swscale gives it."""
-    import keras
-
-    from keras_efficient import export
+    from keras_efficient import export, models
 
     model = _model()
     if isinstance(model, str):
         return model
-    shrinks = [layer for layer in model.layers if layer.name == "rescale"]
-    inner = keras.Model(shrinks[0].input, model.output) if shrinks else model
+    inner = models.without_shrink(model)
     height, width = inner.input_shape[1:3]
     small = [one.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()[None] for one in frames[:20]]
     FOLDER.mkdir(parents=True, exist_ok=True)

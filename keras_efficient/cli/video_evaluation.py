@@ -61,7 +61,7 @@ def run(
     if not names:
         names = [
             *USUAL,
-            *(() if hasattr(server, "of_logits") else OF_BOXES),
+            *(OF_BOXES if isinstance(server, video.DetectionServer | video.KeypointServer) else ()),
             *(("camera",) if model is not None else ()),
         ]
     schemes = video.coding_schemes(names, server, model, **coding)

@@ -1,6 +1,6 @@
 """Functions that build functional Keras models, named like those of `keras.applications`."""
 
-from keras_efficient.models.accmodel import AccModel
+from keras_efficient.models.accmodel import AccModel, without_shrink
 from keras_efficient.models.extreme_classifier import ExtremeClassifier, NextWord
 from keras_efficient.models.fsrcnn import FSRCNN
 from keras_efficient.models.quicksrnet import QUICKSRNET_VARIANTS, QuickSRNet
@@ -25,4 +25,5 @@ __all__ = [
     "SampledSoftmax",
     "SequenceClassifier",
     "TwoTower",
+    "without_shrink",
 ]

@@ -7,10 +7,11 @@ from keras import layers
 
 from keras_efficient.layers import MacroblockSaliencyHead
 
-__all__ = ["AccModel"]
+__all__ = ["AccModel", "without_shrink"]
 
 SHRINKS, COLUMNS = (1, 2, 4, 8), 320
 TRUNK_STRIDE = 4
+SHRUNK = "rescale"  # name of the first layer that takes shrunk frames
 
 
 def AccModel(
@@ -56,10 +57,20 @@ def AccModel(
         raise ValueError("Give the `stride` of the backbone: pixels from one of its features to the next.")
     frame = keras.Input((height, columns, 3), name="frame")
     x = layers.AveragePooling2D(shrink, padding="same", name="shrink")(frame) if shrink > 1 else frame
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(x)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name=SHRUNK)(x)
     x, stride = (_trunk(x, width), TRUNK_STRIDE) if backbone is None else (backbone(x), stride)
     scores = MacroblockSaliencyHead(shrink * stride, _channels(32, width), frame_size=frame_size, name="head")(x)
     return keras.Model(frame, scores, name=name or "accmodel")
+
+
+def without_shrink(model):
+    """An `AccModel` that takes frames as small as its own layer would shrink them, for callers that shrink them first.
+
+    Args:
+        model: an `AccModel`; its weights are shared. Any other model is given back as it is.
+    """
+    names = [layer.name for layer in model.layers]
+    return keras.Model(model.get_layer(SHRUNK).input, model.output, name=model.name) if SHRUNK in names else model
 
 
 def _channels(number, width):

@@ -123,11 +123,11 @@ def _inner(model: keras.Model) -> tuple[Network, tuple[int, int]]:
     import keras
     from keras import ops
 
+    from keras_efficient.models import without_shrink
+
     if not isinstance(model, keras.Model):
         raise WrongArgument(f"A camera model is a Keras model or the path of a file, not {type(model).__name__}.")
-    # An AccModel shrinks frames first, which scaling does as well, and need not do twice.
-    shrinks = [layer for layer in model.layers if layer.name == "rescale"]
-    inner = keras.Model(shrinks[0].input, model.output) if shrinks else model
+    inner = without_shrink(model)  # scaling does that already
     _check(tuple(inner.input_shape), tuple(inner.output_shape), model.name)
 
     def run(frames: np.ndarray) -> np.ndarray:

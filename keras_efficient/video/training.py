@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
-from keras_efficient.models import AccModel
+from keras_efficient.models import AccModel, without_shrink
 from keras_efficient.video.interpolation import reach, resized
 from keras_efficient.video.labels import Coding, Labels, clips_of, labels_of
 from keras_efficient.video.servers import Server
@@ -96,9 +96,9 @@ def train_accmodel(
     tell, begin = on_progress or (lambda line: None), time.monotonic()
     keras.utils.set_random_seed(seed)
     model = AccModel(frame_size) if model is None else model
-    if "rescale" not in [layer.name for layer in model.layers]:
-        raise WrongArgument(f"{model.name!r} is no AccModel.")
-    inner = _inner(model)
+    inner = without_shrink(model)  # labels have shrunk frames
+    if len(model.output_shape) != 3:
+        raise WrongArgument(f"{model.name!r} is no AccModel: it gives {model.output_shape}, not scores of macroblocks.")
     folder = None if folder is None else Path(folder)
     deadline = None if steps is not None else begin + 60 * minutes
     labels = _labels(server, source, coding or Coding(), inner, deadline, folder, name, minutes, tell)
@@ -115,13 +115,8 @@ def train_accmodel(
 
 def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
     """Spearman's of an `AccModel`'s scores and the gains of a frame's macroblocks, the mean over frames."""
-    inner = _inner(model)
+    inner = without_shrink(model)
     return _correlation(inner, *_together([_wanted(one, inner) for one in labels]))
-
-
-def _inner(model: keras.Model) -> keras.Model:
-    """Without the layer that shrinks frames: labels have shrunk ones."""
-    return keras.Model(model.get_layer("rescale").input, model.output)
 
 
 def _labels(

@@ -33,6 +33,15 @@ def test_a_frame_is_judged_by_itself():
         np.testing.assert_allclose(model.predict(x[index : index + 1], verbose=0)[0], together[index], atol=1e-4)
 
 
+def test_frames_that_are_shrunk_before():
+    model, x = models.AccModel((96, 128), width=0.5, shrink=4), frames(2, 96, 128)
+    inner, small = models.without_shrink(model), x.reshape(2, 24, 4, 32, 4, 3).mean(axis=(2, 4))
+    assert inner.input_shape == (None, 24, 32, 3)
+    np.testing.assert_allclose(inner.predict(small, verbose=0), model.predict(x, verbose=0), atol=1e-4)
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert models.without_shrink(other) is other
+
+
 def test_its_deployed_form():
     model, x = models.AccModel((97, 130), width=0.5), frames(2, 97, 130)
     deployed = deploy(model)

@@ -59,10 +59,11 @@ def train(data: Path, folder: Path, *, without: str | None = None, steps: int | 
 
 def measure(model: keras.Model, data: Path) -> float:
     """Rank correlation of scores and gains on the clip that was not trained on."""
+    from keras_efficient.models import without_shrink
     from keras_efficient.video.labels import Coding, labels_of
     from keras_efficient.video.training import rank_correlation
 
-    size = model.get_layer("rescale").input.shape[1:3]
+    size = without_shrink(model).input_shape[1:3]
     return rank_correlation(
         model, [labels_of(server(data), data / "video" / f"{TESTED}.mp4", Coding(**CODING), size=size)]
     )
