@@ -65,12 +65,22 @@ def run(
             *(("camera",) if model is not None else ()),
         ]
     schemes = video.coding_schemes(names, server, model, **coding)
-    who = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    # One file answers in other ways for another task, or when it is given frames in another way.
+    who = [
+        type(server).__name__,
+        server.preprocessing,
+        *(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
+    ]
     speed, shown = video.Link(**link), [name for name in DRAWN if name in names] or [names[-1]]
     pages, numbers = [], []
     for clip in opened:
         with out.progress(clip.video.path.name) as show:
-            options: dict[str, Any] = {"every": every, "reference": reference, "folder": folder / "kept", "name": who}
+            options: dict[str, Any] = {
+                "every": every,
+                "reference": reference,
+                "folder": folder / "kept",
+                "name": str(who),
+            }
             found = video.evaluate(server, clip, schemes, on_progress=show, **options)
         numbers.append(report.summary(found, speed))
         drawn = {name: report.shown(server, found, name) for name in shown}

@@ -278,16 +278,19 @@ def evaluate(
         every: the server looks at one frame in so many.
         reference: QP of the reference, one everywhere; `None`: the clip itself.
         folder: where results are kept; those that are there are not made again.
-        name: of the server, which tells its results from another's.
+        name: of the server, which tells its results from another's; needed with `folder`.
         on_progress: called with (settings done, in all).
 
     Raises:
         FileProblem: the clip, or a kept result, cannot be read.
-        WrongArgument: no scheme, two of one name, `every` below 1, a server that nobody knows how to judge.
+        WrongArgument: no scheme, two of one name, `every` below 1, a folder without the server's name, a server that
+            nobody knows how to judge.
     """
     names = [scheme.name for scheme in schemes]
     if not names or len(set(names)) < len(names) or every < 1:
         raise WrongArgument(f"Schemes must differ by name, and `every` be 1 or more: {names}, {every}.")
+    if folder is not None and not name:
+        raise WrongArgument("Give the server's name= with folder=: results there are told apart by it.")
     measures = measures_of(server)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -269,6 +269,20 @@ def test_an_evaluation_in_files(clip, network, tmp_path):
     assert len(list((tmp_path / "out" / "kept").iterdir())) == 9, "all of it was there"
 
 
+def test_results_of_one_file_in_two_roles_are_kept_apart(clip, network, tmp_path):
+    from keras_efficient import video
+    from keras_efficient.cli import video_evaluation
+
+    coding, link = {"step": 20}, {"bandwidth": 1e6}
+    how = {"every": 4, "frames": 4, "reference": 30, "force": True}
+    for scale, count in ((1 / 127.5, 6), (1 / 255, 12), (1 / 255, 12)):
+        server = video.onnx_server(network, "segmentation", video.Preprocessing((257, 257), scale=scale))
+        video_evaluation.run(
+            server, [network], [clip], None, ["uniform", "defaults", "aq"], tmp_path, coding=coding, link=link, **how
+        )
+        assert len(list((tmp_path / "kept").iterdir())) == count
+
+
 @pytest.mark.parametrize(
     ("more", "status", "words"),
     [

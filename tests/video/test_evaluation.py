@@ -252,11 +252,11 @@ def test_it_goes_on_where_it_was(clip, tmp_path):
     server = Shades()
     schemes = video.coding_schemes(["uniform"], server, step=5)
     with pytest.raises(Broken):
-        video.evaluate(server, clip, schemes, folder=tmp_path, on_progress=breaks)
+        video.evaluate(server, clip, schemes, folder=tmp_path, name="shades", on_progress=breaks)
     assert len(list(tmp_path.iterdir())) == 2
-    whole = video.evaluate(server, clip, schemes, folder=tmp_path)
+    whole = video.evaluate(server, clip, schemes, folder=tmp_path, name="shades")
     server.calls = 0
-    again = video.evaluate(server, clip, schemes, folder=tmp_path)
+    again = video.evaluate(server, clip, schemes, folder=tmp_path, name="shades")
     assert server.calls == 0
     for one, other in zip(whole.points["uniform"], again.points["uniform"], strict=True):
         assert (one.setting, one.bytes, one.encoding, one.passes) == (
@@ -271,7 +271,9 @@ def test_it_goes_on_where_it_was(clip, tmp_path):
     kept = next(iter(tmp_path.iterdir()))
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(FileProblem, match="is damaged"):  # it is one of both servers'
-        [video.evaluate(server, clip, schemes, folder=tmp_path, name=name) for name in ("", "another")]
+        [video.evaluate(server, clip, schemes, folder=tmp_path, name=name) for name in ("shades", "another")]
+    with pytest.raises(WrongArgument, match="Give the server's name="):
+        video.evaluate(server, clip, schemes, folder=tmp_path)
 
 
 def test_a_clip_that_is_shorter_than_a_chunk(clip):
