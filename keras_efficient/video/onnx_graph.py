@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_efficient.errors import FileProblem, UnsupportedLayer, WrongArgument
+from keras_efficient.errors import FileProblem, KerasEfficientError, UnsupportedLayer, WrongArgument
 from keras_efficient.video.interpolation import linear
 
 __all__ = ["OnnxGraph"]
 
 MOST_BYTES = 2**30  # of a file
+DOMAINS = ("", "ai.onnx")
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -45,7 +46,9 @@ class OnnxGraph:
 
     def __init__(self, path: str | Path):
         self._path, self._session = Path(path), None
-        graph = _read(Path(path))
+        model = _read(Path(path))
+        graph = model.graph
+        self._opset = max((one.version for one in model.opset_import if one.domain in DOMAINS), default=1)
         constants = {tensor.name: _array(tensor, path) for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in constants]
         if len(inputs) != 1:
@@ -62,12 +65,19 @@ class OnnxGraph:
         """The outputs for ``x``, of the input's shape; by default all of them.
 
         Raises:
+            UnsupportedLayer: an operator has an option, or inputs, that are not known here.
             WrongArgument: ``x`` is of another shape, or an output is unknown.
         """
         wanted = self._wanted(x, outputs)
         values: dict[str, Any] = {**self._constants, "": None, self.input_name: _Value(ops.cast(x, "float32"))}
         for node in self._needed(wanted):
-            results = node.run(_Call(node, [values[name] for name in node.inputs], self._batch, x.shape[0]))
+            call = _Call(node, [values[name] for name in node.inputs], self._batch, x.shape[0], self._opset)
+            try:
+                results = node.run(call)
+            except KerasEfficientError:
+                raise
+            except Exception as error:  # the backends' own have no common kind
+                raise call.refusal(f"its inputs cannot be run ({str(error).strip().splitlines()[0]})") from error
             values.update(zip(node.outputs, results, strict=False))
         return {name: _first(values[name]) for name in wanted}
 
@@ -156,12 +166,18 @@ class _Call:
     inputs: list[Any]
     declared: int | None  # batch of the graph
     batch: int | None  # and of this call; `None` where it is not known yet
+    opset: int  # of the graph, on which it hangs what options mean
 
     def option(self, name: str, default: Any = None) -> Any:
         return self.node.options.get(name, default)
 
     def input(self, index: int) -> Any:
         return self.inputs[index] if index < len(self.inputs) else None
+
+    def value(self, index: int) -> _Value:
+        """As a tensor, even if it is known."""
+        value = self.inputs[index]
+        return value if isinstance(value, _Value) else _Value(ops.convert_to_tensor(value))
 
     def constant(self, index: int) -> np.ndarray:
         value = self.input(index)
@@ -187,7 +203,7 @@ def _read(path: Path) -> Any:
         raise FileProblem(path, "cannot be read as ONNX.") from error
     if not model.graph.node:
         raise FileProblem(path, "holds no graph.")
-    return model.graph
+    return model
 
 
 def _array(tensor: Any, path: str | Path) -> np.ndarray:
@@ -202,7 +218,7 @@ def _node(node: Any, path: str) -> _Node:
     from onnx import helper
 
     name = node.name or (node.output[0] if node.output else node.op_type)
-    if node.op_type not in _OPERATORS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in _OPERATORS or node.domain not in DOMAINS:
         known = ", ".join(sorted(_OPERATORS))
         raise UnsupportedLayer(f"{path}: {name}", f"the operator {node.op_type} is not known.", hint=f"Known: {known}.")
     options = {one.name: helper.get_attribute_value(one) for one in node.attribute}
@@ -252,14 +268,14 @@ def _elementwise(function: Callable[..., Any], known: Callable[..., Any]) -> Cal
 
 def _unary(function: Callable[[Any], Any]) -> Callable[[_Call], list[Any]]:
     def run(call: _Call) -> list[Any]:
-        value = call.inputs[0]
+        value = call.value(0)
         return [value.with_tensor(function(value.tensor))]
 
     return run
 
 
 def _clip(call: _Call) -> list[Any]:
-    value = call.inputs[0]
+    value = call.value(0)
     least = call.option("min") if call.input(1) is None else float(call.constant(1))
     most = call.option("max") if call.input(2) is None else float(call.constant(2))
     tensor = value.tensor
@@ -271,8 +287,15 @@ def _clip(call: _Call) -> list[Any]:
 
 
 def _softmax(call: _Call) -> list[Any]:
-    value = call.inputs[0]
-    return [value.with_tensor(ops.softmax(value.tensor, axis=value.place(call.option("axis", -1))))]
+    value = call.value(0)
+    if call.opset >= 13:
+        axes = [call.option("axis", -1) % value.rank]
+    else:  # all axes from that one on are one
+        axes = list(range(call.option("axis", 1) % value.rank, value.rank))
+    if 0 in axes:
+        raise call.refusal("over the batch")
+    places = tuple(map(value.place, axes))
+    return [value.with_tensor(ops.softmax(value.tensor, axis=places if len(places) > 1 else places[0]))]
 
 
 def _pads(call: _Call, kernel: Sequence[int]) -> list[tuple[int, int]]:
@@ -368,7 +391,7 @@ def _reshape(call: _Call) -> list[Any]:
 
 
 def _transpose(call: _Call) -> list[Any]:
-    value, order = call.inputs[0], call.option("perm")
+    value, order = call.value(0), call.option("perm")
     order = tuple(range(value.rank))[::-1] if order is None else tuple(order)
     if order == TO_LAST and value.is_last:
         return [_Value(value.tensor)]
@@ -378,14 +401,17 @@ def _transpose(call: _Call) -> list[Any]:
 
 
 def _pad(call: _Call) -> list[Any]:
-    value = call.inputs[0]
+    value = call.value(0)
     if (mode := call.option("mode", "constant")) != "constant":
         raise call.refusal(f"mode {mode}")
     pads = [int(size) for size in (call.option("pads") if call.input(1) is None else call.constant(1))]
+    if any(size < 0 for size in pads):
+        raise call.refusal("it cuts off")
     fill = call.option("value", 0.0) if call.input(2) is None else float(call.constant(2))
     both: list[tuple[int, int]] = [(0, 0)] * value.rank
-    for axis in range(value.rank):
-        both[value.place(axis)] = (pads[axis], pads[value.rank + axis])
+    axes = range(value.rank) if call.input(3) is None else call.constant(3).tolist()
+    for place, axis in enumerate(axes):
+        both[value.place(axis)] = (pads[place], pads[len(axes) + place])
     return [value.with_tensor(ops.pad(value.tensor, both, constant_values=fill))]
 
 
@@ -408,19 +434,28 @@ def _resize(call: _Call) -> list[Any]:
     scales = call.input(1 if is_old else 2)
     sizes = call.input(3)
     mode = call.option("mode", "nearest")
+    if call.option("antialias"):
+        raise call.refusal("antialias")
+    if call.option("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise call.refusal("keep_aspect_ratio_policy")
+    axes = [axis % 4 for axis in call.option("axes") or range(4)]
     way = "asymmetric" if is_old else call.option("coordinate_transformation_mode", "half_pixel")
     tensor = _last(value)
+    # Wanted sizes, and factors, by ONNX's axes: rows are 2, columns 3.
     if sizes is not None and np.size(sizes):
-        out = [int(size) for size in call.constant(3)[2:]]
+        known = dict(zip(axes, call.constant(3).tolist(), strict=True))
+        factors = {axis: size / tensor.shape[axis - 1] for axis, size in known.items() if axis > 1}
     elif scales is not None and np.size(scales):
-        scales = np.asarray(scales if isinstance(scales, np.ndarray) else call.constant(2), np.float64)
-        out = [math.floor(size * scale) for size, scale in zip(tensor.shape[1:3], scales[2:], strict=True)]
+        factors = dict(zip(axes, call.constant(1 if is_old else 2).astype(np.float64).tolist(), strict=True))
+        known = {axis: math.floor(tensor.shape[axis - 1] * factors[axis]) for axis in axes if axis > 1}
     else:
         raise call.refusal("neither sizes nor scales")
-    for axis, (size, wanted) in enumerate(zip(tensor.shape[1:3], out, strict=True)):
+    if factors.get(0, 1) != 1 or factors.get(1, 1) != 1 or known.get(1, tensor.shape[3]) != tensor.shape[3]:
+        raise call.refusal("channels in another number")
+    for axis, size in enumerate(tensor.shape[1:3]):
+        wanted, scale = known.get(2 + axis, size), factors.get(2 + axis, 1.0)
         if size == wanted:
             continue
-        scale = wanted / size if scales is None or not np.size(scales) else float(scales[2 + axis])
         places = _places(call, way, size, wanted, scale)
         if mode == "nearest":
             tensor = ops.take(tensor, _nearest(call, places, size), axis=1 + axis)

@@ -128,6 +128,40 @@ def test_operators_are_those_of_onnx_runtime(tmp_path, node, constants):
         np.testing.assert_allclose(found, want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("node", "constants", "opset"),
+    [
+        (node("Softmax"), [], 11),
+        (node("Softmax", axis=2), [], 11),
+        (node("Softmax", axis=-1), [], 11),
+        (node("Softmax"), [], 13),
+        (node("Resize", "", "", "z", axes=[3, 2]), [("z", np.array([5, 18]))], 18),
+        (node("Resize", "", "s", axes=[-2], mode="linear"), [("s", np.array([1.5], "float32"))], 18),
+        (node("Pad", "p", "", "a"), [("p", np.array([1, 0, 2, 3])), ("a", np.array([3, -2]))], 18),
+    ],
+    ids=lambda value: value.op_type if hasattr(value, "op_type") else "",
+)
+def test_what_hangs_on_the_opset(tmp_path, node, constants, opset):
+    x = RNG.normal(size=(1, 4, 9, 10)).astype("float32")
+    for found, want in both(written(tmp_path / "a.onnx", [node], x.shape, constants, opset=opset), x):
+        np.testing.assert_allclose(found, want, atol=1e-5)
+    first = helper.make_node("Conv", ["x", "first"], ["inner"])
+    second = onnx.NodeProto()
+    second.CopyFrom(node)
+    second.input[0] = "inner"
+    more = [*constants, ("first", RNG.normal(size=(4, 4, 1, 1)).astype("float32"))]
+    for found, want in both(written(tmp_path / "b.onnx", [first, second], x.shape, more, opset=opset), x):
+        np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Sigmoid", "Transpose", "Softmax"])
+def test_what_is_made_of_constants(tmp_path, kind):
+    nodes = [helper.make_node(kind, ["c"], ["d"]), helper.make_node("Add", ["x", "d"], ["y"])]
+    x, c = (RNG.normal(size=(3, 3)).astype("float32") for _ in range(2))
+    for found, want in both(written(tmp_path / "a.onnx", nodes, x.shape, [("c", c)]), x):
+        np.testing.assert_allclose(found, want, atol=1e-6)
+
+
 def test_sizes_that_are_computed_from_sizes(tmp_path):
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),
@@ -195,6 +229,15 @@ def test_what_is_refused(tmp_path):
     path = written(tmp_path / "a.onnx", [node("MaxPool", kernel_shape=[2, 2], ceil_mode=1)], (1, 2, 5, 5))
     with pytest.raises(UnsupportedLayer, match="MaxPool: ceil_mode"):
         OnnxGraph(path)(np.zeros((1, 2, 5, 5), "float32"))
+    sizes = [("z", np.array([1, 2, 3, 3]))]
+    for odd, why in (
+        (node("Resize", "", "", "z", mode="linear", antialias=1), "Resize: antialias"),
+        (node("Softmax", axis=0), "Softmax: over the batch"),
+        (node("Add", "z"), "Add: its inputs cannot be run"),
+    ):
+        path = written(tmp_path / "a.onnx", [odd], (1, 2, 5, 5), sizes, opset=18)
+        with pytest.raises(UnsupportedLayer, match=why):
+            OnnxGraph(path)(np.zeros((1, 2, 5, 5), "float32"))
     path = written(tmp_path / "a.onnx", [node("Relu")], (1, 2, 5, 5))
     with pytest.raises(WrongArgument, match=r"takes \(None, 2, 5, 5\), got \(1, 2, 5, 6\)"):
         OnnxGraph(path)(np.zeros((1, 2, 5, 6), "float32"))
