@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from keras_efficient import video
-from keras_efficient.errors import UnknownName, WrongArgument
+from keras_efficient.errors import UnknownName, UnsupportedLayer, WrongArgument
 from keras_efficient.video.servers.detection import intersection_over_union, suppressed
 
 
@@ -138,5 +138,33 @@ def test_what_is_refused(data_dir):
         video.onnx_server(path, "detection", "yolo")
     with pytest.raises(UnknownName, match="score: 'f1'"):
         video.onnx_server(path, "detection", "yolox", score="f1")
+    pose = data_dir / "models" / "pose_landmark_lite.onnx"
     with pytest.raises(WrongArgument, match="has 5 outputs"):
-        video.onnx_server(data_dir / "models" / "pose_landmark_lite.onnx", "segmentation", "deeplab")
+        video.onnx_server(pose, "segmentation", "deeplab")
+    segmenter = data_dir / "models" / "deeplabv3_mnv2_dm05_voc_257.onnx"
+    with pytest.raises(WrongArgument, match=r"segmenter gives .*, not \(1, 3549, 85\).*\n.* task 'segmentation'"):
+        video.onnx_server(path, "segmentation", "yolox")
+    with pytest.raises(WrongArgument, match=r"257.onnx: YOLOX gives .* of 257×257, not \(1, 257, 257, 21\)"):
+        video.onnx_server(segmenter, "detection", "deeplab")
+    with pytest.raises(WrongArgument, match=r"257.onnx: The network takes \(None, 257, 257, 3\)"):
+        video.onnx_server(segmenter, "segmentation", "yolox")
+    people = video.onnx_server(path, "detection", "yolox")
+    with pytest.raises(WrongArgument, match=r"'Identity', are .n, rows, columns, points"):
+        video.onnx_server(pose, "keypoints", "mediapipe-pose", people=people, heat="Identity")
+    with pytest.raises(WrongArgument, match=r"'Identity_2', are .n, points · 5"):
+        video.onnx_server(pose, "keypoints", "mediapipe-pose", people=people, points="Identity_2")
+
+
+def test_a_graph_that_is_understood_in_another_way_is_refused(tmp_path, monkeypatch):
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "h", "w", 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], axis=2)], "graph", values[:1], values[1:])
+    path = tmp_path / "a.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    plain = video.Preprocessing((8, 12), scale=1 / 255)
+    assert video.onnx_server(path, "segmentation", plain).predict(np.zeros((1, 8, 12, 3)))[0].shape == (8, 12)
+    monkeypatch.setattr(video.OnnxGraph, "__call__", lambda self, x, outputs: {"y": ops.softmax(x, axis=-1)})
+    with pytest.raises(UnsupportedLayer, match=r"a.onnx: y.*not the one of ONNX Runtime"):
+        video.onnx_server(path, "segmentation", plain)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from keras import ops
 
+from keras_efficient.errors import WrongArgument
+
 __all__ = ["AnchorHead", "Head", "QueryHead", "YoloxHead"]
 
 
@@ -35,9 +37,13 @@ class YoloxHead:
     Args:
         size: (height, width) of the network's input.
         strides: of the grids whose cells the anchors are, in their order.
+
+    Raises:
+        WrongArgument: (from `parts`) an output of another shape.
     """
 
     def __init__(self, size: tuple[int, int], strides: Sequence[int] = (8, 16, 32)):
+        self._size = size
         cells, steps = [], []
         for stride in strides:
             rows, columns = size[0] // stride, size[1] // stride
@@ -48,6 +54,12 @@ class YoloxHead:
         self._steps = np.concatenate(steps).astype("float32")
 
     def parts(self, raw: Any) -> tuple[Any, Any]:
+        shape = tuple(raw.shape)
+        if len(shape) != 3 or shape[1] != len(self._cells) or shape[2] < 6:
+            size = "×".join(map(str, self._size))
+            raise WrongArgument(
+                f"YOLOX gives (batch, {len(self._cells)}, 5 + classes) for inputs of {size}, not {shape}."
+            )
         return raw[..., 4:5] * raw[..., 5:], raw[..., :4]
 
     def boxes(self, places: np.ndarray, kept: Any) -> np.ndarray:

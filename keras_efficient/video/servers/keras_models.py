@@ -71,8 +71,8 @@ def keras_server(
 def _own(model: keras.Model) -> Preprocessing:
     """As the model's preprocessor says."""
     converter = getattr(getattr(model, "preprocessor", None), "image_converter", None)
-    size = None if converter is None else converter.image_size or tuple(model.input_shape[1:3])
-    if size is None or None in size:
+    size = () if converter is None else converter.image_size or tuple(model.input_shape[1:3])
+    if converter is None or None in size:
         raise WrongArgument(
             f"Model {model.name!r} does not say how frames become its input.",
             hint="Give preprocess=video.Preprocessing((height, width), …).",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_efficient.errors import WrongArgument
 from keras_efficient.video.servers.base import Preprocessing
 from keras_efficient.video.servers.detection import DetectionServer
 
@@ -33,6 +34,8 @@ class KeypointServer:
         enlarge: side of a square over the longer side of a box.
         least: score of a person.
         most: people in a frame, the best ones.
+
+    A network that gives something else is refused, with `WrongArgument`, at its first frame.
     """
 
     def __init__(
@@ -58,7 +61,10 @@ class KeypointServer:
         """The points of each person: (people, points, 3): x and y in pixels of the frame, probability of being seen."""
         squares, there = self._squares(frames)
         outputs = self.answer(self._cut(frames, squares))
-        found = ops.convert_to_numpy(outputs[self.points]).reshape(*squares.shape[:2], -1, 5)
+        found = ops.convert_to_numpy(outputs[self.points])
+        if found[0].size % 5:
+            raise WrongArgument(f"Key points, output {self.points!r}, are (n, points · 5), not {found.shape}.")
+        found = found.reshape(*squares.shape[:2], -1, 5)
         scale = (squares[..., 2] - squares[..., 0])[..., None, None] / self.preprocessing.size[0]
         places = found[..., :2] * scale + squares[:, :, None, :2]
         seen = 1 / (1 + np.exp(-found[..., 3:4].clip(-50, 50)))
@@ -95,6 +101,10 @@ class KeypointServer:
 
     def _heat(self, network: Callable[[Any], Mapping[str, Any]], frames: Any, squares: Any) -> Any:
         found = network(self._cut(frames, squares))[self.heat]
+        if len(found.shape) != 4:
+            raise WrongArgument(
+                f"Heat maps, output {self.heat!r}, are (n, rows, columns, points), not {tuple(found.shape)}."
+            )
         return ops.reshape(found, (-1, self.most, *found.shape[1:]))
 
     def _cut(self, frames: Any, squares: Any) -> Any:

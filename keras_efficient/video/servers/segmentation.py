@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_efficient.errors import WrongArgument
 from keras_efficient.video.servers.base import Preprocessing
 
 __all__ = ["SegmentationServer"]
@@ -25,6 +26,8 @@ class SegmentationServer:
         preprocessing: of frames.
         answer: as the network, without a gradient, where that is faster.
         of_logits: whether it gives logits.
+
+    A network that gives something else is refused, with `WrongArgument`, at its first frame.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class SegmentationServer:
 
     def predict(self, frames: Any) -> list[np.ndarray]:
         """The class of each pixel of the network's output: (rows, columns) int32."""
-        found = ops.convert_to_numpy(self.answer(self.preprocessing(frames)))
+        found = ops.convert_to_numpy(_of_pixels(self.answer(self.preprocessing(frames))))
         return list(found.argmax(axis=-1).astype(np.int32))
 
     def reference(self, frames: Any) -> Any:
@@ -54,5 +57,11 @@ class SegmentationServer:
         return ops.sum(reference * self._log_probabilities(self.network, frames), axis=(1, 2))
 
     def _log_probabilities(self, network: Callable[[Any], Any], frames: Any) -> Any:
-        found = network(self.preprocessing(frames))
+        found = _of_pixels(network(self.preprocessing(frames)))
         return ops.log_softmax(found, axis=-1) if self.of_logits else ops.log(ops.clip(found, 1e-6, 1.0))
+
+
+def _of_pixels(found: Any) -> Any:
+    if len(found.shape) != 4:
+        raise WrongArgument(f"A segmenter gives (batch, rows, columns, classes), not {tuple(found.shape)}.")
+    return found
