@@ -34,6 +34,8 @@ _EXACT = {
     "libx264": "aq-mode=1:aq-strength=0.0001:qcomp=1:mbtree=0:ipratio=1:pbratio=1:scenecut=0",
     "libx265": "aq-mode=1:aq-strength=0.0001:qcomp=1:cutree=0:ipratio=1:pbratio=1:scenecut=0",
 }
+# As most presets have it; the fastest have none, and would drop the offsets silently.
+_ADAPTIVE = {"libx264": "aq-mode=1:aq-strength=1", "libx265": "aq-mode=2:aq-strength=1"}
 DECODERS = {"libx264": "h264", "libx265": "hevc"}
 _PARAMETERS = {"libx264": "x264-params", "libx265": "x265-params"}
 
@@ -102,7 +104,9 @@ class RoiEncoder:
         threads: int = 0,
         options: Mapping[str, Any] | None = None,
     ):
-        _check(width, height, codec, mode, base, bitrate, preset, options or {})
+        # Encoders take both spellings, of which the checks know one.
+        options = {str(name).replace("_", "-"): value for name, value in (options or {}).items()}
+        _check(width, height, codec, mode, base, bitrate, preset, options)
         self._settings: dict[str, Any] = {
             "codec": codec,
             "mode": mode,
@@ -126,8 +130,8 @@ class RoiEncoder:
             parameters["bframes"] = b_frames
         if bitrate is not None and codec == "libx264":
             parameters["ratetol"] = 0.05  # else it misses the bitrate of a clip by up to a tenth, to keep quality even
-        text = [_EXACT[codec]] if mode == "exact" else []
-        text += [f"{name}={value}" for name, value in {**parameters, **(options or {})}.items()]
+        text = [(_EXACT if mode == "exact" else _ADAPTIVE)[codec]]
+        text += [f"{name}={value}" for name, value in {**parameters, **options}.items()]
         settings = {"preset": preset, _PARAMETERS[codec]: ":".join(text)}
         if low_delay:
             settings["tune"] = "zerolatency"
@@ -327,19 +331,29 @@ def _check(
         raise WrongArgument(f"Frames must have even sides from 16 on, not {width}×{height}.")
     if not 0 < base <= 51:
         raise WrongArgument(f"`base` must be above 0 and at most 51, not {base!r}.")
+    if mode == "exact" and base != round(base):
+        raise WrongArgument(f"QPs are whole numbers, so that `base` must be one in exact mode, not {base!r}.")
     if bitrate is not None and (mode == "exact" or bitrate < 1000):
         raise WrongArgument("`bitrate` is bits a second from 1000 on, and for offset mode.")
     if "qp" in options or options.get("rc") == "cqp":
         raise WrongArgument("Constant QP drops offsets silently.", hint="Give base= and mode='exact'.")
-    if str(options.get("aq-mode", 1)) == "0" or float(options.get("aq-strength", 1)) == 0:
+    mode_of_aq, strength, effort = (_number(options, name) for name in ("aq-mode", "aq-strength", "subme"))
+    if mode_of_aq == 0 or strength == 0:
         raise WrongArgument(
             "Without adaptive quantisation the encoder drops offsets.", hint="aq-strength=0.0001 will do."
         )
-    fine = preset in PRESETS[-2:] or int(options.get("subme", 0)) >= 10
+    fine = preset in PRESETS[-2:] or (effort or 0) >= 10
     if mode == "exact" and codec == "libx264" and fine:
         raise WrongArgument(
             "subme 10 and above changes the QP of single macroblocks.", hint="Take preset slower, or a faster one."
         )
+
+
+def _number(options: Mapping[str, Any], name: str) -> float | None:
+    try:
+        return float(options[name]) if name in options else None
+    except (TypeError, ValueError) as error:
+        raise WrongArgument(f"The option {name} is a number, not {options[name]!r}.") from error
 
 
 def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -12,9 +12,11 @@ import numpy as np
 
 from keras_efficient.errors import FileProblem, MissingDependency
 
-__all__ = ["Video", "packages", "rgb"]
+__all__ = ["VIDEOS", "Video", "calibration", "packages", "rgb"]
 
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts", ".webm")
 PIX_FMT = "yuv420p"
+MOST_VALUES = 40_000_000  # of calibration data
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,33 @@ def rgb(frame: Any) -> np.ndarray:
     """(h, w, 3) uint8 of an `av.VideoFrame`."""
     array: np.ndarray = frame.to_ndarray(format="rgb24")
     return array
+
+
+def calibration(path: str | Path, size: tuple[int, int], *, limit: int = 96) -> np.ndarray:
+    """Frames of a video as a camera model takes them, for `export.save(..., calibration=…)`.
+
+    Args:
+        path: of the video.
+        size: (height, width) of what the model takes.
+        limit: largest number of frames. They are spread over the video.
+
+    Returns:
+        (frames, height, width, 3), float32 from 0 to 255.
+
+    Raises:
+        FileProblem: the video cannot be read.
+    """
+    video, (height, width) = Video.open(path), size
+    limit = max(1, min(limit, MOST_VALUES // (3 * height * width)))
+    count = sum(1 for _ in video)
+    wanted = set(np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist())
+    area = packages().video.reformatter.Interpolation.AREA
+    found = [
+        frame.reformat(width, height, "rgb24", interpolation=area).to_ndarray()
+        for number, frame in enumerate(video)
+        if number in wanted
+    ]
+    return np.stack(found).astype(np.float32)
 
 
 def _opened(path: Path) -> Any:

@@ -281,3 +281,25 @@ def test_evaluations_that_are_wrong(more, status, words, clip, network, tmp_path
     done = evaluate(clip, network, tmp_path / "out", *more)
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_camera_model_in_integers_calibrated_by_a_video(clip, tmp_path):
+    """Its frames are from 0 to 255, which is in the model alone."""
+    import keras
+
+    from keras_efficient import export, models, video
+
+    keras.utils.set_random_seed(0)
+    model = models.AccModel((96, 160), width=0.25, shrink=2)
+    model.save(tmp_path / "camera.keras")
+    command = ["export", tmp_path / "camera.keras", "--precision", "int8", "--calibration", clip]
+    done = program(*command, "-o", tmp_path / "camera.tflite", "--behind", "shrink")
+    assert done.returncode == 0, done.stderr
+    frame = next(iter(video.Video.open(clip)))
+    assert export.load(tmp_path / "camera.tflite").input_shapes.popitem()[1][1:] == (48, 80, 3)
+    found, wanted = (video.Saliency(one)(frame) for one in (tmp_path / "camera.tflite", model))
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.95
+    done = program(*command, "-o", tmp_path / "other.tflite", "--behind", "shrinks")
+    assert (done.returncode, "Did you mean 'shrink'?" in done.stderr) == (2, True)
+    done = program(*command, "-o", tmp_path / "other.tflite", "--behind", "deep_0_expand_conv")
+    assert (done.returncode, "cannot be cut off" in done.stderr) == (2, True)
