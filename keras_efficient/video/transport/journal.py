@@ -36,7 +36,7 @@ class Stored:
         sequence: its own.
         results: of the frames that came out with it.
         is_repeat: whether they were there before.
-        dropped: how many chunks right before it the camera gave up.
+        dropped: how many chunks right before it are not in the journal, and will not come.
     """
 
     sequence: int
@@ -98,8 +98,8 @@ class _Database:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._connection: Any = None
-        with self._transaction() as run:
-            self._make_tables(run)
+        with self._transaction():  # what is wrong shows at once
+            pass
 
     def last(self, camera: str, stream: int) -> int:
         with self._transaction() as run:
@@ -156,7 +156,8 @@ class _Database:
         """Gives a function that runs a statement and returns its rows; afterwards all is durable, or nothing is."""
         with self._turn:
             try:
-                if self._connection is None:
+                is_new = self._connection is None
+                if is_new:
                     self._connection = self._connect()
                 connection = self._connection
                 connection.execute("BEGIN IMMEDIATE" if self.MARK == "?" else "BEGIN")
@@ -165,6 +166,8 @@ class _Database:
                     cursor = connection.execute(statement.replace("?", self.MARK), values)
                     return cursor.fetchall() if cursor.description else []
 
+                if is_new:  # it may lead to another database than before
+                    self._make_tables(run)
                 yield run
                 connection.execute("COMMIT")
             except BaseException as error:

@@ -205,7 +205,12 @@ class Receiver:
                     pass
                 self.metrics.repeats.inc()
                 continue
-            stored = self._stored(decoder, chunk)
+            try:
+                stored = self._stored(decoder, chunk)
+            except BadChunk:
+                if self.journal.last(camera, stream) < last:  # the chunk is good, and the camera must hear of it
+                    raise _Refusal("UNAVAILABLE", f"The journal no longer has chunk {last}.") from None
+                raise
             last = chunk.sequence
             yield from connection.give(_told(stored))
             if self._ended.is_set():

@@ -266,6 +266,56 @@ def test_groups_that_a_full_spool_gave_up_are_a_gap_that_is_told(serve, journal,
     assert server.metrics.dropped._value.get() == spool.dropped
 
 
+@pytest.mark.parametrize("had", [0, 5, 11])
+def test_a_journal_that_is_lost_or_rolled_back(serve, journal, tmp_path, had):
+    """What the camera still has is stored there, in order; what it has no more is counted as lost to that journal."""
+    chunks, middle, begins = video(100, 20), 12, 11
+    assert [one.begins for one in chunks[begins - 1 : middle + 1]] == [True, False, False]
+    heard, other, total = [], tmp_path / "other.sqlite", len(chunks)
+    proxy = Proxy(int(serve().target.rpartition(":")[2]))
+    with camera(tmp_path, "cam1", proxy.target, insecure=True, on_message=heard.append) as (sender, told):
+        for one in chunks[:middle]:
+            sender.send(one)
+        until(lambda: not sender.spool.pending)
+        proxy.cut()
+        proxy.port = int(serve(journal=open_journal(other)).target.rpartition(":")[2])
+        if had:
+            rows(other, f"INSERT INTO streams VALUES ('cam1', {sender.spool.stream}, {had})")
+        for one in chunks[middle : middle + 1]:
+            sender.send(one)
+        proxy.restore()
+        until(lambda: not sender.spool.pending)
+        for one in chunks[middle + 1 :]:
+            sender.send(one)
+        assert sender.close(20) == 0
+    proxy.close()
+    first = max(begins, had + 1)
+    assert stored(other) == list(range(first, total + 1))
+    dropped = [row[0] for row in rows(other, "SELECT dropped FROM chunks ORDER BY sequence")]
+    assert dropped == [first - 1 - had, *[0] * (total - first)]
+    pts = [result["pts"] for result in results(other)]
+    assert pts == list(range(pts[0], 100))
+    assert pts[0] == min(p.pts for p in chunks[begins - 1].packets) or had == begins
+    assert [sequence for sequence, _ in told] == list(range(1, total + 1)), "results are told once"
+    assert sender.spool.dropped == 0
+    assert any(f"no longer has chunks {had + 1} to {middle}: what the spool" in text for text in heard)
+
+
+def test_a_journal_that_is_rolled_back_under_a_connection(serve, journal, tmp_path):
+    server, chunks = serve(), video(100, 20)
+    with camera(tmp_path, "cam1", server.target) as (sender, _):
+        for one in chunks[:12]:
+            sender.send(one)
+        until(lambda: not sender.spool.pending)
+        rows(journal, "UPDATE streams SET last = 11")
+        rows(journal, "DELETE FROM chunks WHERE sequence > 11")
+        for one in chunks[12:]:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert_all_there(journal, chunks)
+    assert sender.spool.dropped == server.metrics.dropped._value.get() == 0
+
+
 def test_garbage_at_the_port(serve, journal, tmp_path):
     folder = certificates(tmp_path / "certificates", "cam1")
     for server, kind in ((serve(), {}), (serve(insecure=False, **files(folder, "server")), files(folder, "cam1"))):

@@ -144,6 +144,21 @@ def test_a_database_that_goes_and_comes_back(postgres):
     journal.close()
 
 
+def test_a_database_that_comes_back_empty(tmp_path, postgres):
+    """As after a failover to another: the tables are made there."""
+    path = tmp_path / "a.sqlite"
+    database = postgres.new(next(NAMES))
+    for url, drop in ((path, path.unlink), (database, lambda: rows(database, "DROP TABLE streams, chunks"))):
+        journal = open_journal(url)
+        journal.store(one(1, begins=True), [])
+        drop()
+        journal._connection.close()
+        with pytest.raises((ConnectionProblem, FileProblem)):
+            journal.last("cam1", 5)
+        assert journal.last("cam1", 5) == 0
+        journal.close()
+
+
 def test_places_where_no_journal_can_be(tmp_path):
     (tmp_path / "text").write_text("no database" * 100)
     for path in (tmp_path / "text", tmp_path, tmp_path / "none" / "a.sqlite"):
