@@ -327,7 +327,8 @@ def _show(sequence: int, results: list[Any]) -> None:
     if out.as_json:
         out.text(json.dumps({"sequence": sequence, "results": results}, separators=(",", ":")))
     else:
-        out.detail(f"chunk {sequence}: {len(results)} frames analysed")
+        failed = sum("error" in result for result in results)
+        out.detail(f"chunk {sequence}: {len(results) - failed} frames analysed" + (f", {failed} failed" * (failed > 0)))
 
 
 def _camera_model(model: str) -> Any:

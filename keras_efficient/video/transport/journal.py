@@ -59,6 +59,8 @@ class Journal(Protocol):
     def store(self, chunk: Chunk, results: Sequence[Any]) -> Stored:
         """Stores what JSON can hold, durably; of a chunk that is there already, nothing changes.
 
+        Numbers that are not finite, which JSON has not, become null.
+
         Raises:
             BadChunk: it is neither the next one, nor does it begin a group behind chunks that the camera gave up; or
                 another chunk is there under its number.
@@ -113,7 +115,8 @@ class _Database:
         return [Stored(int(sequence), json.loads(results), True) for sequence, results in reversed(found)]
 
     def store(self, chunk: Chunk, results: Sequence[Any]) -> Stored:
-        text = json.dumps(list(results), allow_nan=False, separators=(",", ":"))
+        found = json.loads(json.dumps(list(results)), parse_constant=lambda name: None)
+        text = json.dumps(found, separators=(",", ":"))
         key = (chunk.camera, chunk.stream)
         with self._transaction() as run:
             run("INSERT INTO streams VALUES (?, ?, 0) ON CONFLICT DO NOTHING", *key)
@@ -131,7 +134,7 @@ class _Database:
                 *(*key, chunk.sequence, chunk.crc, len(chunk.packets), dropped, text, chunk.captured, time.time()),
             )
             run("UPDATE streams SET last = ? WHERE camera = ? AND stream = ?", chunk.sequence, *key)
-        return Stored(chunk.sequence, json.loads(text), dropped=dropped)
+        return Stored(chunk.sequence, found, dropped=dropped)
 
     def close(self) -> None:
         with self._turn:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -461,23 +462,80 @@ def test_the_second_connection_of_a_camera_ends_the_first(serve, tmp_path):
         until(lambda: first.spool.acknowledged == 2)
 
 
-def test_a_network_that_fails(serve, journal, tmp_path):
-    fails = threading.Event()
-    fails.set()
+def test_a_network_that_fails_for_a_while(serve, journal, tmp_path):
+    failures, heard = iter(range(receiver_module.FAILURES - 1)), []
 
     def predict(frames):
-        if fails.is_set():
+        if next(failures, None) is not None:
             raise RuntimeError("out of memory")
         return mean(frames)
 
-    with camera(tmp_path, "cam1", serve(predict).target) as (sender, _):
+    server = serve(predict)
+    with camera(tmp_path, "cam1", server.target, insecure=True, on_message=heard.append) as (sender, _):
         for one in video():
             sender.send(one)
-        until(lambda: sender.problem)
-        assert "The server failed: RuntimeError: out of memory" in sender.problem
-        fails.clear()
+        assert sender.close(20) == 0
+    assert any("The server failed: RuntimeError: out of memory" in text for text in heard)
+    assert_all_there(journal, video())
+    assert not any("error" in result for result in results(journal))
+    assert server.metrics.failed._value.get() == 0
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (lambda frames: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda frames: [], r"ValueError: zip\(\)"),
+        (lambda frames: [object()] * len(frames), "TypeError: .* not JSON serializable"),
+    ],
+)
+def test_a_chunk_at_which_the_server_always_fails_does_not_hold_up_its_camera(serve, journal, tmp_path, fail, words):
+    """It has the error instead of results, and the rest of its group has results."""
+    chunks, wrong, tries = video(100, 20), 12, []
+    assert (chunks[wrong - 1].begins, chunks[wrong - 1].ends) == (False, False)
+
+    def predict(frames):
+        if stored(journal)[-1:] == [wrong - 1]:
+            tries.append(len(frames))
+            return fail(frames)
+        return mean(frames)
+
+    server = serve(predict)
+    with camera(tmp_path, "cam1", server.target) as (sender, told):
+        for one in chunks:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert len(tries) == receiver_module.FAILURES
+    assert_all_there(journal, chunks)
+    marked = [(sequence, result) for sequence, found in told for result in found if "error" in result]
+    assert {sequence for sequence, _ in marked} == {wrong}
+    assert [result for _, result in marked] == dict(told)[wrong]
+    for _, result in marked:
+        assert result["found"] is None
+        assert re.match(words, result["error"])
+    assert all(result["found"] > 0 for result in results(journal) if "error" not in result)
+    assert (server.metrics.failed._value.get(), server.metrics.analysed._value.get()) == (1, 100 - len(marked))
+    assert sender.spool.dropped == 0
+
+
+def test_a_journal_that_cannot_be_reached_for_long_costs_no_results(serve, journal, tmp_path):
+    real, tries = open_journal(journal), []
+
+    class Away:
+        last, results, close = real.last, real.results, real.close
+
+        def store(self, one, found):
+            tries.append(one.sequence)
+            if len(tries) < 2 * receiver_module.FAILURES:
+                raise ConnectionProblem("The journal at 10.0.0.1 cannot be used now.")
+            return real.store(one, found)
+
+    with camera(tmp_path, "cam1", serve(journal=Away()).target) as (sender, _):
+        for one in video():
+            sender.send(one)
         assert sender.close(20) == 0
     assert_all_there(journal, video())
+    assert not any("error" in result for result in results(journal))
 
 
 def test_results_that_no_message_can_hold_are_in_the_journal_only(serve, journal, tmp_path):
