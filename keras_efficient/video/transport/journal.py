@@ -81,7 +81,7 @@ def open_journal(url: str | Path) -> Journal:
         FileProblem: the file cannot be used.
         ConnectionProblem: the database cannot be reached.
         MissingDependency: psycopg is not installed.
-        WrongArgument: a URL of another kind.
+        WrongArgument: a URL of another kind, or one that cannot be read.
     """
     text = str(url)
     if text.startswith(("postgresql://", "postgres://")):
@@ -231,7 +231,7 @@ class _PostgreSQL(_Database):
             import psycopg
         except ImportError as error:
             raise MissingDependency("psycopg", "A journal on PostgreSQL", "video") from error
-        self.url, self._errors = url, psycopg.Error
+        self.url, self.place, self._errors = url, _place(url), psycopg.Error
         super().__init__()
 
     def _connect(self) -> Any:
@@ -248,11 +248,30 @@ class _PostgreSQL(_Database):
             with super()._transaction() as run:
                 yield run
         except self._errors as error:
-            # The URL has a password, and some errors have the URL.
-            host = self.url.rpartition("@")[2]
-            reason = str(error).strip().splitlines()[0].replace(self.url, "…") if str(error).strip() else type(error)
-            raise ConnectionProblem(f"The journal at {host} cannot be used now: {reason}.") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConnectionProblem(f"The journal at {self.place} cannot be used now: {reason}.") from error
 
     def _make_tables(self, run: Any) -> None:
         run("SELECT pg_advisory_xact_lock(7261726)")  # two servers that start at once would make the same tables
         super()._make_tables(run)
+
+
+def _place(url: str) -> str:
+    """Host and database of a URL: what may be told of it, which also may have a password.
+
+    Raises:
+        WrongArgument: it is none, or its parts are not what they should be: then a password may be in any of them.
+    """
+    from psycopg import ProgrammingError, conninfo
+
+    hint = "In a password write %25 for %, %40 for @, %2F for /, %20 for a space."
+    problem = WrongArgument("The journal's URL cannot be read as one of PostgreSQL.", hint=hint)
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+    except ProgrammingError:
+        raise problem from None  # its words quote the URL
+    told = [str(parts.get(name) or "") for name in ("host", "dbname")]
+    ports = str(parts.get("port") or "").split(",")
+    if "@" in "".join(told) or not all(port.isdecimal() for port in ports if port):
+        raise problem
+    return "/".join(filter(None, told)) or "PostgreSQL"

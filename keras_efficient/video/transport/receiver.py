@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.errors import BadChunk, ConnectionProblem, MissingDependency, WrongArgument
+from keras_efficient.errors import BadChunk, ConnectionProblem, FileProblem, MissingDependency, WrongArgument
 from keras_efficient.video.frames import rgb
 from keras_efficient.video.transport import links
 from keras_efficient.video.transport.certificates import checked
@@ -178,8 +178,8 @@ class Receiver:
             self._refuse(connection, status.INVALID_ARGUMENT, str(error))
         except _Refusal as error:
             self._refuse(connection, getattr(status, error.status), str(error))
-        except ConnectionProblem as error:
-            self._refuse(connection, status.UNAVAILABLE, str(error))
+        except (ConnectionProblem, FileProblem) as error:  # where the journal is, is no camera's business
+            self._refuse(connection, status.UNAVAILABLE, str(error), told="The journal cannot be used now.")
         except links.rpc().RpcError:  # the camera has gone
             pass
         except Exception as error:
@@ -325,12 +325,12 @@ class Receiver:
             self._network.release()
         return [{"pts": frame.pts, "found": result} for frame, result in zip(batch, found, strict=True)]
 
-    def _refuse(self, connection: _Connection, status: Any, reason: str) -> None:
-        """Gives a connection's end a reason."""
+    def _refuse(self, connection: _Connection, status: Any, reason: str, *, told: str | None = None) -> None:
+        """Gives a connection's end a reason, and the camera perhaps another."""
         self.metrics.refused.labels(status.name).inc()
         self.on_message(f"Camera {connection.camera or 'of no name yet'}: {reason}")
         connection.context.set_code(status)
-        connection.context.set_details(" ".join(reason.split()))
+        connection.context.set_details(told or " ".join(reason.split()))
 
     def _forget(self, connection: _Connection) -> None:
         with self._lock:

@@ -530,10 +530,15 @@ def test_a_journal_that_cannot_be_reached_for_long_costs_no_results(serve, journ
                 raise ConnectionProblem("The journal at 10.0.0.1 cannot be used now.")
             return real.store(one, found)
 
-    with camera(tmp_path, "cam1", serve(journal=Away()).target) as (sender, _):
+    said, heard = [], []
+    server = serve(journal=Away(), on_message=said.append)
+    with camera(tmp_path, "cam1", server.target, insecure=True, on_message=heard.append) as (sender, _):
         for one in video():
             sender.send(one)
         assert sender.close(20) == 0
+    assert any("10.0.0.1" in text for text in said), "the server's owner is told where"
+    assert any("The journal cannot be used now" in text for text in heard)
+    assert not any("10.0.0.1" in text for text in heard), "and the camera is not"
     assert_all_there(journal, video())
     assert not any("error" in result for result in results(journal))
 
