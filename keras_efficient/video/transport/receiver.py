@@ -279,6 +279,10 @@ class Receiver:
             self.metrics.analysed.inc(analysed)
             self.metrics.dropped.inc(stored.dropped)
             self.metrics.latency.observe(max(time.time() - chunk.captured, 0))
+            if decoder.missing:
+                self.metrics.missing.inc(decoder.missing)
+                group = f"the group of pictures that ends with chunk {chunk.sequence}"
+                self.on_message(f"Camera {chunk.camera}: {decoder.missing} frames of {group} cannot be decoded.")
         return stored
 
     def _results(self, frames: Iterator[Any]) -> list[dict[str, Any]]:

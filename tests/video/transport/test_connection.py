@@ -97,6 +97,27 @@ def test_results_of_each_frame_once(serve, journal, tmp_path, b_frames):
     assert sender.resent == sender.spool.dropped == 0
 
 
+@pytest.mark.parametrize("needy", [False, True])
+def test_frames_of_groups_of_h265(serve, journal, tmp_path, needy):
+    """All arrive. Of groups that need those before them, which ours do not, it is told what is missing."""
+    said = []
+    server = serve(on_message=said.append)
+    chunks = video(60, 20, b_frames=3, codec="libx265", open=needy)
+    assert sum(one.begins for one in chunks) >= 3
+    with camera(tmp_path, "cam1", server.target) as (sender, _):
+        for one in chunks:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert stored(journal) == list(range(1, len(chunks) + 1))
+    missing = 60 - len(results(journal))
+    assert (
+        server.metrics.missing._value.get()
+        == missing
+        == sum(int(re.search(r"(\d+) frames of the group", text)[1]) for text in said if "cannot be decoded" in text)
+    )
+    assert (missing > 0) == needy
+
+
 def test_one_frame_in_so_many(serve, journal, tmp_path):
     with camera(tmp_path, "cam1", serve(every=4).target) as (sender, _):
         for one in video(b_frames=3):
