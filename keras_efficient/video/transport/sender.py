@@ -24,9 +24,10 @@ REASONS = {  # from gRPC's words
     "Connection refused": "nothing listens there.",
     "Hostname Verification": "the server's certificate is for other names.",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is expired, or not of the authority that was given.",
-    "Socket closed": "the connection was closed, as TLS does to a camera without a certificate that is taken.",
+    "Socket closed": "the connection was closed at once, as TLS does to a camera without a certificate that is taken.",
     "DNS resolution failed": "there is no such host.",
 }
+ENDED = ("Socket closed", "Cancelling all calls", "Connection reset")  # of a server that was there
 HOPELESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED")  # another try would end the same
 
 
@@ -258,8 +259,10 @@ class Sender:
             self.spool.refuse(int(number))
         elif status == "INVALID_ARGUMENT" or status in HOPELESS:
             self._end = ConnectionProblem(f"{self.target} refuses camera {self.spool.camera}: {reason}")
-        known = (text for word, text in REASONS.items() if status == "UNAVAILABLE" and word in reason)
-        self._note(f"{self.target}: {next(known, f'{reason} ({status})')}")
+        known = [text for word, text in REASONS.items() if status == "UNAVAILABLE" and word in reason]
+        if self._link.start is not None and (status == "CANCELLED" or any(word in reason for word in ENDED)):
+            known = ["the connection ended."]
+        self._note(f"{self.target}: {known[0] if known else f'{reason} ({status})'}")
 
     def _note(self, problem: str) -> None:
         if problem != self.problem:

@@ -672,10 +672,10 @@ def test_who_may_not(serve, journal, tmp_path):
     assert "not of the authority that was given" in problem(**files(foreign, "cam1"))
     both = tmp_path / "both.pem"
     both.write_bytes((folder / "authority.pem").read_bytes() + (foreign / "authority.pem").read_bytes())
-    assert "closed, as TLS does to a camera without a certificate" in problem(
+    assert "closed at once, as TLS does to a camera without a certificate" in problem(
         **{**files(foreign, "cam1"), "authority": both}
     )
-    assert "closed, as TLS does" in problem(insecure=True)
+    assert "closed at once, as TLS does" in problem(insecure=True)
     root, key, certificate = (own[name].read_bytes() for name in ("authority", "key", "certificate"))
     assert refusal(server.target, None, credentials=grpc.ssl_channel_credentials(root))[0] == "UNAVAILABLE"
     full = grpc.ssl_channel_credentials(root, key, certificate)
@@ -688,6 +688,22 @@ def test_who_may_not(serve, journal, tmp_path):
             sender.send(one)
         assert sender.close(20) == 0
     assert_all_there(journal, video())
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("end", ["stop", "cut"])
+def test_the_end_of_a_server_that_was_there_is_told_as_such(serve, tmp_path, secure, end):
+    folder = certificates(tmp_path / "certificates", "cam1")
+    kinds = [files(folder, name) if secure else {"insecure": True} for name in ("server", "cam1")]
+    server, heard = serve(**{"insecure": False, **kinds[0]}), []
+    proxy = Proxy(int(server.target.rpartition(":")[2]))
+    with camera(tmp_path, "cam1", proxy.target, on_message=heard.append, **kinds[1]) as (sender, _):
+        sender.send(video()[0])
+        until(lambda: sender.spool.acknowledged)
+        server.stop(1) if end == "stop" else proxy.cut()
+        until(lambda: sender.problem)
+    proxy.close()
+    assert heard[1] == f"{proxy.target}: the connection ended."
 
 
 def test_a_server_that_refuses_for_good_ends_the_tries(serve, tmp_path, monkeypatch):
