@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_efficient.errors import BadChunk, ConnectionProblem, FileProblem, MissingDependency, WrongArgument
+from keras_efficient.errors import (
+    BadChunk,
+    ConnectionProblem,
+    FileProblem,
+    KerasEfficientError,
+    MissingDependency,
+    WrongArgument,
+)
 from keras_efficient.video.transport.chunks import Chunk
 
 __all__ = ["Journal", "Stored", "open_journal"]
@@ -96,6 +103,8 @@ class _Database:
 
     LOCKING = ""
     MARK = "?"
+    BEGIN = "BEGIN"
+    errors: type[Exception]
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -163,7 +172,7 @@ class _Database:
                 if is_new:
                     self._connection = self._connect()
                 connection = self._connection
-                connection.execute("BEGIN IMMEDIATE" if self.MARK == "?" else "BEGIN")
+                connection.execute(self.BEGIN)
 
                 def run(statement: str, *values: Any) -> list[Any]:
                     cursor = connection.execute(statement.replace("?", self.MARK), values)
@@ -175,6 +184,8 @@ class _Database:
                 connection.execute("COMMIT")
             except BaseException as error:
                 self._end_early(error)
+                if isinstance(error, self.errors):
+                    raise self._problem(error) from error
                 raise
 
     def _end_early(self, error: BaseException) -> None:
@@ -196,8 +207,15 @@ class _Database:
     def _connect(self) -> Any:
         raise NotImplementedError
 
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        """One of the database's own errors in words of ours."""
+        raise NotImplementedError
+
 
 class _SQLite(_Database):
+    BEGIN = "BEGIN IMMEDIATE"
+    errors = sqlite3.Error
+
     def __init__(self, path: Path):
         self.path = path
         super().__init__()
@@ -208,18 +226,10 @@ class _SQLite(_Database):
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        try:
-            with super()._transaction() as run:
-                yield run
-        except sqlite3.Error as error:
-            if self._made(error):
-                raise ConnectionProblem(f"The journal {self.path} cannot be written now: {error}.") from error
-            raise FileProblem(self.path, f"cannot be used as a journal: {error}.") from error
-
-    def _made(self, error: sqlite3.Error) -> bool:
-        return isinstance(error, sqlite3.OperationalError) and self.path.is_file()
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        if isinstance(error, sqlite3.OperationalError) and self.path.is_file():
+            return ConnectionProblem(f"The journal {self.path} cannot be written now: {error}.")
+        return FileProblem(self.path, f"cannot be used as a journal: {error}.")
 
 
 class _PostgreSQL(_Database):
@@ -231,7 +241,7 @@ class _PostgreSQL(_Database):
             import psycopg
         except ImportError as error:
             raise MissingDependency("psycopg", "A journal on PostgreSQL", "video") from error
-        self.url, self.place, self._errors = url, _place(url), psycopg.Error
+        self.url, self.place, self.errors = url, _place(url), psycopg.Error
         super().__init__()
 
     def _connect(self) -> Any:
@@ -242,14 +252,9 @@ class _PostgreSQL(_Database):
             self.url, autocommit=True, connect_timeout=PATIENCE, options=waits, keepalives_idle=PATIENCE
         )
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        try:
-            with super()._transaction() as run:
-                yield run
-        except self._errors as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConnectionProblem(f"The journal at {self.place} cannot be used now: {reason}.") from error
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ConnectionProblem(f"The journal at {self.place} cannot be used now: {reason}.")
 
     def _make_tables(self, run: Any) -> None:
         run("SELECT pg_advisory_xact_lock(7261726)")  # two servers that start at once would make the same tables
