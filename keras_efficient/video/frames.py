@@ -100,15 +100,21 @@ def calibration(path: str | Path, size: tuple[int, int], *, limit: int = 96) -> 
 
 
 def _opened(path: Path) -> Any:
-    av = packages()
+    av, device = packages(), path.is_char_device()
+    if path.is_fifo():
+        raise FileProblem(path, "is a pipe, which cannot be opened twice.", hint="Give a file, or a camera's device.")
     try:
-        device = "v4l2" if path.is_char_device() else None
-        return av.open(str(path), format=device, metadata_errors="ignore")
+        return av.open(str(path), format="v4l2" if device else None, metadata_errors="ignore")
     except FileNotFoundError as error:
         raise FileProblem(path, "no such file.") from error
     except (av.FFmpegError, OSError) as error:
         reason = "is empty." if path.is_file() and not path.stat().st_size else "is no video that can be read."
+        if device:
+            reason = f"cannot be read as a camera: {error.strerror}."
         raise FileProblem(path, reason) from error
+    except ValueError as error:  # no such format
+        hint = "PyAV's wheels for Linux have it."
+        raise FileProblem(path, "cannot be read as a camera: this PyAV has no v4l2.", hint=hint) from error
 
 
 def _stream(path: Path, container: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -117,6 +118,23 @@ def test_what_is_no_video(tmp_path):
         container.mux(audio.encode(None))
     with pytest.raises(FileProblem, match="has no video stream"):
         Video.open(tmp_path / "sound.mka")
+
+
+def test_what_is_no_camera(tmp_path):
+    with pytest.raises(FileProblem, match="/dev/null: cannot be read as a camera"):
+        Video.open("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileProblem, match="is a pipe, which cannot be opened twice"):
+        Video.open(tmp_path / "pipe")
+
+
+def test_pyav_without_cameras(monkeypatch):
+    def without(path, format=None, **_):
+        raise ValueError(f"no container format {format!r}")
+
+    monkeypatch.setattr(packages(), "open", without)
+    with pytest.raises(FileProblem, match="this PyAV has no v4l2"):
+        Video.open("/dev/null")
 
 
 def test_a_video_that_is_cut_off(tmp_path):
