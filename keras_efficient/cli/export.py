@@ -122,7 +122,8 @@ def _calibration(path: Path, model: keras.Model, *, pictures: bool) -> Any:
             raise CalibrationError(
                 f"A video calibrates a model that takes RGB frames of one size, not {spec.name} {spec.shape}."
             )
-        return of_video(path, spec.shape[1:3]) * (spec.white / 255)
+        height, width = (int(side or 0) for side in spec.shape[1:3])
+        return of_video(path, (height, width)) * (spec.white / 255)
     return path
 
 
