@@ -201,6 +201,7 @@ def stream(
     source_camera = Camera(
         network,
         *(video.width, video.height, video.rate),
+        appearance=video.appearance,
         every=every,
         base=base,
         bitrate=bitrate,

@@ -72,7 +72,7 @@ def encode_file(
         raise WrongArgument(f"{target} cannot be written.", hint=f"Known: {', '.join(SUFFIXES)}.")
     check_apart([source], [target])
     video = Video.open(source)
-    camera = Camera(model, video.width, video.height, video.rate, **options)
+    camera = Camera(model, video.width, video.height, video.rate, appearance=video.appearance, **options)
     times = _Times(video.rate)
     av = packages()
     with replacing(target, overwrite=overwrite) as temporary:

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.macroblocks import BLOCK, grid
-from keras_efficient.video.frames import packages
+from keras_efficient.video.frames import Appearance, packages, studio
 
 __all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_map", "rectangles"]
 
@@ -79,6 +79,7 @@ class RoiEncoder:
         b_frames: at most so many in a row; `None`: as the preset says. With 0 a packet comes out for each frame.
         low_delay: a packet comes out for each frame, at the price of more bytes.
         threads: of the encoder; 0: as many as it likes.
+        appearance: of the frames, as `Video.appearance` says; it is written into the stream.
         options: further options of the encoder's own parameter string, such as `{"rc-lookahead": 10}`.
 
     Raises:
@@ -102,6 +103,7 @@ class RoiEncoder:
         b_frames: int | None = None,
         low_delay: bool = False,
         threads: int = 0,
+        appearance: Appearance | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         # Encoders take both spellings, of which the checks know one.
@@ -117,6 +119,7 @@ class RoiEncoder:
             "b_frames": b_frames,
             "low_delay": low_delay,
             "threads": threads,
+            "appearance": appearance,
             "options": options,
         }
         self.width, self.height, self.codec, self.mode, self.base = width, height, codec, mode, base
@@ -142,6 +145,10 @@ class RoiEncoder:
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base, context.framerate = 1 / rate, rate
         context.thread_count = threads
+        self._appearance = look = appearance or Appearance()
+        context.colorspace, context.color_primaries, context.color_trc = look.matrix, look.primaries, look.transfer
+        context.color_range = av.video.reformatter.ColorRange.MPEG
+        context.sample_aspect_ratio = look.aspect
         if bitrate is not None:
             context.bit_rate = bitrate
         context.options = settings
@@ -164,7 +171,7 @@ class RoiEncoder:
                 f"A frame is {picture.width}×{picture.height}, the encoder's {self.width}×{self.height}."
             )
         regions = _regions(self._checked(offsets))
-        picture = picture.reformat(format="yuv420p")  # the same frame where it is that already
+        picture = studio(picture, self._appearance.matrix)
         kind = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
         with _lent(picture, (self._count, self._time_base, kind), regions) as lent:
             self._count += 1

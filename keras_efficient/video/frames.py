@@ -12,11 +12,30 @@ import numpy as np
 
 from keras_efficient.errors import FileProblem, MissingDependency
 
-__all__ = ["VIDEOS", "Video", "calibration", "packages", "rgb"]
+__all__ = ["VIDEOS", "Appearance", "Video", "calibration", "packages", "rgb"]
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts", ".webm")
 PIX_FMT = "yuv420p"
 MOST_VALUES = 40_000_000  # of calibration data
+
+
+MATRICES = (1, 4, 5, 7)  # BT.709, FCC, BT.470 and BT.601, SMPTE 240M: those that swscale has under the same number
+UNSPECIFIED = 2  # of FFmpeg's numbers for colours
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What players and networks need to know to show frames as they were taken.
+
+    Attributes:
+        matrix, primaries, transfer: of colours, by FFmpeg's numbers (`AVCOL_SPC`, `AVCOL_PRI`, `AVCOL_TRC`).
+        aspect: width of a pixel over its height.
+    """
+
+    matrix: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+    aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ class Video:
         width, height: of upright frames, in pixels; odd sides lose their last column or row.
         rate: frames a second, on average.
         frames: how many the file says it has; 0 where it does not.
+        appearance: of upright frames, for `RoiEncoder`.
 
     Raises:
         MissingDependency: PyAV is not installed.
@@ -39,6 +59,7 @@ class Video:
     height: int
     rate: Fraction
     frames: int
+    appearance: Appearance = Appearance()
 
     @classmethod
     def open(cls, path: str | Path) -> Video:
@@ -50,7 +71,9 @@ class Video:
             first = next(_decoded(path, container, stream), None)
             if first is None:
                 raise FileProblem(path, "has no frame that can be decoded.")
-            return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0)
+            look = _appearance(stream.codec_context, is_turned=bool(_turns(first) % 2))
+            first = _upright(first)
+            return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0, look)
 
     def __iter__(self) -> Iterator[Any]:
         """The frames, `av.VideoFrame` in yuv420p, with the time stamps of the file.
@@ -59,7 +82,8 @@ class Video:
             FileProblem: the file is damaged, cut off, or changes its size: the message says at which frame.
         """
         with _opened(self.path) as container:
-            for number, frame in enumerate(_decoded(self.path, container, _stream(self.path, container))):
+            decoded = _decoded(self.path, container, _stream(self.path, container))
+            for number, frame in enumerate(map(_upright, decoded)):
                 if (frame.width, frame.height) != (self.width, self.height):
                     sizes = f"{self.width}×{self.height} to {frame.width}×{frame.height}"
                     raise FileProblem(self.path, f"changes from {sizes} at frame {number}.", hint="Cut it there.")
@@ -133,23 +157,46 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise FileProblem(path, f"is damaged or cut off at frame {number}.")
-            yield _upright(frame)
+            yield frame
             number += 1
     except av.FFmpegError as error:
         raise FileProblem(path, f"is damaged or cut off at frame {number} ({error.strerror}).") from error
 
 
+def _appearance(context: Any, *, is_turned: bool) -> Appearance:
+    aspect = Fraction(context.sample_aspect_ratio or 1) or Fraction(1)
+    numbers = (int(getattr(context, name)) for name in ("colorspace", "color_primaries", "color_trc"))
+    return Appearance(*numbers, 1 / aspect if is_turned else aspect)
+
+
+def _turns(frame: Any) -> int:
+    """Quarters, against the clock, by which a frame is to be turned."""
+    return round(frame.rotation / 90) % 4 if frame.rotation else 0
+
+
 def _upright(frame: Any) -> Any:
-    """The frame as it is looked at, with even sides, in the one format of this package."""
-    av = packages()
-    width, height = frame.width & ~1, frame.height & ~1
-    turns = round(frame.rotation / 90) % 4 if frame.rotation else 0
+    """The frame as it is looked at, with even sides, in the one format of this package, in studio range."""
+    width, height, turns = frame.width & ~1, frame.height & ~1, _turns(frame)
     if not turns and (width, height) == (frame.width, frame.height):
-        return frame if frame.format.name == PIX_FMT else frame.reformat(format=PIX_FMT)
-    array = np.rot90(rgb(frame)[:height, :width], turns)
-    found = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(format=PIX_FMT)
+        return studio(frame)
+    array = np.ascontiguousarray(np.rot90(rgb(frame)[:height, :width], turns))
+    found = studio(packages().VideoFrame.from_ndarray(array, format="rgb24"), frame.colorspace)
     found.pts, found.time_base = frame.pts, frame.time_base
     return found
+
+
+def studio(frame: Any, matrix: int = UNSPECIFIED) -> Any:
+    """A frame in the one format of this package, in studio range; from RGB by a matrix (`AVCOL_SPC`)."""
+    ranges = packages().video.reformatter.ColorRange
+    is_full = frame.color_range == ranges.JPEG or frame.format.name.startswith("yuvj")
+    if frame.format.name == PIX_FMT and not is_full:
+        return frame
+    return frame.reformat(
+        format=PIX_FMT,
+        dst_colorspace=matrix if frame.format.is_rgb and matrix in MATRICES else None,
+        src_color_range=ranges.JPEG if is_full else None,
+        dst_color_range=ranges.MPEG if is_full else None,
+    )
 
 
 def packages() -> Any:
