@@ -152,15 +152,40 @@ def _stream(path: Path, container: Any) -> Any:
 
 
 def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    av, number = packages(), 0
+    av, number, last = packages(), 0, Fraction(0)
+    _check_size(path, stream)
     try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise FileProblem(path, f"is damaged or cut off at frame {number}.")
-            yield frame
-            number += 1
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                last = max(last, packet.pts * packet.time_base)
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise FileProblem(path, f"is damaged or cut off at frame {number}.")
+                yield frame
+                number += 1
     except av.FFmpegError as error:
         raise FileProblem(path, f"is damaged or cut off at frame {number} ({error.strerror}).") from error
+    _check_end(path, stream, last, number)
+
+
+def _check_size(path: Path, stream: Any) -> None:
+    """An MP4 says at its beginning where each frame lies; FFmpeg gives those that are there without a word."""
+    entries = getattr(stream, "index_entries", None) or ()
+    end = max((entry.pos + entry.size for entry in entries), default=0)
+    if path.is_file() and end > path.stat().st_size:
+        raise FileProblem(path, f"is cut off: it has {path.stat().st_size} bytes of {end} or more.")
+
+
+def _check_end(path: Path, stream: Any, last: Fraction, frames: int) -> None:
+    """A Matroska file says how long a stream is; what does not, such as .ts, is taken as far as it goes."""
+    told = stream.metadata.get("DURATION", "").split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in told)
+    except ValueError:
+        return
+    missing = 3600 * hours + 60 * minutes + seconds - float(last)
+    if missing > max(0.5, 5 / float(stream.average_rate or 25)):
+        raise FileProblem(path, f"is cut off after {frames} frames: {missing:.1f} seconds are missing.")
 
 
 def _appearance(context: Any, *, is_turned: bool) -> Appearance:

@@ -202,3 +202,21 @@ def test_what_players_are_told_is_kept(tmp_path, codec):
 def test_pixels_of_turned_videos_are_turned(tmp_path):
     source = marked(tmp_path / "a.mp4", aspect=Fraction(4, 3), rotation=90)
     assert Video.open(source).appearance.aspect == Fraction(3, 4)
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})])
+def test_a_file_that_was_cut_off_where_a_frame_ends(tmp_path, name, options):
+    """FFmpeg gives the frames that are there, and says nothing."""
+    av = packages()
+    whole = written(tmp_path / "whole.mkv", frames=60)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    data = (tmp_path / name).read_bytes()
+    assert len(list(Video.open(tmp_path / name))) == 60
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(FileProblem, match="cut off"):
+        list(Video.open(tmp_path / name))
