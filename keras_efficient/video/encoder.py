@@ -131,8 +131,11 @@ class RoiEncoder:
             parameters = {"keyint": key_every or -1, "repeat-headers": 1, "open-gop": 0, "log-level": "error"}
         if b_frames is not None:
             parameters["bframes"] = b_frames
-        if bitrate is not None and codec == "libx264":
-            parameters["ratetol"] = 0.05  # else it misses the bitrate of a clip by up to a tenth, to keep quality even
+        if bitrate is not None:
+            # Else either misses the bitrate of a clip by up to a tenth, to keep quality even.
+            kilobits = max(bitrate // 1000, 1)
+            of_codec = {"vbv-maxrate": kilobits, "vbv-bufsize": kilobits, "vbv-init": 0.5}
+            parameters |= {"ratetol": 0.05} if codec == "libx264" else of_codec
         text = [(_EXACT if mode == "exact" else _ADAPTIVE)[codec]]
         text += [f"{name}={value}" for name, value in {**parameters, **options}.items()]
         settings = {"preset": preset, _PARAMETERS[codec]: ":".join(text)}

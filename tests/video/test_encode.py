@@ -75,12 +75,10 @@ def test_variable_frame_rates_stay(tmp_path, model):
     np.testing.assert_allclose(shown(tmp_path / "out.mkv"), shown(source), atol=2e-3)
 
 
-def test_libx265_and_a_bitrate(tmp_path, model):
+def test_libx265(tmp_path, model):
     source = clip(tmp_path / "in.mkv")
     made = encode_file(source, tmp_path / "out.mp4", model, codec="libx265", base=36)
     assert len(shown(tmp_path / "out.mp4")) == made.frames == 30
-    kept = encode_file(source, tmp_path / "kept.mp4", None, bitrate=300_000)
-    assert 8 * kept.video_bytes / kept.seconds < 600_000
 
 
 def test_what_is_refused(tmp_path, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis.extra import numpy as st_numpy
 from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.video import encoder as encoding
 from keras_efficient.video.encoder import RoiEncoder, decoded, is_as_asked, qp_map, rectangles
-from keras_efficient.video.frames import packages
+from keras_efficient.video.frames import Video, packages
 
 RNG = np.random.default_rng(0)
 
@@ -100,6 +101,16 @@ def test_key_frames_where_they_are_asked_for():
     still = frames[:1].repeat(9, axis=0)
     keys = [packet.pts for packet in encoded(still, key_every=4) if packet.is_key]
     assert keys == [0, 4, 8]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_bitrate_is_kept(data_dir, codec):
+    video = Video.open(data_dir / "video" / "traffic_highway_640x360.mp4")
+    encoder = RoiEncoder(video.width, video.height, video.rate, codec=codec, bitrate=400_000, preset="ultrafast")
+    frames = list(itertools.islice(video, 240))
+    size = sum(len(packet.data) for frame in frames for packet in encoder.encode(frame))
+    size += sum(len(packet.data) for packet in encoder.flush())
+    assert 8 * size * video.rate / len(frames) == pytest.approx(400_000, rel=0.05)
 
 
 @settings(max_examples=200, deadline=None)
