@@ -157,6 +157,7 @@ class RoiEncoder:
         context.options = settings
         context.open()
         self._context, self._count = context, 0
+        self._graphs: dict[int, Any] = {}
         self._time_base = 1 / rate
 
     def encode(self, frame: Any, offsets: np.ndarray | None = None, *, key: bool = False) -> list[Packet]:
@@ -176,7 +177,7 @@ class RoiEncoder:
         regions = _regions(self._checked(offsets))
         picture = studio(picture, self._appearance.matrix)
         kind = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
-        with _lent(picture, (self._count, self._time_base, kind), regions) as lent:
+        with _lent(picture, (self._count, self._time_base, kind), regions, self._graphs) as lent:
             self._count += 1
             return [packet_of(packet) for packet in self._context.encode(lent)]
 
@@ -383,13 +384,15 @@ def _luma_error(pictures: Sequence[np.ndarray], frames: Iterable[Any], edge: int
 
 
 @contextlib.contextmanager
-def _lent(picture: Any, marks: tuple[int, Fraction, Any], regions: np.ndarray | None) -> Iterator[Any]:
+def _lent(
+    picture: Any, marks: tuple[int, Fraction, Any], regions: np.ndarray | None, graphs: dict[int, Any]
+) -> Iterator[Any]:
     """The caller's picture with the encoder's marks, and the list, for as long as the encoder takes it."""
     names = ("pts", "time_base", "pict_type")
     before = {name: getattr(picture, name) for name in names}
     pointer = None if regions is None else _attach(picture, regions)
     try:
-        lent = picture if regions is None or pointer else _filtered(picture, regions)
+        lent = picture if regions is None or pointer else _filtered(picture, regions, graphs)
         for name, value in zip(names, marks, strict=True):
             setattr(lent, name, value)
         yield lent
@@ -439,10 +442,15 @@ def _library() -> tuple[Any, int]:
     return library, av.sidedata.sidedata.Type.REGIONS_OF_INTEREST.value
 
 
-def _filtered(picture: Any, regions: np.ndarray) -> Any:
-    """The picture with the list in the memory that `addroi` filters allocate, without any call behind PyAV's back."""
+def _filtered(picture: Any, regions: np.ndarray, graphs: dict[int, Any]) -> Any:
+    """The picture with the list in the memory that `addroi` filters allocate, without any call behind PyAV's back.
+
+    `graphs` are those of one encoder, by the length of their list: they hold frames.
+    """
     room = max(FILTERED, 1 << (len(regions) - 1).bit_length())
-    graph = _graph(picture.width, picture.height, room)
+    if room not in graphs:
+        graphs[room] = _graph(picture.width, picture.height, room)
+    graph = graphs[room]
     picture.pts = 0
     graph.push(picture)
     found = graph.pull()
@@ -454,7 +462,6 @@ def _filtered(picture: Any, regions: np.ndarray) -> Any:
     return found
 
 
-@functools.lru_cache(maxsize=4)
 def _graph(width: int, height: int, room: int) -> Any:
     graph = packages().filter.Graph()
     last = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 1000))
