@@ -69,8 +69,9 @@ def calibration_from(data: Any, specs: Sequence[InputSpec]) -> Calibration:
 
     Args:
         data: an array with a batch axis (several inputs: a list or a dict of arrays), a `.npy` file of an array or a
-            `.npz` file of arrays by name of the input, a folder of images (one image input: values in [0, 1], RGB for
-            three channels, luma for one), a `tf.data.Dataset`, or an iterable of samples or batches.
+            `.npz` file of arrays by name of the input, a folder of images (one image input: values in [0, 1], or to 255
+            where the model scales them itself; RGB for three channels, luma for one), a `tf.data.Dataset`, or an
+            iterable of samples or batches.
         specs: the model's inputs with the shapes that the file will have.
 
     Raises:
@@ -324,19 +325,19 @@ def _from_folder(folder: Path, specs: Sequence[InputSpec]) -> Calibration:
     def load(index: int) -> dict[str, np.ndarray]:
         return {spec.name: _read_image(files[index], spec)}
 
-    return Calibration(len(files), load, f"{len(files)} images of a folder, values in [0, 1]")
+    return Calibration(len(files), load, f"{len(files)} images of a folder, values in [0, {spec.white:g}]")
 
 
 def _read_image(path: Path, spec: InputSpec) -> np.ndarray:
-    """An image as 1×H×W×C in [0, 1]: the centre, at the file's size or, for a free axis, at `FREE_SIZE`."""
+    """An image as 1×H×W×C from 0 to white: the centre, at the file's size or, for a free axis, at `FREE_SIZE`."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if spec.shape[-1] == 1 else "RGB"), np.float32) / 255.0
+            pixels = np.asarray(image.convert("L" if spec.shape[-1] == 1 else "RGB"), np.float32)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as err:
         raise FileProblem(path, "not a readable image.", hint="Remove it from the folder.") from err
-    pixels = pixels.reshape(1, *pixels.shape[:2], -1)
+    pixels = pixels.reshape(1, *pixels.shape[:2], -1) * np.float32(spec.white / 255)
     shape = (1, *(FREE_SIZE if size is None else size for size in spec.shape[1:3]), spec.shape[-1])
     return _fit_image(pixels, InputSpec(spec.name, shape, spec.dtype)).astype(spec.dtype, copy=False)

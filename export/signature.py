@@ -32,11 +32,19 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a model: its name, full shape with the batch axis (`None`: free), NumPy dtype or ``"string"``."""
+    """One input of a model.
+
+    Attributes:
+        name: of the input.
+        shape: in full, with the batch axis (`None`: free).
+        dtype: NumPy's, or ``"string"``.
+        white: value of a white pixel, where it is a picture: 255 where the model itself scales pixels down, else 1.
+    """
 
     name: str
     shape: Shape
     dtype: str
+    white: float = 1.0
 
 
 def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
@@ -63,9 +71,38 @@ def input_specs(model: keras.Model) -> tuple[InputSpec, ...]:
     names = _unique(tensor.name for tensor in tensors)
     shapes = (tuple(tensor.shape) for tensor in tensors)
     return tuple(
-        InputSpec(name, shape, _DTYPES.get(tensor.dtype, tensor.dtype))
+        InputSpec(name, shape, _DTYPES.get(tensor.dtype, tensor.dtype), _white(model, tensor))
         for name, shape, tensor in zip(names, shapes, tensors, strict=True)
     )
+
+
+_PIXELS_KEPT = ("AveragePooling2D", "CenterCrop", "Cropping2D", "Identity", "MaxPooling2D", "Resizing", "ZeroPadding2D")
+
+
+def _white(model: keras.Model, tensor: keras.KerasTensor) -> float:
+    """From the layer that scales pixels, behind others that leave them in their range."""
+    import keras
+    import numpy as np
+
+    if "int" in tensor.dtype:
+        return 255.0
+    while len(tensor.shape) == 4:
+        takers = list(_takers(model, tensor))
+        if len(takers) != 1:
+            break
+        (layer,) = takers
+        kind = type(layer).__name__
+        if kind == "Rescaling":
+            return 255.0 if np.abs(layer.scale).max() < 1 / 32 else 1.0
+        if kind == "Normalization":
+            return 255.0 if np.max(layer.mean) > 1 else 1.0
+        if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
+            tensor = (getattr(layer, "_functional", None) or layer).inputs[0]
+        elif kind in _PIXELS_KEPT:
+            tensor = layer.output
+        else:
+            break
+    return 1.0
 
 
 _DTYPES = dict.fromkeys(("float16", "bfloat16", "float64"), "float32")

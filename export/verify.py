@@ -118,9 +118,9 @@ def verify_limit(specs: Sequence[InputSpec]) -> int:
 
 
 def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int) -> list[dict[str, np.ndarray]]:
-    """Seeded random inputs: floats in [0, 1), keys of a vocabulary, other integers as `_integer_range` has them.
+    """Seeded random inputs: floats from 0 to 1, or to a picture's white, keys of a vocabulary.
 
-    So are ids that an input without a dtype gives as floats.
+    Other integers are as `_integer_range` has them, and so are ids that an input without a dtype gives as floats.
     """
     import numpy as np
 
@@ -136,7 +136,7 @@ def synthetic_samples(model: keras.Model, specs: Sequence[InputSpec], count: int
             return generator.choice(known, (1, *shape)).astype(object if spec.dtype == "string" else spec.dtype)
         ids = spec.name in tensors and gives_ids(model, tensors[spec.name])
         if np.dtype(spec.dtype).kind == "f" and not ids:
-            return generator.random((1, *shape), dtype=np.float32)
+            return generator.random((1, *shape), dtype=np.float32) * np.float32(spec.white)
         if spec.dtype == "bool":
             return generator.random((1, *shape)) < 0.5
         return generator.integers(*_integer_range(model, spec), (1, *shape)).astype(spec.dtype)

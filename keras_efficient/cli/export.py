@@ -13,6 +13,8 @@ from keras_efficient.cli.output import out
 from keras_efficient.errors import CalibrationError, UnknownName
 
 if TYPE_CHECKING:
+    import keras
+
     from keras_efficient.export import Report, Target
 
 __all__ = ["export"]
@@ -27,7 +29,12 @@ def export(
     precision: Annotated[str | None, typer.Option("--precision", help="By default the target's first.")] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="Needed for int8: a folder of real pictures, or .npy, or .npz by input."),
+        typer.Option(
+            "--calibration", help="Needed for int8: a folder of real pictures, a video, or .npy, or .npz by input."
+        ),
+    ] = None,
+    behind: Annotated[
+        str | None, typer.Option("--behind", metavar="LAYER", help="Export what comes after this layer alone.")
     ] = None,
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", metavar="SIZE", help="Fixes the size: 1080x1920, 64 or a=64,b=8.")
@@ -67,23 +74,25 @@ def export(
         **options,
     }
     out.begin(as_json=as_json)
-    _show(_export(model, output, target, precision, request))
+    _show(_export(model, output, target, precision, behind, request))
 
 
-def _export(name: str, output: Path, target: str | None, precision: str | None, request: dict[str, Any]) -> Report:
+def _export(
+    name: str, output: Path, target: str | None, precision: str | None, behind: str | None, request: dict[str, Any]
+) -> Report:
     from keras_efficient import export as exporting
-    from keras_efficient.cli.models import metadata_of, open_keras
+    from keras_efficient.cli.models import metadata_of, open_keras, part_behind
     from keras_efficient.export.targets import registry
 
     chosen = registry.find(target, output)
     precision = precision or chosen.precisions[0]
     _refuse_early(chosen, precision, output, request)
     model = open_keras(name)
+    if behind is not None:
+        model = part_behind(model, behind)
     metadata = metadata_of(name, model)
-    if request["calibration"] is not None and "halo" in metadata and request["calibration"].is_dir():
-        from keras_efficient.superres import calibration
-
-        request["calibration"] = calibration(request["calibration"], channels=model.input_shape[-1])
+    if request["calibration"] is not None:
+        request["calibration"] = _calibration(request["calibration"], model, pictures="halo" in metadata)
     with out.stages("exporting") as show, out.hushed():
         return exporting.save(
             model,
@@ -94,6 +103,28 @@ def _export(name: str, output: Path, target: str | None, precision: str | None, 
             on_progress=show,
             **request,
         )
+
+
+def _calibration(path: Path, model: keras.Model, *, pictures: bool) -> Any:
+    """What `export.save` does not read itself: pictures of an upscaler, and videos."""
+    from keras_efficient.video.frames import VIDEOS
+    from keras_efficient.video.frames import calibration as of_video
+
+    if pictures and path.is_dir():
+        from keras_efficient.superres import calibration as of_pictures
+
+        return of_pictures(path, channels=model.input_shape[-1])
+    if path.suffix.lower() in VIDEOS:
+        from keras_efficient.export.signature import input_specs
+
+        spec, *others = input_specs(model)
+        if others or len(spec.shape) != 4 or None in spec.shape[1:] or spec.shape[3] != 3:
+            raise CalibrationError(
+                f"A video calibrates a model that takes RGB frames of one size, not {spec.name} {spec.shape}."
+            )
+        height, width = (int(side or 0) for side in spec.shape[1:3])
+        return of_video(path, (height, width)) * (spec.white / 255)
+    return path
 
 
 def _refuse_early(target: Target, precision: str, output: Path, request: dict[str, Any]) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.cli.output import out
-from keras_efficient.errors import FileProblem, KerasEfficientError, WrongArgument
+from keras_efficient.errors import FileProblem, KerasEfficientError, UnknownName, WrongArgument
 
 if TYPE_CHECKING:
     import keras
 
     from keras_efficient.export.runtime import ExportedModel
 
-__all__ = ["ExportedUpscaler", "is_file", "is_image_model", "metadata_of", "open_exported", "open_keras"]
+__all__ = ["ExportedUpscaler", "is_file", "is_image_model", "metadata_of", "open_exported", "open_keras", "part_behind"]
 
 EXPORTED = (".tflite", ".onnx")
 _FILES = (".keras", ".h5", *EXPORTED)
@@ -97,6 +97,24 @@ def metadata_of(name: str, model: keras.Model) -> dict[str, Any]:
             return found  # a model that looks at the whole picture: it has no halo
         found |= {"scale": field.scale, "halo": field.radius, "multiple": field.multiple}
     return found
+
+
+def part_behind(model: keras.Model, layer: str) -> keras.Model:
+    """What comes after a layer, whose output it takes.
+
+    Raises:
+        UnknownName: the model has no such layer.
+        WrongArgument: what comes after it needs more than its output, or nothing does.
+    """
+    import keras
+
+    names = [one.name for one in model.layers]
+    if layer not in names:
+        raise UnknownName("layer", layer, names)
+    try:
+        return keras.Model(model.get_layer(layer).output, model.output, name=model.name)
+    except (ValueError, AttributeError) as error:
+        raise WrongArgument(f"What comes after layer {layer!r} cannot be cut off: it takes more than that.") from error
 
 
 def is_image_model(model: keras.Model) -> bool:

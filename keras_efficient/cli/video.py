@@ -26,6 +26,8 @@ __all__ = ["app"]
 
 DEFAULT_MODEL = "accmodel-yolox-nano"
 DEFAULT_BASE = 40.0
+LEAP = 60.0  # seconds from a frame to the next one that no file means
+REORDERED = 64  # frames that an encoder sends before an earlier one: there are at most 16 B-frames in a row
 
 app = typer.Typer(help="Video for networks at a server.", no_args_is_help=True)
 
@@ -148,7 +150,9 @@ def serve(
 
 @app.command("stream")
 def stream(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a camera such as /dev/video0.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A video file; on Linux also a camera's device, /dev/video0.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="The server.")],
     camera: Annotated[str, typer.Option("--camera", help="The name of this camera, as in its certificate.")],
     certificate: Annotated[Path | None, CERTIFICATE] = None,
@@ -170,7 +174,8 @@ def stream(
         bool, typer.Option("--low-delay", help="Each frame is coded at once: up to a second less, and more bytes.")
     ] = False,
     realtime: Annotated[
-        bool, typer.Option("--realtime", help="Frames at their rate, as a camera has them; a full spool drops groups.")
+        bool,
+        typer.Option("--realtime", help="A file's frames at their times, as from a camera; a full spool drops groups."),
     ] = False,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait at the end for what is not stored.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results, a line of JSON for each chunk.")] = False,
@@ -178,6 +183,9 @@ def stream(
     """Send a video to a server as a camera does, and show what the server finds; until its end, or Ctrl-C or SIGTERM.
 
     What could not be sent stays in the spool, and goes first the next time.
+
+    Frames of a camera are taken when they come. The first of a file is taken when it is read, the others later by
+    their time stamps, with or without --realtime; where these are missing or leap, by the rate.
     """
     out.begin(as_json=as_json)
     _address(to)
@@ -193,6 +201,7 @@ def stream(
     source_camera = Camera(
         network,
         *(video.width, video.height, video.rate),
+        appearance=video.appearance,
         every=every,
         base=base,
         bitrate=bitrate,
@@ -204,16 +213,17 @@ def stream(
     sender = Sender(
         to, Spool(folder, camera, limit=spool_size * 10**6), on_results=_show, on_message=out.message, **tls
     )
-    ended, times = _heed_signals(), dict[int, float]()
+    ended, is_live = _heed_signals(), source.is_char_device()
+    times = _Times(1 / float(video.rate), is_live=is_live)
     broken: list[FileProblem] = []
     pictures = _until_broken(video, broken, ended)
-    packets = _packets(pictures, source_camera, sender, times, float(video.rate) if realtime else None)
+    packets = _packets(_paced(pictures, times, ended if realtime else None), source_camera, sender)
     encoder = source_camera.encoder
     form = (encoder.codec, encoder.width, encoder.height, encoder.fps)
-    chunks = chunked(packets, *form, frames=frames, captured=lambda pts: _taken(times, pts))
+    chunks = chunked(packets, *form, frames=frames, captured=times.of)
     with out.stages(f"{source.name} to {to}") as show:
         try:
-            _send(chunks, sender, ended, show, waits=not realtime)
+            _send(chunks, sender, ended, show, waits=not (realtime or is_live))
         finally:
             left = sender.close(min(wait, 5) if ended() else wait)
     if broken:
@@ -288,15 +298,50 @@ def _until_broken(video: Any, broken: list[FileProblem], ended: Callable[[], boo
         broken.append(error)
 
 
-def _packets(
-    frames: Iterator[Any], encoder: Any, sender: Sender, times: dict[int, float], rate: float | None
-) -> Iterator[Packet]:
-    """Encodes the frames, at a rate or as they come; one is a key frame each time the sender begins to want one."""
-    start, before = time.time(), False
-    for number, frame in enumerate(frames):
-        if rate is not None:
-            time.sleep(max(start + number / rate - time.time(), 0))
-        times[number] = time.time()
+class _Times:
+    """When frames were taken, in seconds since 1970: a camera's when they come; a file's first one, too.
+
+    The next ones of a file come later by their time stamps; by a period, where these are missing, do not rise or leap.
+    """
+
+    def __init__(self, period: float, *, is_live: bool):
+        self._period, self._is_live = period, is_live
+        self._taken: dict[int, float] = {}
+        self._count, self._last = 0, 0.0
+        self._stamp: float | None = None
+
+    def add(self, frame: Any) -> float:
+        """Of the next frame."""
+        stamp = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None
+        if self._is_live or not self._count:
+            self._last = time.time()
+        else:
+            step = 0.0 if stamp is None or self._stamp is None else stamp - self._stamp
+            self._last += step if 0 < step <= LEAP else self._period
+        self._taken[self._count], self._stamp = self._last, stamp
+        self._count += 1
+        return self._last
+
+    def of(self, number: int) -> float:
+        """Of a frame; those long before it are not asked for again, those that encoders send later are."""
+        for earlier in [known for known in self._taken if known < number - REORDERED]:
+            del self._taken[earlier]
+        return self._taken[number]
+
+
+def _paced(frames: Iterator[Any], times: _Times, ended: Callable[[], bool] | None) -> Iterator[Any]:
+    """The frames, not before they are taken, if it is given what ends the waiting."""
+    for frame in frames:
+        taken = times.add(frame)
+        while ended and not ended() and (left := taken - time.time()) > 0:
+            time.sleep(min(left, 0.2))
+        yield frame
+
+
+def _packets(frames: Iterator[Any], encoder: Any, sender: Sender) -> Iterator[Packet]:
+    """Encodes the frames; one is a key frame each time the sender begins to want one."""
+    before = False
+    for frame in frames:
         wants = sender.wants_key
         yield from encoder.encode(frame, key=wants and not before)
         before = wants
@@ -316,18 +361,12 @@ def _send(
             sender.spool.wait(0.5)
 
 
-def _taken(times: dict[int, float], pts: int) -> float:
-    """When a frame was taken; those before it are not asked for again."""
-    for earlier in [number for number in times if number < pts]:
-        del times[earlier]
-    return times.get(pts, time.time())
-
-
 def _show(sequence: int, results: list[Any]) -> None:
     if out.as_json:
         out.text(json.dumps({"sequence": sequence, "results": results}, separators=(",", ":")))
     else:
-        out.detail(f"chunk {sequence}: {len(results)} frames analysed")
+        failed = sum("error" in result for result in results)
+        out.detail(f"chunk {sequence}: {len(results) - failed} frames analysed" + (f", {failed} failed" * (failed > 0)))
 
 
 def _camera_model(model: str) -> Any:

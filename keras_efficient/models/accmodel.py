@@ -6,11 +6,12 @@ import keras
 from keras import layers
 
 from keras_efficient.layers import MacroblockSaliencyHead
+from keras_efficient.models.yolox import LEVELS, yolox_nano
 
 __all__ = ["AccModel", "without_shrink"]
 
 SHRINKS, COLUMNS = (1, 2, 4, 8), 320
-TRUNK_STRIDE = 4
+TRUNKS = ("small", "yolox-nano")
 SHRUNK = "rescale"  # name of the first layer that takes shrunk frames
 
 
@@ -19,6 +20,7 @@ def AccModel(
     *,
     shrink=None,
     width=1.0,
+    trunk="small",
     backbone=None,
     stride=None,
     name=None,
@@ -26,16 +28,21 @@ def AccModel(
     """A frame to one score for each of its macroblocks of 16×16 pixels: what a better quality of it is worth.
 
     ```
-    x = mean of shrink × shrink pixels, /127.5 − 1 → conv3x3 → inverted residuals at strides of
-        4, 8 and 16 pixels of what is left → sums, upwards → MacroblockSaliencyHead
+    "small":       x = mean of shrink × shrink pixels, /127.5 − 1 → conv3x3 → inverted residuals at strides of
+                       4, 8 and 16 pixels of what is left → sums, upwards → MacroblockSaliencyHead
+    "yolox-nano":  x = mean of shrink × shrink pixels, /255 → YOLOX-nano but for its classes, at strides of
+                       8, 16 and 32 pixels of what is left → sums, upwards → MacroblockSaliencyHead
     ```
+
+    The second has seen many objects where its weights come from the detector's, and needs few videos to learn more.
 
     Scores are logarithms, base 2; they are compared inside of a frame. The same weights serve frames of any size.
 
     Args:
         frame_size: `(height, width)` of frames.
         shrink: 1, 2, 4 or 8; `None`: so that about 320 columns are left.
-        width: factor of the channels.
+        width: factor of the channels, of what is no YOLOX.
+        trunk: `"small"` or `"yolox-nano"`.
         backbone: `None`, or a model or function that maps shrunk pixels in [−1, 1] to features.
         stride: pixels of the shrunk frame from one feature of `backbone` to the next.
         name: of the model.
@@ -44,7 +51,7 @@ def AccModel(
     up.
 
     Raises:
-        ValueError: another `shrink`, or a backbone without its stride.
+        ValueError: another `shrink` or `trunk`, or a backbone without its stride.
 
     Source: AccMPEG: Optimizing Video Encoding for Accurate Video Analytics, MLSys 2022, section 4.
     """
@@ -53,12 +60,19 @@ def AccModel(
         shrink = min(SHRINKS, key=lambda factor: abs(columns / factor - COLUMNS))
     if shrink not in SHRINKS:
         raise ValueError(f"`shrink` must be 1, 2, 4 or 8. Received: shrink={shrink!r}.")
+    if trunk not in TRUNKS:
+        raise ValueError(f"`trunk` must be one of {TRUNKS}. Received: trunk={trunk!r}.")
     if backbone is not None and stride is None:
         raise ValueError("Give the `stride` of the backbone: pixels from one of its features to the next.")
     frame = keras.Input((height, columns, 3), name="frame")
     x = layers.AveragePooling2D(shrink, padding="same", name="shrink")(frame) if shrink > 1 else frame
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name=SHRUNK)(x)
-    x, stride = (_trunk(x, width), TRUNK_STRIDE) if backbone is None else (backbone(x), stride)
+    of_yolox = backbone is None and trunk == "yolox-nano"
+    scale, offset = (1 / 255, 0.0) if of_yolox else (1 / 127.5, -1.0)
+    x = layers.Rescaling(scale, offset=offset, name=SHRUNK)(x)
+    if backbone is not None:
+        x = backbone(x)
+    else:
+        x, stride = (_detector(x, width), LEVELS[0]) if of_yolox else (_trunk(x, width), 4)
     scores = MacroblockSaliencyHead(shrink * stride, _channels(32, width), frame_size=frame_size, name="head")(x)
     return keras.Model(frame, scores, name=name or "accmodel")
 
@@ -99,6 +113,21 @@ def _trunk(x, width):
     x = _residual(x, c(64), 1, 2, "coarse_mix")
     x = _merged(x, fine, c(32), "fine")
     return _residual(x, c(32), 1, 2, "fine_mix")
+
+
+def _detector(x, width):
+    """Features of every eighth pixel, from those of a detector."""
+    missing = [-side % LEVELS[-1] for side in x.shape[1:3]]
+    if any(missing):
+        x = layers.ZeroPadding2D(tuple((0, some) for some in missing), name="pad")(x)
+    filters = _channels(64, width)
+    fine, coarse, x = yolox_nano(x)
+    x = _residual(x, filters, 1, 2, "deepest_mix")
+    for name, level in (("coarse", coarse), ("fine", fine)):
+        x = _merged(x, level, filters, name)
+        x = _residual(x, filters, 1, 2, f"{name}_mix")
+    beyond = [some // LEVELS[0] for some in missing]
+    return layers.Cropping2D(tuple((0, some) for some in beyond), name="unpad")(x) if any(beyond) else x
 
 
 def _convolution(x, filters, stride, name, size=3):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from keras_efficient.video.delay import Link, delays
     from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
     from keras_efficient.video.evaluation import Evaluation, evaluate, saving
-    from keras_efficient.video.frames import Video
+    from keras_efficient.video.frames import Video, calibration
     from keras_efficient.video.gradient import accuracy_gradient
     from keras_efficient.video.labels import Coding
     from keras_efficient.video.onnx_graph import OnnxGraph
@@ -63,6 +63,7 @@ __all__ = [
     "TrainedCamera",
     "Video",
     "accuracy_gradient",
+    "calibration",
     "coding_schemes",
     "decoded",
     "delays",
@@ -98,6 +99,7 @@ _HOMES = {
     "TrainedCamera": "training",
     "Video": "frames",
     "accuracy_gradient": "gradient",
+    "calibration": "frames",
     "decoded": "encoder",
     "delays": "delay",
     "evaluate": "evaluation",

@@ -23,6 +23,19 @@ __all__ = ["SUFFIXES", "EncodedFile", "encode_file"]
 
 SUFFIXES = (".mkv", ".mov", ".mp4", ".ts")
 _COPIED = ("audio", "subtitle")
+_OF_FILE = (
+    "album",
+    "artist",
+    "comment",
+    "copyright",
+    "creation_time",
+    "date",
+    "description",
+    "genre",
+    "location",
+    "title",
+)
+_OF_STREAM = ("language", "title")
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ def encode_file(
         raise WrongArgument(f"{target} cannot be written.", hint=f"Known: {', '.join(SUFFIXES)}.")
     check_apart([source], [target])
     video = Video.open(source)
-    camera = Camera(model, video.width, video.height, video.rate, **options)
+    camera = Camera(model, video.width, video.height, video.rate, appearance=video.appearance, **options)
     times = _Times(video.rate)
     av = packages()
     with replacing(target, overwrite=overwrite) as temporary:
@@ -80,15 +93,14 @@ def encode_file(
             with contextlib.ExitStack() as stack:
                 writer = stack.enter_context(av.open(str(temporary), "w"))
                 reader = stack.enter_context(av.open(str(source), metadata_errors="ignore"))
-                size = _write(
-                    writer, _encoded(camera, video, times, on_progress), _Copies(reader, writer), times, camera
-                )
+                copies = _Copies(reader, writer)
+                size = _write(writer, _encoded(camera, video, times, on_progress), copies, times, camera)
         except av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise  # a full disk and the like
             reason = f"this kind of file cannot take it ({error.strerror})."
             raise FileProblem(target, reason, hint="Write an .mkv, which holds nearly everything.") from error
-        _check_count(temporary, target, len(times.seen))
+        _check(temporary, target, len(times.seen), copies.kinds)
     return EncodedFile(len(times.seen), size, float(times.of(len(times.seen)) - times.of(0)))
 
 
@@ -157,7 +169,12 @@ class _Copies:
 
     def __init__(self, reader: Any, writer: Any):
         streams = [stream for stream in reader.streams if stream.type in _COPIED]
+        self.kinds = [stream.type for stream in streams]
         self._targets = {stream.index: writer.add_stream_from_template(stream) for stream in streams}
+        writer.metadata.update({key: value for key, value in reader.metadata.items() if key in _OF_FILE})
+        for stream in streams:
+            told = {key: value for key, value in stream.metadata.items() if key in _OF_STREAM}
+            self._targets[stream.index].metadata.update(told)
         self._packets = reader.demux(streams) if streams else iter(())
         self._writer, self._next = writer, next(self._packets, None)
 
@@ -171,8 +188,16 @@ class _Copies:
             self._next = next(self._packets, None)
 
 
-def _check_count(path: Path, target: Path, frames: int) -> None:
+def _check(path: Path, target: Path, frames: int, kinds: list[str]) -> None:
+    """All frames are there, and what was copied is still what it was: an MPEG-TS takes any sound as data."""
     with packages().open(str(path)) as reader:
         found = sum(packet.size > 0 for packet in reader.demux(reader.streams.video[0]))
+        left = list(kinds)
+        for stream in reader.streams:
+            if stream.type in left:
+                left.remove(stream.type)
     if found != frames:
         raise ConversionError(f"{target} would hold {found} frames of {frames}.")
+    if left:
+        hint = "Write an .mkv, which holds nearly everything."
+        raise FileProblem(target, f"this kind of file cannot take this {left[0]}.", hint=hint)

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.macroblocks import BLOCK, grid
-from keras_efficient.video.frames import packages
+from keras_efficient.video.frames import Appearance, packages, studio
 
 __all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_map", "rectangles"]
 
@@ -34,6 +34,8 @@ _EXACT = {
     "libx264": "aq-mode=1:aq-strength=0.0001:qcomp=1:mbtree=0:ipratio=1:pbratio=1:scenecut=0",
     "libx265": "aq-mode=1:aq-strength=0.0001:qcomp=1:cutree=0:ipratio=1:pbratio=1:scenecut=0",
 }
+# As most presets have it; the fastest have none, and would drop the offsets silently.
+_ADAPTIVE = {"libx264": "aq-mode=1:aq-strength=1", "libx265": "aq-mode=2:aq-strength=1"}
 DECODERS = {"libx264": "h264", "libx265": "hevc"}
 _PARAMETERS = {"libx264": "x264-params", "libx265": "x265-params"}
 
@@ -77,6 +79,7 @@ class RoiEncoder:
         b_frames: at most so many in a row; `None`: as the preset says. With 0 a packet comes out for each frame.
         low_delay: a packet comes out for each frame, at the price of more bytes.
         threads: of the encoder; 0: as many as it likes.
+        appearance: of the frames, as `Video.appearance` says; it is written into the stream.
         options: further options of the encoder's own parameter string, such as `{"rc-lookahead": 10}`.
 
     Raises:
@@ -100,9 +103,12 @@ class RoiEncoder:
         b_frames: int | None = None,
         low_delay: bool = False,
         threads: int = 0,
+        appearance: Appearance | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        _check(width, height, codec, mode, base, bitrate, preset, options or {})
+        # Encoders take both spellings, of which the checks know one.
+        options = {str(name).replace("_", "-"): value for name, value in (options or {}).items()}
+        _check(width, height, codec, mode, base, bitrate, preset, options)
         self._settings: dict[str, Any] = {
             "codec": codec,
             "mode": mode,
@@ -113,6 +119,7 @@ class RoiEncoder:
             "b_frames": b_frames,
             "low_delay": low_delay,
             "threads": threads,
+            "appearance": appearance,
             "options": options,
         }
         self.width, self.height, self.codec, self.mode, self.base = width, height, codec, mode, base
@@ -124,10 +131,13 @@ class RoiEncoder:
             parameters = {"keyint": key_every or -1, "repeat-headers": 1, "open-gop": 0, "log-level": "error"}
         if b_frames is not None:
             parameters["bframes"] = b_frames
-        if bitrate is not None and codec == "libx264":
-            parameters["ratetol"] = 0.05  # else it misses the bitrate of a clip by up to a tenth, to keep quality even
-        text = [_EXACT[codec]] if mode == "exact" else []
-        text += [f"{name}={value}" for name, value in {**parameters, **(options or {})}.items()]
+        if bitrate is not None:
+            # Else either misses the bitrate of a clip by up to a tenth, to keep quality even.
+            kilobits = max(bitrate // 1000, 1)
+            of_codec = {"vbv-maxrate": kilobits, "vbv-bufsize": kilobits, "vbv-init": 0.5}
+            parameters |= {"ratetol": 0.05} if codec == "libx264" else of_codec
+        text = [(_EXACT if mode == "exact" else _ADAPTIVE)[codec]]
+        text += [f"{name}={value}" for name, value in {**parameters, **options}.items()]
         settings = {"preset": preset, _PARAMETERS[codec]: ":".join(text)}
         if low_delay:
             settings["tune"] = "zerolatency"
@@ -138,11 +148,16 @@ class RoiEncoder:
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base, context.framerate = 1 / rate, rate
         context.thread_count = threads
+        self._appearance = look = appearance or Appearance()
+        context.colorspace, context.color_primaries, context.color_trc = look.matrix, look.primaries, look.transfer
+        context.color_range = av.video.reformatter.ColorRange.MPEG
+        context.sample_aspect_ratio = look.aspect
         if bitrate is not None:
             context.bit_rate = bitrate
         context.options = settings
         context.open()
         self._context, self._count = context, 0
+        self._graphs: dict[int, Any] = {}
         self._time_base = 1 / rate
 
     def encode(self, frame: Any, offsets: np.ndarray | None = None, *, key: bool = False) -> list[Packet]:
@@ -160,9 +175,9 @@ class RoiEncoder:
                 f"A frame is {picture.width}×{picture.height}, the encoder's {self.width}×{self.height}."
             )
         regions = _regions(self._checked(offsets))
-        picture = picture.reformat(format="yuv420p")  # the same frame where it is that already
+        picture = studio(picture, self._appearance.matrix)
         kind = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
-        with _lent(picture, (self._count, self._time_base, kind), regions) as lent:
+        with _lent(picture, (self._count, self._time_base, kind), regions, self._graphs) as lent:
             self._count += 1
             return [packet_of(packet) for packet in self._context.encode(lent)]
 
@@ -327,19 +342,29 @@ def _check(
         raise WrongArgument(f"Frames must have even sides from 16 on, not {width}×{height}.")
     if not 0 < base <= 51:
         raise WrongArgument(f"`base` must be above 0 and at most 51, not {base!r}.")
+    if mode == "exact" and base != round(base):
+        raise WrongArgument(f"QPs are whole numbers, so that `base` must be one in exact mode, not {base!r}.")
     if bitrate is not None and (mode == "exact" or bitrate < 1000):
         raise WrongArgument("`bitrate` is bits a second from 1000 on, and for offset mode.")
     if "qp" in options or options.get("rc") == "cqp":
         raise WrongArgument("Constant QP drops offsets silently.", hint="Give base= and mode='exact'.")
-    if str(options.get("aq-mode", 1)) == "0" or float(options.get("aq-strength", 1)) == 0:
+    mode_of_aq, strength, effort = (_number(options, name) for name in ("aq-mode", "aq-strength", "subme"))
+    if mode_of_aq == 0 or strength == 0:
         raise WrongArgument(
             "Without adaptive quantisation the encoder drops offsets.", hint="aq-strength=0.0001 will do."
         )
-    fine = preset in PRESETS[-2:] or int(options.get("subme", 0)) >= 10
+    fine = preset in PRESETS[-2:] or (effort or 0) >= 10
     if mode == "exact" and codec == "libx264" and fine:
         raise WrongArgument(
             "subme 10 and above changes the QP of single macroblocks.", hint="Take preset slower, or a faster one."
         )
+
+
+def _number(options: Mapping[str, Any], name: str) -> float | None:
+    try:
+        return float(options[name]) if name in options else None
+    except (TypeError, ValueError) as error:
+        raise WrongArgument(f"The option {name} is a number, not {options[name]!r}.") from error
 
 
 def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -359,13 +384,15 @@ def _luma_error(pictures: Sequence[np.ndarray], frames: Iterable[Any], edge: int
 
 
 @contextlib.contextmanager
-def _lent(picture: Any, marks: tuple[int, Fraction, Any], regions: np.ndarray | None) -> Iterator[Any]:
+def _lent(
+    picture: Any, marks: tuple[int, Fraction, Any], regions: np.ndarray | None, graphs: dict[int, Any]
+) -> Iterator[Any]:
     """The caller's picture with the encoder's marks, and the list, for as long as the encoder takes it."""
     names = ("pts", "time_base", "pict_type")
     before = {name: getattr(picture, name) for name in names}
     pointer = None if regions is None else _attach(picture, regions)
     try:
-        lent = picture if regions is None or pointer else _filtered(picture, regions)
+        lent = picture if regions is None or pointer else _filtered(picture, regions, graphs)
         for name, value in zip(names, marks, strict=True):
             setattr(lent, name, value)
         yield lent
@@ -415,10 +442,15 @@ def _library() -> tuple[Any, int]:
     return library, av.sidedata.sidedata.Type.REGIONS_OF_INTEREST.value
 
 
-def _filtered(picture: Any, regions: np.ndarray) -> Any:
-    """The picture with the list in the memory that `addroi` filters allocate, without any call behind PyAV's back."""
+def _filtered(picture: Any, regions: np.ndarray, graphs: dict[int, Any]) -> Any:
+    """The picture with the list in the memory that `addroi` filters allocate, without any call behind PyAV's back.
+
+    `graphs` are those of one encoder, by the length of their list: they hold frames.
+    """
     room = max(FILTERED, 1 << (len(regions) - 1).bit_length())
-    graph = _graph(picture.width, picture.height, room)
+    if room not in graphs:
+        graphs[room] = _graph(picture.width, picture.height, room)
+    graph = graphs[room]
     picture.pts = 0
     graph.push(picture)
     found = graph.pull()
@@ -430,7 +462,6 @@ def _filtered(picture: Any, regions: np.ndarray) -> Any:
     return found
 
 
-@functools.lru_cache(maxsize=4)
 def _graph(width: int, height: int, room: int) -> Any:
     graph = packages().filter.Graph()
     last = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 1000))

@@ -12,9 +12,30 @@ import numpy as np
 
 from keras_efficient.errors import FileProblem, MissingDependency
 
-__all__ = ["Video", "packages", "rgb"]
+__all__ = ["VIDEOS", "Appearance", "Video", "calibration", "packages", "rgb"]
 
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts", ".webm")
 PIX_FMT = "yuv420p"
+MOST_VALUES = 40_000_000  # of calibration data
+
+
+MATRICES = (1, 4, 5, 7)  # BT.709, FCC, BT.470 and BT.601, SMPTE 240M: those that swscale has under the same number
+UNSPECIFIED = 2  # of FFmpeg's numbers for colours
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What players and networks need to know to show frames as they were taken.
+
+    Attributes:
+        matrix, primaries, transfer: of colours, by FFmpeg's numbers (`AVCOL_SPC`, `AVCOL_PRI`, `AVCOL_TRC`).
+        aspect: width of a pixel over its height.
+    """
+
+    matrix: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+    aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class Video:
         width, height: of upright frames, in pixels; odd sides lose their last column or row.
         rate: frames a second, on average.
         frames: how many the file says it has; 0 where it does not.
+        appearance: of upright frames, for `RoiEncoder`.
 
     Raises:
         MissingDependency: PyAV is not installed.
@@ -37,6 +59,7 @@ class Video:
     height: int
     rate: Fraction
     frames: int
+    appearance: Appearance = Appearance()
 
     @classmethod
     def open(cls, path: str | Path) -> Video:
@@ -48,7 +71,9 @@ class Video:
             first = next(_decoded(path, container, stream), None)
             if first is None:
                 raise FileProblem(path, "has no frame that can be decoded.")
-            return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0)
+            look = _appearance(stream.codec_context, is_turned=bool(_turns(first) % 2))
+            first = _upright(first)
+            return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0, look)
 
     def __iter__(self) -> Iterator[Any]:
         """The frames, `av.VideoFrame` in yuv420p, with the time stamps of the file.
@@ -57,7 +82,8 @@ class Video:
             FileProblem: the file is damaged, cut off, or changes its size: the message says at which frame.
         """
         with _opened(self.path) as container:
-            for number, frame in enumerate(_decoded(self.path, container, _stream(self.path, container))):
+            decoded = _decoded(self.path, container, _stream(self.path, container))
+            for number, frame in enumerate(map(_upright, decoded)):
                 if (frame.width, frame.height) != (self.width, self.height):
                     sizes = f"{self.width}×{self.height} to {frame.width}×{frame.height}"
                     raise FileProblem(self.path, f"changes from {sizes} at frame {number}.", hint="Cut it there.")
@@ -70,16 +96,49 @@ def rgb(frame: Any) -> np.ndarray:
     return array
 
 
+def calibration(path: str | Path, size: tuple[int, int], *, limit: int = 96) -> np.ndarray:
+    """Frames of a video as a camera model takes them, for `export.save(..., calibration=…)`.
+
+    Args:
+        path: of the video.
+        size: (height, width) of what the model takes.
+        limit: largest number of frames. They are spread over the video.
+
+    Returns:
+        (frames, height, width, 3), float32 from 0 to 255.
+
+    Raises:
+        FileProblem: the video cannot be read.
+    """
+    video, (height, width) = Video.open(path), size
+    limit = max(1, min(limit, MOST_VALUES // (3 * height * width)))
+    count = sum(1 for _ in video)
+    wanted = set(np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist())
+    area = packages().video.reformatter.Interpolation.AREA
+    found = [
+        frame.reformat(width, height, "rgb24", interpolation=area).to_ndarray()
+        for number, frame in enumerate(video)
+        if number in wanted
+    ]
+    return np.stack(found).astype(np.float32)
+
+
 def _opened(path: Path) -> Any:
-    av = packages()
+    av, device = packages(), path.is_char_device()
+    if path.is_fifo():
+        raise FileProblem(path, "is a pipe, which cannot be opened twice.", hint="Give a file, or a camera's device.")
     try:
-        device = "v4l2" if path.is_char_device() else None
-        return av.open(str(path), format=device, metadata_errors="ignore")
+        return av.open(str(path), format="v4l2" if device else None, metadata_errors="ignore")
     except FileNotFoundError as error:
         raise FileProblem(path, "no such file.") from error
     except (av.FFmpegError, OSError) as error:
         reason = "is empty." if path.is_file() and not path.stat().st_size else "is no video that can be read."
+        if device:
+            reason = f"cannot be read as a camera: {error.strerror}."
         raise FileProblem(path, reason) from error
+    except ValueError as error:  # no such format
+        hint = "PyAV's wheels for Linux have it."
+        raise FileProblem(path, "cannot be read as a camera: this PyAV has no v4l2.", hint=hint) from error
 
 
 def _stream(path: Path, container: Any) -> Any:
@@ -93,28 +152,76 @@ def _stream(path: Path, container: Any) -> Any:
 
 
 def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    av, number = packages(), 0
+    av, number, last = packages(), 0, Fraction(0)
+    _check_size(path, stream)
     try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise FileProblem(path, f"is damaged or cut off at frame {number}.")
-            yield _upright(frame)
-            number += 1
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                last = max(last, packet.pts * packet.time_base)
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise FileProblem(path, f"is damaged or cut off at frame {number}.")
+                yield frame
+                number += 1
     except av.FFmpegError as error:
         raise FileProblem(path, f"is damaged or cut off at frame {number} ({error.strerror}).") from error
+    _check_end(path, stream, last, number)
+
+
+def _check_size(path: Path, stream: Any) -> None:
+    """An MP4 says at its beginning where each frame lies; FFmpeg gives those that are there without a word."""
+    entries = getattr(stream, "index_entries", None) or ()
+    end = max((entry.pos + entry.size for entry in entries), default=0)
+    if path.is_file() and end > path.stat().st_size:
+        raise FileProblem(path, f"is cut off: it has {path.stat().st_size} bytes of {end} or more.")
+
+
+def _check_end(path: Path, stream: Any, last: Fraction, frames: int) -> None:
+    """A Matroska file says how long a stream is; what does not, such as .ts, is taken as far as it goes."""
+    told = stream.metadata.get("DURATION", "").split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in told)
+    except ValueError:
+        return
+    missing = 3600 * hours + 60 * minutes + seconds - float(last)
+    if missing > max(0.5, 5 / float(stream.average_rate or 25)):
+        raise FileProblem(path, f"is cut off after {frames} frames: {missing:.1f} seconds are missing.")
+
+
+def _appearance(context: Any, *, is_turned: bool) -> Appearance:
+    aspect = Fraction(context.sample_aspect_ratio or 1) or Fraction(1)
+    numbers = (int(getattr(context, name)) for name in ("colorspace", "color_primaries", "color_trc"))
+    return Appearance(*numbers, 1 / aspect if is_turned else aspect)
+
+
+def _turns(frame: Any) -> int:
+    """Quarters, against the clock, by which a frame is to be turned."""
+    return round(frame.rotation / 90) % 4 if frame.rotation else 0
 
 
 def _upright(frame: Any) -> Any:
-    """The frame as it is looked at, with even sides, in the one format of this package."""
-    av = packages()
-    width, height = frame.width & ~1, frame.height & ~1
-    turns = round(frame.rotation / 90) % 4 if frame.rotation else 0
+    """The frame as it is looked at, with even sides, in the one format of this package, in studio range."""
+    width, height, turns = frame.width & ~1, frame.height & ~1, _turns(frame)
     if not turns and (width, height) == (frame.width, frame.height):
-        return frame if frame.format.name == PIX_FMT else frame.reformat(format=PIX_FMT)
-    array = np.rot90(rgb(frame)[:height, :width], turns)
-    found = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(format=PIX_FMT)
+        return studio(frame)
+    array = np.ascontiguousarray(np.rot90(rgb(frame)[:height, :width], turns))
+    found = studio(packages().VideoFrame.from_ndarray(array, format="rgb24"), frame.colorspace)
     found.pts, found.time_base = frame.pts, frame.time_base
     return found
+
+
+def studio(frame: Any, matrix: int = UNSPECIFIED) -> Any:
+    """A frame in the one format of this package, in studio range; from RGB by a matrix (`AVCOL_SPC`)."""
+    ranges = packages().video.reformatter.ColorRange
+    is_full = frame.color_range == ranges.JPEG or frame.format.name.startswith("yuvj")
+    if frame.format.name == PIX_FMT and not is_full:
+        return frame
+    return frame.reformat(
+        format=PIX_FMT,
+        dst_colorspace=matrix if frame.format.is_rgb and matrix in MATRICES else None,
+        src_color_range=ranges.JPEG if is_full else None,
+        dst_color_range=ranges.MPEG if is_full else None,
+    )
 
 
 def packages() -> Any:

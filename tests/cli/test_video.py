@@ -9,10 +9,17 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
+
+from keras_efficient.cli import video as cli
 
 from .conftest import program
 
@@ -147,6 +154,88 @@ def test_what_could_not_be_sent_goes_the_next_time(serve, clip, tmp_path):
     done = program(*stream, "--to", address)
     assert done.returncode == 0, done.stderr
     assert stored(tmp_path) == [("cam1", 12, 100)]
+
+
+STAMPS = [0.0, 0.04, 0.2, 0.24, 0.8, 0.84, 0.88, 1.2, 2.0, 2.04, 2.2, 2.24, 2.48]
+
+
+@pytest.mark.parametrize("more", [(), ("--realtime",)])
+def test_chunks_are_taken_at_the_time_stamps_of_a_file(serve, tmp_path, more):
+    """One frame in a chunk, and B-frames: chunks are not in the order of their frames."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "variable.mkv"
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number, stamp in enumerate(STAMPS):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, 2 * number, 1), format="rgb24")
+            frame.pts, frame.time_base = round(stamp * 25), Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    _, address, _ = serve("--insecure")
+    stream = ("video", "stream", path, "--to", address, "--camera", "cam1", "--insecure", "--model", "none")
+    start = time.time()
+    done = program(*stream, "--chunk", 1, "--preset", "medium", *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    taken = [row[0] for row in connection.execute("SELECT captured FROM chunks WHERE frames > 0 ORDER BY sequence")]
+    assert taken != sorted(taken), "there are B-frames"
+    first = min(taken)
+    assert start < first < time.time()
+    assert sorted(when - first for when in taken) == pytest.approx(STAMPS, abs=2e-3)
+    assert not more or time.time() - first > STAMPS[-1]
+
+
+def test_time_stamps_that_are_missing_or_leap():
+    def frame(stamp):
+        return SimpleNamespace(pts=None if stamp is None else round(stamp * 1000), time_base=Fraction(1, 1000))
+
+    times = cli._Times(0.04, is_live=False)
+    stamps = [5, 5.1, None, None, 6, 6.5, 2, 2.5, 90_000, 90_000.5, 90_000.5]
+    taken = [times.add(frame(stamp)) for stamp in stamps]
+    steps = [0.1, 0.04, 0.04, 0.04, 0.5, 0.04, 0.5, 0.04, 0.5, 0.04]
+    assert np.diff(taken) == pytest.approx(steps, abs=1e-5)
+    assert [times.of(number) for number in (4, 0, 10)] == [taken[4], taken[0], taken[10]]
+
+
+def test_memory_of_times_is_bounded():
+    times = cli._Times(0.04, is_live=True)
+    for number in range(1000):
+        times.add(SimpleNamespace(pts=0, time_base=Fraction(1, 25)))
+        assert abs(times.of(number) - time.time()) < 5, "a camera's frame is taken when it comes"
+    assert len(times._taken) <= cli.REORDERED + 1
+
+
+def test_a_device_does_not_wait_for_room_in_the_spool(tmp_path, monkeypatch):
+    """There is no server: a file waits before a half of the spool is filled, a device goes on and loses groups."""
+    video = pytest.importorskip("keras_efficient.video")
+    random = np.random.default_rng(0)
+    seen = []
+
+    class Noise:
+        width, height, rate = 320, 240, Fraction(25)
+
+        def __iter__(self):
+            for number in range(60):
+                seen.append(number)
+                yield video.frames.packages().VideoFrame.from_ndarray(
+                    random.integers(0, 256, (240, 320, 3)).astype(np.uint8), format="rgb24"
+                )
+
+    limit = time.monotonic() + 20
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    monkeypatch.setattr(cli, "_heed_signals", lambda: lambda: time.monotonic() > limit)
+    monkeypatch.setattr(video.Video, "open", lambda path: Noise())
+    monkeypatch.setattr(Path, "is_char_device", lambda path: path.name == "video0")
+    with pytest.raises(typer.Exit):
+        cli.stream(
+            *(Path("/dev/video0"), "127.0.0.1:1", "cam1"),
+            **{"insecure": True, "spool": tmp_path / "spool", "spool_size": 1, "model": "none", "wait": 0, "base": 10},
+            **{"preset": "ultrafast", "key_every": 0.4},
+        )
+    assert len(seen) == 60
+    assert sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.chunk")) > 5e5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -295,3 +384,25 @@ def test_evaluations_that_are_wrong(more, status, words, clip, network, tmp_path
     done = evaluate(clip, network, tmp_path / "out", *more)
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_camera_model_in_integers_calibrated_by_a_video(clip, tmp_path):
+    """Its frames are from 0 to 255, which is in the model alone."""
+    import keras
+
+    from keras_efficient import export, models, video
+
+    keras.utils.set_random_seed(0)
+    model = models.AccModel((96, 160), width=0.25, shrink=2)
+    model.save(tmp_path / "camera.keras")
+    command = ["export", tmp_path / "camera.keras", "--precision", "int8", "--calibration", clip]
+    done = program(*command, "-o", tmp_path / "camera.tflite", "--behind", "shrink")
+    assert done.returncode == 0, done.stderr
+    frame = next(iter(video.Video.open(clip)))
+    assert export.load(tmp_path / "camera.tflite").input_shapes.popitem()[1][1:] == (48, 80, 3)
+    found, wanted = (video.Saliency(one)(frame) for one in (tmp_path / "camera.tflite", model))
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.95
+    done = program(*command, "-o", tmp_path / "other.tflite", "--behind", "shrinks")
+    assert (done.returncode, "Did you mean 'shrink'?" in done.stderr) == (2, True)
+    done = program(*command, "-o", tmp_path / "other.tflite", "--behind", "deep_0_expand_conv")
+    assert (done.returncode, "cannot be cut off" in done.stderr) == (2, True)

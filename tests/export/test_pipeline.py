@@ -32,7 +32,7 @@ from keras_efficient.errors import (
 from keras_efficient.export import pipeline, verify
 from keras_efficient.export.calibration import Calibration, calibration_from
 from keras_efficient.export.report import Report
-from keras_efficient.export.signature import InputSpec, resolve_shapes
+from keras_efficient.export.signature import InputSpec, input_specs, resolve_shapes
 from keras_efficient.export.targets import Target, Targets
 from keras_efficient.export.targets import registry as target_registry
 
@@ -683,3 +683,31 @@ def test_time_is_not_wasted_on_slow_models():
     assert slow.count <= 8
     assert 450 < milliseconds < 2000
     assert "1×2" in note
+
+
+# --- pictures from 0 to 255 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begin", "white"),
+    [
+        ([keras.layers.Rescaling(1 / 255)], 255),
+        ([keras.layers.AveragePooling2D(2), keras.layers.Rescaling(1 / 127.5, offset=-1.0)], 255),
+        ([keras.layers.Normalization(mean=[123.0, 117.0, 104.0], variance=[3000.0] * 3)], 255),
+        ([keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255)])], 255),
+        ([keras.layers.Rescaling(2.0, offset=-1.0)], 1),
+        ([keras.layers.Conv2D(4, 3)], 1),
+    ],
+)
+def test_a_folder_of_pictures_has_the_range_that_the_model_scales(begin, white, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16), (255, 128, 0)).save(tmp_path / "a.png")
+    model = keras.Sequential([keras.Input((16, 16, 3)), *begin, keras.layers.Conv2D(2, 3)])
+    specs = input_specs(model)
+    calibration = calibration_from(tmp_path, specs)
+    (sample,) = [next(iter(one.values())) for one in calibration]
+    np.testing.assert_allclose(sample[0, 0, 0], np.array([255, 128, 0]) * white / 255)
+    assert f"[0, {white}]" in calibration.source
+    drawn = verify.synthetic_samples(model, specs, 1)[0][specs[0].name]
+    assert white / 2 < drawn.max() <= white

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from keras_efficient.errors import FileProblem
-from keras_efficient.video.frames import Video, packages, rgb
+from keras_efficient.video.encode import encode_file
+from keras_efficient.video.frames import Appearance, Video, packages, rgb
 
 
 def written(
@@ -119,6 +121,23 @@ def test_what_is_no_video(tmp_path):
         Video.open(tmp_path / "sound.mka")
 
 
+def test_what_is_no_camera(tmp_path):
+    with pytest.raises(FileProblem, match="/dev/null: cannot be read as a camera"):
+        Video.open("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileProblem, match="is a pipe, which cannot be opened twice"):
+        Video.open(tmp_path / "pipe")
+
+
+def test_pyav_without_cameras(monkeypatch):
+    def without(path, format=None, **_):
+        raise ValueError(f"no container format {format!r}")
+
+    monkeypatch.setattr(packages(), "open", without)
+    with pytest.raises(FileProblem, match="this PyAV has no v4l2"):
+        Video.open("/dev/null")
+
+
 def test_a_video_that_is_cut_off(tmp_path):
     whole = written(tmp_path / "a.ts", frames=60)
     (tmp_path / "cut.mp4").write_bytes(written(tmp_path / "b.mp4", frames=60).read_bytes()[:-900])
@@ -137,3 +156,67 @@ def test_real_clips(data_dir):
         video = Video.open(data_dir / "video" / f"{name}.mp4")
         assert (video.width, video.height, video.frames) == want
         assert sum(1 for _ in video) == want[2]
+
+
+def marked(path, *, full=False, matrix=1, aspect=Fraction(1), level=250, rotation=0):
+    """A grey video with what players are told."""
+    av = packages()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if full else "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = matrix, matrix, matrix
+        context.color_range, context.sample_aspect_ratio = 2 if full else 1, aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        array = np.full((48, 64, 3), level, np.uint8)
+        frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(
+            format=stream.pix_fmt, dst_color_range="JPEG" if full else "MPEG"
+        )
+        for number in range(3):
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("level", [5, 250])
+def test_levels_are_kept(tmp_path, full, level):
+    source = marked(tmp_path / "a.mkv", full=full, level=level)
+    encode_file(source, tmp_path / "b.mkv", None, base=10)
+    for path in (source, tmp_path / "b.mkv"):
+        frames = list(Video.open(path))
+        assert rgb(frames[0]).mean() == pytest.approx(level, abs=2)
+        assert int(frames[0].to_ndarray()[0, 0]) == pytest.approx(16 + 219 * level / 255, abs=2)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_what_players_are_told_is_kept(tmp_path, codec):
+    source = marked(tmp_path / "a.mkv", matrix=1, aspect=Fraction(4, 3))
+    encode_file(source, tmp_path / "b.mkv", None, codec=codec)
+    assert Video.open(source).appearance == Appearance(1, 1, 1, Fraction(4, 3))
+    assert Video.open(tmp_path / "b.mkv").appearance == Appearance(1, 1, 1, Fraction(4, 3))
+
+
+def test_pixels_of_turned_videos_are_turned(tmp_path):
+    source = marked(tmp_path / "a.mp4", aspect=Fraction(4, 3), rotation=90)
+    assert Video.open(source).appearance.aspect == Fraction(3, 4)
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})])
+def test_a_file_that_was_cut_off_where_a_frame_ends(tmp_path, name, options):
+    """FFmpeg gives the frames that are there, and says nothing."""
+    av = packages()
+    whole = written(tmp_path / "whole.mkv", frames=60)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    data = (tmp_path / name).read_bytes()
+    assert len(list(Video.open(tmp_path / name))) == 60
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(FileProblem, match="cut off"):
+        list(Video.open(tmp_path / name))

@@ -71,7 +71,7 @@ def keras_server(
 def _own(model: keras.Model) -> Preprocessing:
     """As the model's preprocessor says."""
     converter = getattr(getattr(model, "preprocessor", None), "image_converter", None)
-    size = () if converter is None else converter.image_size or tuple(model.input_shape[1:3])
+    size = () if converter is None else tuple(converter.image_size or model.input_shape[1:3])
     if converter is None or None in size:
         raise WrongArgument(
             f"Model {model.name!r} does not say how frames become its input.",
@@ -81,9 +81,7 @@ def _own(model: keras.Model) -> Preprocessing:
         tuple(np.ravel(value).astype(float).tolist()) if value is not None else default
         for value, default in ((converter.scale, 1.0), (converter.offset, 0.0))
     )
-    return Preprocessing(
-        tuple(size), letterbox=bool(converter.pad_to_aspect_ratio), fill=0.0, scale=scale, offset=offset
-    )
+    return Preprocessing(size, letterbox=bool(converter.pad_to_aspect_ratio), fill=0.0, scale=scale, offset=offset)
 
 
 def _head(model: keras.Model, size: tuple[int, int]) -> Head | None:

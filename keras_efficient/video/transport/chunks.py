@@ -49,7 +49,7 @@ class Chunk:
         camera: name of the camera.
         stream: the camera's spool, by a number that no other spool has; sequences count in it.
         sequence: 1, 2, …
-        dropped: how many chunks right before this one the camera has given up.
+        dropped: how many chunks right before this one the server does not get: the camera has given them up.
     """
 
     packets: tuple[Packet, ...]

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_efficient.errors import BadChunk, ConnectionProblem, FileProblem, MissingDependency, WrongArgument
+from keras_efficient.errors import (
+    BadChunk,
+    ConnectionProblem,
+    FileProblem,
+    KerasEfficientError,
+    MissingDependency,
+    WrongArgument,
+)
 from keras_efficient.video.transport.chunks import Chunk
 
 __all__ = ["Journal", "Stored", "open_journal"]
@@ -36,7 +43,7 @@ class Stored:
         sequence: its own.
         results: of the frames that came out with it.
         is_repeat: whether they were there before.
-        dropped: how many chunks right before it the camera gave up.
+        dropped: how many chunks right before it are not in the journal, and will not come.
     """
 
     sequence: int
@@ -59,6 +66,8 @@ class Journal(Protocol):
     def store(self, chunk: Chunk, results: Sequence[Any]) -> Stored:
         """Stores what JSON can hold, durably; of a chunk that is there already, nothing changes.
 
+        Numbers that are not finite, which JSON has not, become null.
+
         Raises:
             BadChunk: it is neither the next one, nor does it begin a group behind chunks that the camera gave up; or
                 another chunk is there under its number.
@@ -79,7 +88,7 @@ def open_journal(url: str | Path) -> Journal:
         FileProblem: the file cannot be used.
         ConnectionProblem: the database cannot be reached.
         MissingDependency: psycopg is not installed.
-        WrongArgument: a URL of another kind.
+        WrongArgument: a URL of another kind, or one that cannot be read.
     """
     text = str(url)
     if text.startswith(("postgresql://", "postgres://")):
@@ -94,12 +103,14 @@ class _Database:
 
     LOCKING = ""
     MARK = "?"
+    BEGIN = "BEGIN"
+    errors: type[Exception]
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._connection: Any = None
-        with self._transaction() as run:
-            self._make_tables(run)
+        with self._transaction():  # what is wrong shows at once
+            pass
 
     def last(self, camera: str, stream: int) -> int:
         with self._transaction() as run:
@@ -113,7 +124,8 @@ class _Database:
         return [Stored(int(sequence), json.loads(results), True) for sequence, results in reversed(found)]
 
     def store(self, chunk: Chunk, results: Sequence[Any]) -> Stored:
-        text = json.dumps(list(results), allow_nan=False, separators=(",", ":"))
+        found = json.loads(json.dumps(list(results)), parse_constant=lambda name: None)
+        text = json.dumps(found, separators=(",", ":"))
         key = (chunk.camera, chunk.stream)
         with self._transaction() as run:
             run("INSERT INTO streams VALUES (?, ?, 0) ON CONFLICT DO NOTHING", *key)
@@ -131,7 +143,7 @@ class _Database:
                 *(*key, chunk.sequence, chunk.crc, len(chunk.packets), dropped, text, chunk.captured, time.time()),
             )
             run("UPDATE streams SET last = ? WHERE camera = ? AND stream = ?", chunk.sequence, *key)
-        return Stored(chunk.sequence, json.loads(text), dropped=dropped)
+        return Stored(chunk.sequence, found, dropped=dropped)
 
     def close(self) -> None:
         with self._turn:
@@ -156,19 +168,24 @@ class _Database:
         """Gives a function that runs a statement and returns its rows; afterwards all is durable, or nothing is."""
         with self._turn:
             try:
-                if self._connection is None:
+                is_new = self._connection is None
+                if is_new:
                     self._connection = self._connect()
                 connection = self._connection
-                connection.execute("BEGIN IMMEDIATE" if self.MARK == "?" else "BEGIN")
+                connection.execute(self.BEGIN)
 
                 def run(statement: str, *values: Any) -> list[Any]:
                     cursor = connection.execute(statement.replace("?", self.MARK), values)
                     return cursor.fetchall() if cursor.description else []
 
+                if is_new:  # it may lead to another database than before
+                    self._make_tables(run)
                 yield run
                 connection.execute("COMMIT")
             except BaseException as error:
                 self._end_early(error)
+                if isinstance(error, self.errors):
+                    raise self._problem(error) from error
                 raise
 
     def _end_early(self, error: BaseException) -> None:
@@ -190,8 +207,15 @@ class _Database:
     def _connect(self) -> Any:
         raise NotImplementedError
 
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        """One of the database's own errors in words of ours."""
+        raise NotImplementedError
+
 
 class _SQLite(_Database):
+    BEGIN = "BEGIN IMMEDIATE"
+    errors = sqlite3.Error
+
     def __init__(self, path: Path):
         self.path = path
         super().__init__()
@@ -202,18 +226,10 @@ class _SQLite(_Database):
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        try:
-            with super()._transaction() as run:
-                yield run
-        except sqlite3.Error as error:
-            if self._made(error):
-                raise ConnectionProblem(f"The journal {self.path} cannot be written now: {error}.") from error
-            raise FileProblem(self.path, f"cannot be used as a journal: {error}.") from error
-
-    def _made(self, error: sqlite3.Error) -> bool:
-        return isinstance(error, sqlite3.OperationalError) and self.path.is_file()
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        if isinstance(error, sqlite3.OperationalError) and self.path.is_file():
+            return ConnectionProblem(f"The journal {self.path} cannot be written now: {error}.")
+        return FileProblem(self.path, f"cannot be used as a journal: {error}.")
 
 
 class _PostgreSQL(_Database):
@@ -225,7 +241,7 @@ class _PostgreSQL(_Database):
             import psycopg
         except ImportError as error:
             raise MissingDependency("psycopg", "A journal on PostgreSQL", "video") from error
-        self.url, self._errors = url, psycopg.Error
+        self.url, self.place, self.errors = url, _place(url), psycopg.Error
         super().__init__()
 
     def _connect(self) -> Any:
@@ -236,17 +252,31 @@ class _PostgreSQL(_Database):
             self.url, autocommit=True, connect_timeout=PATIENCE, options=waits, keepalives_idle=PATIENCE
         )
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        try:
-            with super()._transaction() as run:
-                yield run
-        except self._errors as error:
-            # The URL has a password, and some errors have the URL.
-            host = self.url.rpartition("@")[2]
-            reason = str(error).strip().splitlines()[0].replace(self.url, "…") if str(error).strip() else type(error)
-            raise ConnectionProblem(f"The journal at {host} cannot be used now: {reason}.") from error
+    def _problem(self, error: Exception) -> KerasEfficientError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ConnectionProblem(f"The journal at {self.place} cannot be used now: {reason}.")
 
     def _make_tables(self, run: Any) -> None:
         run("SELECT pg_advisory_xact_lock(7261726)")  # two servers that start at once would make the same tables
         super()._make_tables(run)
+
+
+def _place(url: str) -> str:
+    """Host and database of a URL: what may be told of it, which also may have a password.
+
+    Raises:
+        WrongArgument: it is none, or its parts are not what they should be: then a password may be in any of them.
+    """
+    from psycopg import ProgrammingError, conninfo
+
+    hint = "In a password write %25 for %, %40 for @, %2F for /, %20 for a space."
+    problem = WrongArgument("The journal's URL cannot be read as one of PostgreSQL.", hint=hint)
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+    except ProgrammingError:
+        raise problem from None  # its words quote the URL
+    told = [str(parts.get(name) or "") for name in ("host", "dbname")]
+    ports = str(parts.get("port") or "").split(",")
+    if "@" in "".join(told) or not all(port.isdecimal() for port in ports if port):
+        raise problem
+    return "/".join(filter(None, told)) or "PostgreSQL"

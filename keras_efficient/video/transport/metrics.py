@@ -20,6 +20,8 @@ class Metrics:
     Attributes:
         frames, analysed, bytes, chunks, repeats: what came, what the network saw, what was stored already.
         dropped: chunks that cameras gave up.
+        missing: frames of stored groups of pictures that did not come out of the decoder.
+        failed: chunks that are stored without results, since the server failed at them every time.
         refused: connections that were ended, by the name of the status.
         cameras: connected now.
         waiting: chunks that wait for the network.
@@ -43,6 +45,8 @@ class Metrics:
         self.chunks = made(prometheus.Counter, "chunks", "Chunks stored.")
         self.repeats = made(prometheus.Counter, "repeats", "Chunks received that were stored already.")
         self.dropped = made(prometheus.Counter, "dropped", "Chunks that cameras gave up.")
+        self.missing = made(prometheus.Counter, "missing", "Frames that did not come out of the decoder.")
+        self.failed = made(prometheus.Counter, "failed", "Chunks stored without results: the server failed at them.")
         self.refused = made(prometheus.Counter, "refused", "Connections ended by the server.", labelnames=["reason"])
         self.cameras = made(prometheus.Gauge, "cameras", "Cameras connected.")
         self.waiting = made(prometheus.Gauge, "waiting", "Chunks that wait for the network.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.errors import BadChunk, ConnectionProblem, MissingDependency, WrongArgument
+from keras_efficient.errors import BadChunk, ConnectionProblem, FileProblem, MissingDependency, WrongArgument
 from keras_efficient.video.frames import rgb
 from keras_efficient.video.transport import links
 from keras_efficient.video.transport.certificates import checked
@@ -23,6 +23,8 @@ from keras_efficient.video.transport.metrics import Metrics
 __all__ = ["Receiver"]
 
 BATCH = 8  # frames that the network sees at once, and that are in memory as pictures
+FAILURES = 5  # of the server at one chunk, before it is stored without results
+MOST_REASON = 500  # characters of an error that is stored instead
 GREETING = 10.0  # seconds in which a connection has to say of which camera it is
 SPARE = 8  # threads for those that are not cameras yet: greetings, health checks
 
@@ -38,6 +40,10 @@ class Receiver:
     A camera says its name, hears which chunk of its stream is the last stored one, and sends from the beginning of the
     group that holds the next. One chunk of a camera is worked on at a time, and the next one is read when its answer is
     taken: what a camera sends too fast waits in the camera. A second connection of a camera ends the first.
+
+    A chunk at which `predict` fails, or whose results cannot be stored, comes again when the camera has connected anew.
+    At the fifth time it is stored without results, so that its camera goes on: `found` is None, and `error` says why.
+    That the journal cannot be reached is no such failure: cameras wait for as long as it takes.
 
     Args:
         predict: frames (b, h, w, 3) uint8 to b results that JSON can hold.
@@ -88,6 +94,7 @@ class Receiver:
         self._network = threading.BoundedSemaphore(workers)
         self._lock = threading.Lock()
         self._connections: dict[int, _Connection] = {}  # by their identity
+        self._failures: dict[str, tuple[tuple[int, int], int]] = {}  # of a camera: at which chunk, and how often
         self._ended = threading.Event()
         self._server: Any = None
 
@@ -171,8 +178,8 @@ class Receiver:
             self._refuse(connection, status.INVALID_ARGUMENT, str(error))
         except _Refusal as error:
             self._refuse(connection, getattr(status, error.status), str(error))
-        except ConnectionProblem as error:
-            self._refuse(connection, status.UNAVAILABLE, str(error))
+        except (ConnectionProblem, FileProblem) as error:  # where the journal is, is no camera's business
+            self._refuse(connection, status.UNAVAILABLE, str(error), told="The journal cannot be used now.")
         except links.rpc().RpcError:  # the camera has gone
             pass
         except Exception as error:
@@ -205,7 +212,12 @@ class Receiver:
                     pass
                 self.metrics.repeats.inc()
                 continue
-            stored = self._stored(decoder, chunk)
+            try:
+                stored = self._stored(decoder, chunk)
+            except BadChunk:
+                if self.journal.last(camera, stream) < last:  # the chunk is good, and the camera must hear of it
+                    raise _Refusal("UNAVAILABLE", f"The journal no longer has chunk {last}.") from None
+                raise
             last = chunk.sequence
             yield from connection.give(_told(stored))
             if self._ended.is_set():
@@ -246,26 +258,63 @@ class Receiver:
 
     def _stored(self, decoder: GroupDecoder, chunk: Chunk) -> Stored:
         """Decodes and analyses a chunk, and stores what was found."""
-        results: list[Any] = []
+        pts: list[int] = []
+        frames = _noted(decoder.frames(chunk), pts)
+        try:
+            results = self._results(frames)
+            stored, analysed = self.journal.store(chunk, results), len(results)
+        except (BadChunk, ConnectionProblem):
+            raise
+        except Exception as error:
+            if not self._has_failed_often(chunk):
+                raise
+            stored, analysed = self._stored_without(error, chunk, frames, pts), 0
+        with self._lock:
+            self._failures.pop(chunk.camera, None)
+        if stored.is_repeat:
+            self.metrics.repeats.inc()
+        else:
+            self.metrics.chunks.inc()
+            self.metrics.frames.inc(len(pts))
+            self.metrics.analysed.inc(analysed)
+            self.metrics.dropped.inc(stored.dropped)
+            self.metrics.latency.observe(max(time.time() - chunk.captured, 0))
+            if decoder.missing:
+                self.metrics.missing.inc(decoder.missing)
+                group = f"the group of pictures that ends with chunk {chunk.sequence}"
+                self.on_message(f"Camera {chunk.camera}: {decoder.missing} frames of {group} cannot be decoded.")
+        return stored
+
+    def _results(self, frames: Iterator[Any]) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = []
         batch: list[Any] = []
-        frames = 0
-        for frame in decoder.frames(chunk):
-            frames += 1
+        for frame in frames:
             if frame.pts % self.every == 0:
                 batch.append(frame)
             if len(batch) == BATCH:
                 results += self._analysed(batch)
                 batch = []
-        results += self._analysed(batch)
-        stored = self.journal.store(chunk, results)
-        if stored.is_repeat:
-            self.metrics.repeats.inc()
-        else:
-            self.metrics.chunks.inc()
-            self.metrics.frames.inc(frames)
-            self.metrics.analysed.inc(len(results))
-            self.metrics.dropped.inc(stored.dropped)
-            self.metrics.latency.observe(max(time.time() - chunk.captured, 0))
+        return results + self._analysed(batch)
+
+    def _has_failed_often(self, chunk: Chunk) -> bool:
+        """Counts a failure at a chunk."""
+        place = (chunk.stream, chunk.sequence)
+        with self._lock:
+            before, count = self._failures.get(chunk.camera, (place, 0))
+            count = count + 1 if before == place else 1
+            self._failures[chunk.camera] = (place, count)
+        return count >= FAILURES
+
+    def _stored_without(self, error: Exception, chunk: Chunk, frames: Iterator[Any], pts: list[int]) -> Stored:
+        """Stores, instead of results, at what the server fails."""
+        for _ in frames:  # the group's next chunks need those that were left
+            pass
+        reason = f"{type(error).__name__}: {error}"[:MOST_REASON]
+        wanted: list[int | None] = [number for number in pts if number % self.every == 0]
+        marks = [{"pts": number, "found": None, "error": reason} for number in wanted or [None]]
+        stored = self.journal.store(chunk, marks)
+        self.metrics.failed.inc()
+        self.on_message(f"Camera {chunk.camera}: chunk {chunk.sequence} is stored without results: {reason}")
         return stored
 
     def _analysed(self, batch: list[Any]) -> list[dict[str, Any]]:
@@ -280,12 +329,12 @@ class Receiver:
             self._network.release()
         return [{"pts": frame.pts, "found": result} for frame, result in zip(batch, found, strict=True)]
 
-    def _refuse(self, connection: _Connection, status: Any, reason: str) -> None:
-        """Gives a connection's end a reason."""
+    def _refuse(self, connection: _Connection, status: Any, reason: str, *, told: str | None = None) -> None:
+        """Gives a connection's end a reason, and the camera perhaps another."""
         self.metrics.refused.labels(status.name).inc()
         self.on_message(f"Camera {connection.camera or 'of no name yet'}: {reason}")
         connection.context.set_code(status)
-        connection.context.set_details(" ".join(reason.split()))
+        connection.context.set_details(told or " ".join(reason.split()))
 
     def _forget(self, connection: _Connection) -> None:
         with self._lock:
@@ -328,6 +377,13 @@ class _Connection:
     def cut(self, reason: str) -> None:
         self.context.set_details(reason)
         self.context.cancel()
+
+
+def _noted(frames: Iterator[Any], pts: list[int]) -> Iterator[Any]:
+    """The frames; their time stamps are put into a list."""
+    for frame in frames:
+        pts.append(frame.pts)
+        yield frame
 
 
 def _told(stored: Stored) -> bytes:

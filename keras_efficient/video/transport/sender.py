@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -23,9 +24,10 @@ REASONS = {  # from gRPC's words
     "Connection refused": "nothing listens there.",
     "Hostname Verification": "the server's certificate is for other names.",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is expired, or not of the authority that was given.",
-    "Socket closed": "the connection was closed, as TLS does to a camera without a certificate that is taken.",
+    "Socket closed": "the connection was closed at once, as TLS does to a camera without a certificate that is taken.",
     "DNS resolution failed": "there is no such host.",
 }
+ENDED = ("Socket closed", "Cancelling all calls", "Connection reset")  # of a server that was there
 HOPELESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED")  # another try would end the same
 
 
@@ -188,9 +190,13 @@ class Sender:
         link.heard = time.monotonic()
         last, sequence, results = (answer.get(name) for name in ("last", "sequence", "results"))
         if isinstance(last, int):
-            self.spool.acknowledge(last)
+            before = self.spool.acknowledged
+            self.spool.acknowledge(last, anew=True)
             self._is_new = self._newest > 0
             self.on_message(f"{self.target} is there.")
+            if last < before:
+                lost = f"{self.target} no longer has chunks {last + 1} to {before}"
+                self.on_message(f"{lost}: what the spool still has of them is sent again.")
             link.start = last
         elif isinstance(sequence, int) and isinstance(results, list):
             self.problem = None
@@ -208,13 +214,14 @@ class Sender:
         while link.start is None:
             if not self._goes_on(link, waits=True):
                 return
-        cursor = link.start
+        # What was looked at, and the last chunk that the server has, or will have by what is on its way to it.
+        cursor = reached = link.start
         first = True  # the group of the first new chunk comes as a whole
         while True:
             sequence = self.spool.after(cursor)
             if sequence is not None and first:
                 sequence, first = self.spool.beginning(sequence), False
-            in_flight = cursor - self.spool.acknowledged
+            in_flight = reached - self.spool.acknowledged
             if sequence is None or (in_flight >= WINDOW and sequence > self.spool.acknowledged):
                 if not self._goes_on(link, waits=in_flight > 0):
                     return
@@ -223,12 +230,13 @@ class Sender:
             cursor = sequence
             if chunk is None:
                 continue
+            dropped, reached = max(sequence - 1 - reached, 0), max(reached, sequence)
             self.sent += 1
             self.resent += sequence <= self._newest
             self._newest = max(self._newest, sequence)
             if in_flight <= 0:
                 link.heard = time.monotonic()
-            yield chunk.to_bytes()
+            yield dataclasses.replace(chunk, dropped=dropped).to_bytes()
 
     def _goes_on(self, link: _Link, *, waits: bool) -> bool:
         """Waits a little; says whether the connection is still of use."""
@@ -251,8 +259,10 @@ class Sender:
             self.spool.refuse(int(number))
         elif status == "INVALID_ARGUMENT" or status in HOPELESS:
             self._end = ConnectionProblem(f"{self.target} refuses camera {self.spool.camera}: {reason}")
-        known = (text for word, text in REASONS.items() if status == "UNAVAILABLE" and word in reason)
-        self._note(f"{self.target}: {next(known, f'{reason} ({status})')}")
+        known = [text for word, text in REASONS.items() if status == "UNAVAILABLE" and word in reason]
+        if self._link.start is not None and (status == "CANCELLED" or any(word in reason for word in ENDED)):
+            known = ["the connection ended."]
+        self._note(f"{self.target}: {known[0] if known else f'{reason} ({status})'}")
 
     def _note(self, problem: str) -> None:
         if problem != self.problem:

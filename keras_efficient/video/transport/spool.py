@@ -88,7 +88,7 @@ class Spool:
 
     @property
     def acknowledged(self) -> int:
-        """The last sequence that the server has stored, as far as is known since the spool was opened."""
+        """The last sequence that the server has stored, as far as it has said since the spool was opened."""
         with self._changed:
             return self._acknowledged
 
@@ -117,18 +117,16 @@ class Spool:
             return self.last
 
     def read(self, sequence: int) -> Chunk | None:
-        """A chunk as it is to be sent; `None` where it was given up. One that is damaged is given up with its group."""
+        """A chunk; `None` where it was given up. One that is damaged is given up with the rest of its group."""
         with self._changed:
             place = self._place(sequence)
             if place == len(self._entries) or self._entries[place].sequence != sequence:
                 return None
-            before = max(self._entries[place - 1].sequence if place else 0, self._acknowledged)
             try:
-                chunk = Chunk.from_bytes(self._path(self._entries[place]).read_bytes())
+                return Chunk.from_bytes(self._path(self._entries[place]).read_bytes())
             except (BadChunk, OSError):
                 self.refuse(sequence)
                 return None
-            return dataclasses.replace(chunk, dropped=max(sequence - 1 - before, 0))
 
     def after(self, sequence: int) -> int | None:
         """The next chunk behind a sequence."""
@@ -142,10 +140,15 @@ class Spool:
             group = self._group(self._place(sequence))
             return group[0].sequence if group else sequence
 
-    def acknowledge(self, sequence: int) -> None:
-        """Notes that the server has stored all chunks up to this one."""
+    def acknowledge(self, sequence: int, *, anew: bool = False) -> None:
+        """Notes that the server has stored all chunks up to this one.
+
+        Args:
+            sequence: the chunk's.
+            anew: whether it counts also where it is lower than before: a journal may be lost, or be an older copy.
+        """
         with self._changed:
-            self._acknowledged = max(self._acknowledged, sequence)
+            self._acknowledged = sequence if anew else max(self._acknowledged, sequence)
             self.last = max(self.last, sequence)
             self._forget_stored()
             self._changed.notify_all()

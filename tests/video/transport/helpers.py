@@ -31,14 +31,18 @@ def chunk(begins=False, ends=False, packets=None, **others):
 
 
 @functools.cache
-def video(frames=40, key_every=10, width=WIDTH, height=HEIGHT, b_frames=None, size=5, seed=0):
-    """Chunks of a real, small video."""
+def video(
+    frames=40, key_every=10, width=WIDTH, height=HEIGHT, b_frames=None, size=5, seed=0, codec="libx264", open=False
+):
+    """Chunks of a real, small video; `open`: groups of pictures of libx265 that need those before them."""
     random = np.random.default_rng(seed)
-    encoder = RoiEncoder(width, height, FPS, key_every=key_every, b_frames=b_frames, threads=1)
+    options = {"open-gop": 1, "scenecut": 0} if open else None
+    kind = {"codec": codec, "options": options, "key_every": key_every, "b_frames": b_frames, "threads": 1}
+    encoder = RoiEncoder(width, height, FPS, **kind)
     small = random.integers(0, 256, (frames, height // 8, width // 8, 3)).astype(np.uint8)
     pictures = small.repeat(8, axis=1).repeat(8, axis=2)
     packets = [p for picture in pictures for p in encoder.encode(picture)] + encoder.flush()
-    return list(chunked(packets, "libx264", width, height, FPS, frames=size, captured=lambda pts: time.time()))
+    return list(chunked(packets, codec, width, height, FPS, frames=size, captured=lambda pts: time.time()))
 
 
 def mean(frames):

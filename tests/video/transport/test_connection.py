@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -94,6 +95,27 @@ def test_results_of_each_frame_once(serve, journal, tmp_path, b_frames):
     assert all(0 < result["found"] < 255 for result in results(journal))
     assert sum(row[0] for row in rows(journal, "SELECT frames FROM chunks")) == 40
     assert sender.resent == sender.spool.dropped == 0
+
+
+@pytest.mark.parametrize("needy", [False, True])
+def test_frames_of_groups_of_h265(serve, journal, tmp_path, needy):
+    """All arrive. Of groups that need those before them, which ours do not, it is told what is missing."""
+    said = []
+    server = serve(on_message=said.append)
+    chunks = video(60, 20, b_frames=3, codec="libx265", open=needy)
+    assert sum(one.begins for one in chunks) >= 3
+    with camera(tmp_path, "cam1", server.target) as (sender, _):
+        for one in chunks:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert stored(journal) == list(range(1, len(chunks) + 1))
+    missing = 60 - len(results(journal))
+    assert (
+        server.metrics.missing._value.get()
+        == missing
+        == sum(int(re.search(r"(\d+) frames of the group", text)[1]) for text in said if "cannot be decoded" in text)
+    )
+    assert (missing > 0) == needy
 
 
 def test_one_frame_in_so_many(serve, journal, tmp_path):
@@ -266,6 +288,56 @@ def test_groups_that_a_full_spool_gave_up_are_a_gap_that_is_told(serve, journal,
     assert server.metrics.dropped._value.get() == spool.dropped
 
 
+@pytest.mark.parametrize("had", [0, 5, 11])
+def test_a_journal_that_is_lost_or_rolled_back(serve, journal, tmp_path, had):
+    """What the camera still has is stored there, in order; what it has no more is counted as lost to that journal."""
+    chunks, middle, begins = video(100, 20), 12, 11
+    assert [one.begins for one in chunks[begins - 1 : middle + 1]] == [True, False, False]
+    heard, other, total = [], tmp_path / "other.sqlite", len(chunks)
+    proxy = Proxy(int(serve().target.rpartition(":")[2]))
+    with camera(tmp_path, "cam1", proxy.target, insecure=True, on_message=heard.append) as (sender, told):
+        for one in chunks[:middle]:
+            sender.send(one)
+        until(lambda: not sender.spool.pending)
+        proxy.cut()
+        proxy.port = int(serve(journal=open_journal(other)).target.rpartition(":")[2])
+        if had:
+            rows(other, f"INSERT INTO streams VALUES ('cam1', {sender.spool.stream}, {had})")
+        for one in chunks[middle : middle + 1]:
+            sender.send(one)
+        proxy.restore()
+        until(lambda: not sender.spool.pending)
+        for one in chunks[middle + 1 :]:
+            sender.send(one)
+        assert sender.close(20) == 0
+    proxy.close()
+    first = max(begins, had + 1)
+    assert stored(other) == list(range(first, total + 1))
+    dropped = [row[0] for row in rows(other, "SELECT dropped FROM chunks ORDER BY sequence")]
+    assert dropped == [first - 1 - had, *[0] * (total - first)]
+    pts = [result["pts"] for result in results(other)]
+    assert pts == list(range(pts[0], 100))
+    assert pts[0] == min(p.pts for p in chunks[begins - 1].packets) or had == begins
+    assert [sequence for sequence, _ in told] == list(range(1, total + 1)), "results are told once"
+    assert sender.spool.dropped == 0
+    assert any(f"no longer has chunks {had + 1} to {middle}: what the spool" in text for text in heard)
+
+
+def test_a_journal_that_is_rolled_back_under_a_connection(serve, journal, tmp_path):
+    server, chunks = serve(), video(100, 20)
+    with camera(tmp_path, "cam1", server.target) as (sender, _):
+        for one in chunks[:12]:
+            sender.send(one)
+        until(lambda: not sender.spool.pending)
+        rows(journal, "UPDATE streams SET last = 11")
+        rows(journal, "DELETE FROM chunks WHERE sequence > 11")
+        for one in chunks[12:]:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert_all_there(journal, chunks)
+    assert sender.spool.dropped == server.metrics.dropped._value.get() == 0
+
+
 def test_garbage_at_the_port(serve, journal, tmp_path):
     folder = certificates(tmp_path / "certificates", "cam1")
     for server, kind in ((serve(), {}), (serve(insecure=False, **files(folder, "server")), files(folder, "cam1"))):
@@ -411,23 +483,85 @@ def test_the_second_connection_of_a_camera_ends_the_first(serve, tmp_path):
         until(lambda: first.spool.acknowledged == 2)
 
 
-def test_a_network_that_fails(serve, journal, tmp_path):
-    fails = threading.Event()
-    fails.set()
+def test_a_network_that_fails_for_a_while(serve, journal, tmp_path):
+    failures, heard = iter(range(receiver_module.FAILURES - 1)), []
 
     def predict(frames):
-        if fails.is_set():
+        if next(failures, None) is not None:
             raise RuntimeError("out of memory")
         return mean(frames)
 
-    with camera(tmp_path, "cam1", serve(predict).target) as (sender, _):
+    server = serve(predict)
+    with camera(tmp_path, "cam1", server.target, insecure=True, on_message=heard.append) as (sender, _):
         for one in video():
             sender.send(one)
-        until(lambda: sender.problem)
-        assert "The server failed: RuntimeError: out of memory" in sender.problem
-        fails.clear()
         assert sender.close(20) == 0
+    assert any("The server failed: RuntimeError: out of memory" in text for text in heard)
     assert_all_there(journal, video())
+    assert not any("error" in result for result in results(journal))
+    assert server.metrics.failed._value.get() == 0
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (lambda frames: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda frames: [], r"ValueError: zip\(\)"),
+        (lambda frames: [object()] * len(frames), "TypeError: .* not JSON serializable"),
+    ],
+)
+def test_a_chunk_at_which_the_server_always_fails_does_not_hold_up_its_camera(serve, journal, tmp_path, fail, words):
+    """It has the error instead of results, and the rest of its group has results."""
+    chunks, wrong, tries = video(100, 20), 12, []
+    assert (chunks[wrong - 1].begins, chunks[wrong - 1].ends) == (False, False)
+
+    def predict(frames):
+        if stored(journal)[-1:] == [wrong - 1]:
+            tries.append(len(frames))
+            return fail(frames)
+        return mean(frames)
+
+    server = serve(predict)
+    with camera(tmp_path, "cam1", server.target) as (sender, told):
+        for one in chunks:
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert len(tries) == receiver_module.FAILURES
+    assert_all_there(journal, chunks)
+    marked = [(sequence, result) for sequence, found in told for result in found if "error" in result]
+    assert {sequence for sequence, _ in marked} == {wrong}
+    assert [result for _, result in marked] == dict(told)[wrong]
+    for _, result in marked:
+        assert result["found"] is None
+        assert re.match(words, result["error"])
+    assert all(result["found"] > 0 for result in results(journal) if "error" not in result)
+    assert (server.metrics.failed._value.get(), server.metrics.analysed._value.get()) == (1, 100 - len(marked))
+    assert sender.spool.dropped == 0
+
+
+def test_a_journal_that_cannot_be_reached_for_long_costs_no_results(serve, journal, tmp_path):
+    real, tries = open_journal(journal), []
+
+    class Away:
+        last, results, close = real.last, real.results, real.close
+
+        def store(self, one, found):
+            tries.append(one.sequence)
+            if len(tries) < 2 * receiver_module.FAILURES:
+                raise ConnectionProblem("The journal at 10.0.0.1 cannot be used now.")
+            return real.store(one, found)
+
+    said, heard = [], []
+    server = serve(journal=Away(), on_message=said.append)
+    with camera(tmp_path, "cam1", server.target, insecure=True, on_message=heard.append) as (sender, _):
+        for one in video():
+            sender.send(one)
+        assert sender.close(20) == 0
+    assert any("10.0.0.1" in text for text in said), "the server's owner is told where"
+    assert any("The journal cannot be used now" in text for text in heard)
+    assert not any("10.0.0.1" in text for text in heard), "and the camera is not"
+    assert_all_there(journal, video())
+    assert not any("error" in result for result in results(journal))
 
 
 def test_results_that_no_message_can_hold_are_in_the_journal_only(serve, journal, tmp_path):
@@ -538,10 +672,10 @@ def test_who_may_not(serve, journal, tmp_path):
     assert "not of the authority that was given" in problem(**files(foreign, "cam1"))
     both = tmp_path / "both.pem"
     both.write_bytes((folder / "authority.pem").read_bytes() + (foreign / "authority.pem").read_bytes())
-    assert "closed, as TLS does to a camera without a certificate" in problem(
+    assert "closed at once, as TLS does to a camera without a certificate" in problem(
         **{**files(foreign, "cam1"), "authority": both}
     )
-    assert "closed, as TLS does" in problem(insecure=True)
+    assert "closed at once, as TLS does" in problem(insecure=True)
     root, key, certificate = (own[name].read_bytes() for name in ("authority", "key", "certificate"))
     assert refusal(server.target, None, credentials=grpc.ssl_channel_credentials(root))[0] == "UNAVAILABLE"
     full = grpc.ssl_channel_credentials(root, key, certificate)
@@ -554,6 +688,22 @@ def test_who_may_not(serve, journal, tmp_path):
             sender.send(one)
         assert sender.close(20) == 0
     assert_all_there(journal, video())
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("end", ["stop", "cut"])
+def test_the_end_of_a_server_that_was_there_is_told_as_such(serve, tmp_path, secure, end):
+    folder = certificates(tmp_path / "certificates", "cam1")
+    kinds = [files(folder, name) if secure else {"insecure": True} for name in ("server", "cam1")]
+    server, heard = serve(**{"insecure": False, **kinds[0]}), []
+    proxy = Proxy(int(server.target.rpartition(":")[2]))
+    with camera(tmp_path, "cam1", proxy.target, on_message=heard.append, **kinds[1]) as (sender, _):
+        sender.send(video()[0])
+        until(lambda: sender.spool.acknowledged)
+        server.stop(1) if end == "stop" else proxy.cut()
+        until(lambda: sender.problem)
+    proxy.close()
+    assert heard[1] == f"{proxy.target}: the connection ended."
 
 
 def test_a_server_that_refuses_for_good_ends_the_tries(serve, tmp_path, monkeypatch):

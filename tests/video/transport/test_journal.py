@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import sqlite3
 import threading
+import traceback
 
 import pytest
 
@@ -77,11 +78,17 @@ def test_what_the_camera_gave_up(journal, url):
 
 
 def test_results_that_json_cannot_hold_are_not_stored(journal):
-    for wrong in ([float("nan")], [object()]):
-        with pytest.raises((ValueError, TypeError)):
-            journal.store(one(1, begins=True), wrong)
+    with pytest.raises(TypeError):
+        journal.store(one(1, begins=True), [object()])
     assert journal.last("cam1", 5) == 0
     journal.store(one(1, begins=True), [])
+
+
+def test_numbers_that_are_not_finite_are_null(journal):
+    found = [{"scores": [0.5, float("nan"), float("-inf")]}, float("inf"), "NaN"]
+    want = [{"scores": [0.5, None, None]}, None, "NaN"]
+    assert journal.store(one(1, begins=True), found) == Stored(1, want)
+    assert journal.results("cam1", 5, 0) == [Stored(1, want, True)]
 
 
 def test_many_threads_store_the_same(journal, url):
@@ -144,6 +151,21 @@ def test_a_database_that_goes_and_comes_back(postgres):
     journal.close()
 
 
+def test_a_database_that_comes_back_empty(tmp_path, postgres):
+    """As after a failover to another: the tables are made there."""
+    path = tmp_path / "a.sqlite"
+    database = postgres.new(next(NAMES))
+    for url, drop in ((path, path.unlink), (database, lambda: rows(database, "DROP TABLE streams, chunks"))):
+        journal = open_journal(url)
+        journal.store(one(1, begins=True), [])
+        drop()
+        journal._connection.close()
+        with pytest.raises((ConnectionProblem, FileProblem)):
+            journal.last("cam1", 5)
+        assert journal.last("cam1", 5) == 0
+        journal.close()
+
+
 def test_places_where_no_journal_can_be(tmp_path):
     (tmp_path / "text").write_text("no database" * 100)
     for path in (tmp_path / "text", tmp_path, tmp_path / "none" / "a.sqlite"):
@@ -151,9 +173,25 @@ def test_places_where_no_journal_can_be(tmp_path):
             open_journal(path)
     with pytest.raises(WrongArgument, match=r"not mysql://"):
         open_journal("mysql://me:secret@host/a")
-    with pytest.raises(ConnectionProblem, match="cannot be used now") as caught:
-        open_journal("postgresql://me:secret@127.0.0.1:1/a")
-    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://me:secret@127.0.0.1:1/a", r"The journal at 127\.0\.0\.1/a cannot be used now: connection"),
+        ("postgresql://127.0.0.1:1/a?user=me&password=secret", r"The journal at 127\.0\.0\.1/a cannot be used now"),
+        ("postgresql:///a?host=/nowhere&password=secret", "The journal at /nowhere/a cannot be used now"),
+        ("postgresql://127.0.0.1:1?password=secret", r"The journal at 127\.0\.0\.1 cannot be used now"),
+        ("postgresql://me:secret%ZZ@127.0.0.1/a", "cannot be read as one of PostgreSQL"),
+        ("postgresql://me:a/secret@127.0.0.1/a", "cannot be read as one of PostgreSQL"),
+        ("postgresql://me:a@secret@127.0.0.1/a", "cannot be read as one of PostgreSQL"),
+    ],
+)
+def test_passwords_are_not_told(url, words):
+    pytest.importorskip("psycopg")
+    with pytest.raises((ConnectionProblem, WrongArgument), match=words) as caught:
+        open_journal(url)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_locked_file_is_no_acknowledgement(tmp_path, monkeypatch):

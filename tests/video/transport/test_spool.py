@@ -62,6 +62,18 @@ def test_chunks_stay_until_their_group_is_stored_and_the_next_has_begun(spool):
     assert spool.size == SIZE == sum(path.stat().st_size for path in spool.folder.glob("*.chunk"))
 
 
+def test_a_server_that_no_longer_has_what_it_had(spool):
+    for _ in range(3):
+        group(spool)
+    spool.acknowledge(8)
+    spool.acknowledge(5)
+    assert (spool.acknowledged, spool.pending, held(spool)) == (8, 1, [7, 8, 9])
+    spool.acknowledge(0, anew=True)
+    assert (spool.acknowledged, spool.pending, spool.last) == (0, 3, 9)
+    group(spool)
+    assert held(spool) == [7, 8, 9, 10, 11, 12], "they stay until they are stored again"
+
+
 def test_the_oldest_groups_are_given_up_as_a_whole_and_counted(spool):
     for _ in range(4):
         group(spool)
@@ -69,7 +81,6 @@ def test_the_oldest_groups_are_given_up_as_a_whole_and_counted(spool):
     spool.acknowledge(4)
     group(spool)
     assert (held(spool), spool.dropped) == ([7, 8, 9, 10, 11, 12, 13, 14, 15], 5)
-    assert [spool.read(sequence).dropped for sequence in (7, 8)] == [2, 0]
     assert spool.read(4) is None
     assert spool.size <= spool.limit
 
@@ -80,7 +91,6 @@ def test_a_group_alone_is_given_up_and_a_new_one_must_begin(spool):
     assert (spool.append(one()), spool.dropped) == (None, 12)
     assert group(spool, 2) == [11, 12]
     assert not spool.needs_key
-    assert (spool.read(11).dropped, spool.read(12).dropped) == (10, 0)
 
 
 def test_a_chunk_that_is_larger_than_the_spool(tmp_path):
@@ -149,7 +159,6 @@ def test_a_file_that_is_damaged_in_the_middle_takes_the_rest_of_its_group_along(
     (spool.folder / f"{2:020}.chunk").write_bytes(b"?" * 100)
     assert spool.read(2) is None
     assert (held(spool), spool.dropped, spool.needs_key) == ([1, 4, 5, 6], 2, False)
-    assert spool.read(4).dropped == 2
     spool.refuse(5)
     assert (held(spool), spool.needs_key) == ([1, 4], True)
 
