@@ -15,15 +15,16 @@ from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.macroblocks import grid
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded
-from keras_efficient.video.frames import Video, packages, rgb
+from keras_efficient.video.found import sureness
+from keras_efficient.video.frames import VIDEOS, Video, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Server
 
 __all__ = ["Coding", "Labels", "clips_of", "labels_of"]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts", ".webm")
 TOGETHER = 4  # frames of one gradient
+NOTHING = 0.02  # worth of a macroblock in which nothing is found
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Coding:
     """How labels are made: how frames are coded for them, and how much of a gradient counts.
 
     Attributes:
+        label: what a macroblock is worth: `"gradient"`, that of the server's accuracy, or `"found"`: how surely the
+            server finds something there, in the clip as it is; of what follows that heeds `every` and `average` alone.
+            For detectors it is the better one: what is in a box needs its bits, wherever in it the gradient is.
         high: QP of the good frames.
         low: QPs of the bad ones, which take turns.
         every: so many frames of a video lie from one labelled frame to the next.
@@ -41,6 +45,7 @@ class Coding:
         average: over so many neighbouring labelled frames, and with them over the qualities `low`.
     """
 
+    label: str = "gradient"
     high: int = 30
     low: tuple[int, ...] = (36, 40, 44)
     every: int = 2
@@ -50,6 +55,8 @@ class Coding:
     average: int = 1
 
     def __post_init__(self) -> None:
+        if self.label not in ("gradient", "found"):
+            raise WrongArgument(f'`label` must be "gradient" or "found", not {self.label!r}.')
         if not self.low or not 0 < self.high < min(self.low) or max(self.low) > 51 or min(self.every, self.average) < 1:
             raise WrongArgument(f"Frames cannot be coded so: {self}.", hint="QPs: 0 < high < low <= 51.")
 
@@ -133,6 +140,8 @@ def _made(
     most: int | None,
     on_frames: Callable[[int], None],
 ) -> Labels:
+    if coding.label == "found":
+        return _found(server, video, coding, size, most, on_frames)
     encoders = [_encoder(video, qp, coding.preset) for qp in (coding.high, *coding.low)]
     streams: list[list[Packet]] = [[] for _ in encoders]
     count = 0
@@ -162,6 +171,27 @@ def _made(
             on_frames(len(frames))
     found = _averaged(np.concatenate(gains), coding.average).astype(np.float32)
     return Labels(np.stack(frames), found, (video.height, video.width))
+
+
+def _found(
+    server: Server,
+    video: Video,
+    coding: Coding,
+    size: tuple[int, int] | None,
+    most: int | None,
+    on_frames: Callable[[int], None],
+) -> Labels:
+    frames: list[np.ndarray] = []
+    gains: list[np.ndarray] = []
+    for number, frame in enumerate(video):
+        if number % coding.every == 0:
+            (found,) = server.predict(rgb(frame)[None])
+            frames.append(_shrunk(frame, size))
+            gains.append(NOTHING + sureness(found, video.height, video.width))
+            on_frames(len(frames))
+    chosen = np.linspace(0, len(frames) - 1, min(most or len(frames), len(frames))).round().astype(int)
+    averaged = _averaged(np.stack(gains), coding.average).astype(np.float32)
+    return Labels(np.stack([frames[number] for number in chosen]), averaged[chosen], (video.height, video.width))
 
 
 def _averaged(gains: np.ndarray, count: int) -> np.ndarray:
