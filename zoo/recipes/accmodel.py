@@ -201,6 +201,7 @@ def _card(model: keras.Model, area: float, file: Any) -> Card:
         licence="Apache-2.0",
         limitations=(
             "But for its trunk it was trained on four short clips: one of your own camera's takes minutes to train.",
+            "Integers all through (int8, NPUs) lose too much of it: export refuses that. Weights of 8 bits do not.",
             "Scores are compared inside of a frame: they do not say that one frame matters more than another.",
             "It serves YOLOX-nano with a letterbox of 416 × 416; another network looks elsewhere.",
         ),
