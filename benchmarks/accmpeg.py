@@ -119,7 +119,7 @@ def _evaluated(name: str, quick: bool) -> video.Evaluation:
         for one in wanted
         for scheme in video.coding_schemes([one], _server(), model, step=10 if quick else 1 if one in DENSE else 2)
     ]
-    asked: dict[str, Any] = {"every": every, "folder": FOLDER, "name": "yolox-nano"}
+    asked: dict[str, Any] = {"every": every, "between": report.BETWEEN, "folder": FOLDER, "name": "yolox-nano"}
     found = video.evaluate(_server(), clip, made, on_progress=_shower(name), **asked)
     print()
     return found
@@ -232,7 +232,8 @@ def servers(quick: bool) -> Iterator[Row]:
         every = 4 if quick else max(sum(1 for _ in opened) // EVALUATED, 1)
         schemes = video.coding_schemes(OF_SERVERS, server, model, step=10 if quick else 2)
         some = video.Clip(opened, 20 if quick else None)
-        found = video.evaluate(server, some, schemes, every=every, folder=FOLDER, name=file, on_progress=_shower(name))
+        asked: dict[str, Any] = {"every": every, "between": report.BETWEEN, "folder": FOLDER, "name": file}
+        found = video.evaluate(server, some, schemes, on_progress=_shower(name), **asked)
         print()
         yield from _distances(found, f"{name}, {clip}")
 

@@ -78,6 +78,7 @@ def run(
             options: dict[str, Any] = {
                 "every": every,
                 "reference": reference,
+                "between": report.BETWEEN,
                 "folder": folder / "kept",
                 "name": str(who),
             }

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Camera", "Saliency"]
 
+STRENGTH = 2.0  # QPs for each doubling of what a macroblock is worth
+
 
 class Saliency:
     """A camera model for frames of any size: they are scaled to what it takes, and its scores to their macroblocks.
@@ -63,7 +65,7 @@ class Camera:
         model: for `Saliency`; `None`: the encoder alone.
         width, height, fps: of frames.
         every: frames from one that the model looks at to the next. Between them scores move with the picture.
-        allocate: scores (rows, columns) to offsets; `None`: `graded_offsets(2 ** scores)`.
+        allocate: scores (rows, columns) to offsets; `None`: `graded_offsets(2 ** scores, strength=2)`.
         options: of `RoiEncoder`: `base` or `bitrate`, `codec`, `preset`, and so on.
 
     Attributes:
@@ -89,7 +91,7 @@ class Camera:
         self.encoder = RoiEncoder(width, height, fps, **options)
         self.offsets: np.ndarray | None = None
         self._saliency = None if model is None else Saliency(model)
-        self._allocate = allocate or (lambda scores: graded_offsets(2.0**scores))
+        self._allocate = allocate or (lambda scores: graded_offsets(2.0**scores, strength=STRENGTH))
         self._every, self._count, self._last = every, 0, 0
         self._seen: tuple[np.ndarray, np.ndarray] | None = None
 

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +268,7 @@ def evaluate(
     *,
     every: int = 1,
     reference: float | None = 30,
+    between: tuple[float, float] | None = None,
     folder: Path | None = None,
     name: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -275,9 +278,10 @@ def evaluate(
     Args:
         server: whose results are compared with its own on the reference; judged by `accuracy.measures_of`.
         clip: a video or its beginning.
-        schemes: ways of coding, each tried at all of its settings.
+        schemes: ways of coding, each tried at all of its settings, which go from good to bad.
         every: the server looks at one frame in so many.
         reference: QP of the reference, one everywhere; `None`: the clip itself.
+        between: accuracies that matter: settings farther off are left out.
         folder: where results are kept; those that are there are not made again.
         name: of the server, which tells its results from another's; needed with `folder`.
         on_progress: called with (settings done, in all).
@@ -296,24 +300,67 @@ def evaluate(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     hangs_on = [_digest(clip.video.path), clip.frames, every, reference, name, [repr(one) for one in measures]]
-    wanted: list[Any] | None = None  # made when it is needed: all may be kept
-    points: dict[str, list[Point]] = {scheme.name: [] for scheme in schemes}
-    total = sum(len(scheme.settings) for scheme in schemes)
-    for done, (scheme, setting) in enumerate((one, setting) for one in schemes for setting in one.settings):
-        on_progress(done, total)
+
+    @cache  # made when it is needed: all may be kept
+    def wanted() -> list[Any]:
+        return _results(server, map(rgb, clip) if reference is None else uniform(clip, reference), every)[0]
+
+    def tried(scheme: Scheme, setting: float) -> Point:
         key = hashlib.sha256(json.dumps([*hangs_on, scheme.name, scheme.about, scheme.key, setting]).encode())
         kept = None if folder is None else folder / f"{key.hexdigest()[:32]}.npz"
         if kept is not None and kept.exists():
-            points[scheme.name].append(_read(kept, setting, measures))
-            continue
-        if wanted is None:
-            wanted, _ = _results(server, map(rgb, clip) if reference is None else uniform(clip, reference), every)
-        point = _point(server, clip, scheme, setting, every, measures, wanted)
-        points[scheme.name].append(point)
+            return _read(kept, setting, measures)
+        point = _point(server, clip, scheme, setting, every, measures, wanted())
         if kept is not None:
             _write(kept, point)
+        return point
+
+    points: dict[str, list[Point]] = {}
+    done, total = 0, sum(len(scheme.settings) for scheme in schemes)
+    for scheme in schemes:
+        curve = _Tried(scheme, measures[0], tried, partial(_tell, on_progress, done, total))
+        points[scheme.name] = curve.points(between)
+        done += len(scheme.settings)
     on_progress(total, total)
     return Evaluation(clip, every, reference, measures, list(schemes), points)
+
+
+def _tell(on_progress: Callable[[int, int], None], before: int, total: int, count: int) -> None:
+    on_progress(before + count, total)
+
+
+class _Tried:
+    """The settings of a scheme, each tried when it is needed."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        measure: Measure,
+        tried: Callable[[Scheme, float], Point],
+        on_progress: Callable[[int], None],
+    ):
+        self._scheme, self._measure, self._tried, self._on_progress = scheme, measure, tried, on_progress
+        self._points: dict[int, Point] = {}
+
+    def points(self, between: tuple[float, float] | None) -> list[Point]:
+        """All, or those whose accuracy lies between two, and two on each side: it does not quite fall with each."""
+        count = len(self._scheme.settings)
+        begin, end = (0, count) if between is None else map(self._first_below, reversed(between))
+        for index in range(max(begin - 2, 0), min(end + 2, count)):
+            self._point(index)
+        return [self._points[index] for index in sorted(self._points)]
+
+    def _first_below(self, accuracy: float) -> int:
+        return bisect.bisect_left(range(len(self._scheme.settings)), True, key=lambda i: self._accuracy(i) < accuracy)
+
+    def _accuracy(self, index: int) -> float:
+        return float(self._measure.accuracy(self._point(index).sums[self._measure.name].sum(axis=0)))
+
+    def _point(self, index: int) -> Point:
+        if index not in self._points:
+            self._on_progress(len(self._points))
+            self._points[index] = self._tried(self._scheme, self._scheme.settings[index])
+        return self._points[index]
 
 
 def _point(

@@ -19,6 +19,7 @@ from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.macroblocks import grid
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded
+from keras_efficient.video.found import sureness
 from keras_efficient.video.frames import VIDEOS, Video, _opened, _stream, _upright, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Server
@@ -30,6 +31,7 @@ TOGETHER = 4  # frames of one gradient
 PIECE = 16  # frames of a video that are coded together where there is no time for all of it
 JUMPS = (0, 4, 16, 64)  # seconds before a piece, at which decoding is tried
 DAMAGED = (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile)  # what NumPy says of a damaged file
+NOTHING = 0.02  # worth of a macroblock in which nothing is found
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Coding:
     """How labels are made: how frames are coded for them, and how much of a gradient counts.
 
     Attributes:
+        label: what a macroblock is worth: `"gradient"`, that of the server's accuracy, or `"found"`: how surely the
+            server finds something there, in the clip as it is; of what follows that heeds `every` and `average` alone.
+            For detectors it is the better one: what is in a box needs its bits, wherever in it the gradient is.
         high: QP of the good frames.
         low: QPs of the bad ones, which take turns.
         every: so many frames of a video lie from one labelled frame to the next.
@@ -47,6 +52,7 @@ class Coding:
         average: over so many neighbouring labelled frames, and with them over the qualities `low`.
     """
 
+    label: str = "gradient"
     high: int = 30
     low: tuple[int, ...] = (36, 40, 44)
     every: int = 2
@@ -56,6 +62,8 @@ class Coding:
     average: int = 1
 
     def __post_init__(self) -> None:
+        if self.label not in ("gradient", "found"):
+            raise WrongArgument(f'`label` must be "gradient" or "found", not {self.label!r}.')
         if not self.low or not 0 < self.high < min(self.low) or max(self.low) > 51 or min(self.every, self.average) < 1:
             raise WrongArgument(f"Frames cannot be coded so: {self}.", hint="QPs: 0 < high < low <= 51.")
 
@@ -160,6 +168,8 @@ def _made(
     size: tuple[int, int] | None,
 ) -> Labels:
     """Of the `wanted` frames of a source, which is read twice; by default of one in `every`, from the first on."""
+    if coding.label == "found":
+        return _found(server, source, wanted, clip_size, coding, size)
     try:
         encoders = [_encoder(video, clip_size, qp, coding.preset) for qp in (coding.high, *coding.low)]
     except WrongArgument as error:
@@ -251,6 +261,25 @@ def _fitted(frame: Any, size: tuple[int, int]) -> Any:
     cut = np.ascontiguousarray(array[top : top + rows, left : left + columns])
     whole = packages().VideoFrame.from_ndarray(cut, format="rgb24")
     return whole.reformat(size[1], size[0], "yuv420p", interpolation="BICUBIC")
+
+
+def _found(
+    server: Server,
+    source: Iterable[Any],
+    wanted: range | None,
+    clip_size: tuple[int, int],
+    coding: Coding,
+    size: tuple[int, int] | None,
+) -> Labels:
+    """As `_made`, of what the server finds; frames are not coded."""
+    frames: list[np.ndarray] = []
+    gains: list[np.ndarray] = []
+    for number, frame in enumerate(source):
+        if number % coding.every == 0 if wanted is None else number in wanted:
+            (found,) = server.predict(rgb(frame)[None])
+            frames.append(_shrunk(frame, size))
+            gains.append(NOTHING + sureness(found, *clip_size))
+    return Labels(np.stack(frames), _averaged(np.stack(gains), coding.average).astype(np.float32), clip_size)
 
 
 def _averaged(gains: np.ndarray, count: int) -> np.ndarray:

@@ -20,12 +20,13 @@ from keras_efficient.video.frames import packages, rgb
 from keras_efficient.video.schemes import uniform
 from keras_efficient.video.servers import Detections
 
-__all__ = ["ACCURACIES", "BANDWIDTHS", "Shown", "page", "shown", "summary"]
+__all__ = ["ACCURACIES", "BANDWIDTHS", "BETWEEN", "Shown", "page", "shown", "summary"]
 
 ACCURACIES = (0.80, 0.85, 0.90, 0.95)
 GRID = tuple(np.linspace(0.80, 0.95, 7).round(3).tolist())  # of means
 BANDWIDTHS = (0.1e6, 0.2e6, 0.5e6, 1e6, 2e6)
 BASELINES = ("uniform", "defaults")
+BETWEEN = (0.78, 0.97)  # settings farther off are not tried
 SHOWN_AT = 0.85  # accuracy nearest to which frames are shown
 
 

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
-from keras_efficient.macroblocks import BLOCK, grid
+from keras_efficient.macroblocks import BLOCK
 from keras_efficient.video.allocation import graded_offsets
-from keras_efficient.video.camera import Camera, Saliency
+from keras_efficient.video.camera import STRENGTH, Camera, Saliency
 from keras_efficient.video.encoder import PRESETS, Packet, RoiEncoder, decoded, packet_of
+from keras_efficient.video.found import boxes_of, covered
 from keras_efficient.video.frames import Video, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
-from keras_efficient.video.servers import Detections, Server
+from keras_efficient.video.servers import Server
 
 __all__ = ["SCHEMES", "Clip", "Coded", "Scheme", "coding_schemes", "uniform"]
 
@@ -201,7 +202,7 @@ class _Form:
 
     def _inside(self, frame: Any) -> np.ndarray:
         picture = frame if isinstance(frame, np.ndarray) else rgb(frame)
-        return _covered(_boxes_of(self.server.predict(picture[None])[0]), *picture.shape[:2])
+        return covered(boxes_of(self.server.predict(picture[None])[0]), *picture.shape[:2])
 
     def dds(self) -> Callable[[Clip, float], Coded]:
         """A bad pass over all, and then what lies in the server's boxes well, black around it.
@@ -242,7 +243,7 @@ class _Form:
                     low = lows[number % self.chunk // GRADIENTS % len(lows)]
                     both = (rgb(high)[None], rgb(low)[None])
                     chunks[-1].append(accuracy_gradient(self.server, *both, weight="none")[0])
-            return [graded_offsets(np.mean(gains, axis=0), strength=2.0) for gains in chunks]
+            return [graded_offsets(np.mean(gains, axis=0), strength=STRENGTH) for gains in chunks]
 
         return lambda clip, quality: self.roi(clip, maps(clip), quality)
 
@@ -291,21 +292,21 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
         (30, 50),
         lambda form: form.plain(OFF, "qp"),
     ),
-    "defaults": ("x264's own: crf, AQ, mbtree, B-frames", (22, 42), lambda form: form.plain({})),
-    "aq": ("x264's AQ alone: crf, no mbtree, no B-frames", (24, 44), lambda form: form.plain(AQ)),
+    "defaults": ("x264's own: crf, AQ, mbtree, B-frames", (22, 51), lambda form: form.plain({})),
+    "aq": ("x264's AQ alone: crf, no mbtree, no B-frames", (24, 51), lambda form: form.plain(AQ)),
     "boxes": (
         f"x264's defaults, +{OUTSIDE} outside of the server's boxes of the chunk's first frame",
-        (20, 40),
+        (20, 46),
         lambda form: form.boxes(previous=False, mode="offset"),
     ),
     "vigil": (
         f"two QPs, {OUTSIDE} apart: boxes of the chunk's first frame; the detector on the camera is the server's own",
-        (24, 44),
+        (24, 51),
         lambda form: form.boxes(previous=False, mode="exact"),
     ),
     "eaar": (
         f"two QPs, {OUTSIDE} apart: the server's boxes of the last frame of the chunk before",
-        (24, 44),
+        (24, 51),
         lambda form: form.boxes(previous=True, mode="exact"),
     ),
     "dds": (
@@ -315,18 +316,18 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     ),
     "oracle": (
         "x264's defaults with offsets from the clip's own accuracy gradients, averaged over each chunk",
-        (28, 48),
+        (28, 51),
         lambda form: form.oracle(),
     ),
-    "camera": ("x264's defaults with offsets from the camera model", (28, 48), lambda form: form.camera()),
+    "camera": ("x264's defaults with offsets from the camera model", (28, 51), lambda form: form.camera()),
     "defaults-live": (
         "x264's own, tuned for no delay: crf, AQ; no look ahead, no mbtree, no B-frames",
-        (24, 44),
+        (24, 51),
         lambda form: form.plain({}, live=True),
     ),
     "camera-live": (
         "x264's own, tuned for no delay, with offsets from the camera model",
-        (28, 48),
+        (28, 51),
         lambda form: form.camera(live=True),
     ),
 }
@@ -369,24 +370,6 @@ def _coded(stream: _Stream, *, offsets: list[np.ndarray] | None = None) -> Coded
         return map(rgb, decoded(stream.packets))
 
     return Coded(pictures, stream.sizes, stream.out_at, float(stream.seconds.sum()), offsets=offsets)
-
-
-def _boxes_of(found: Any) -> np.ndarray:
-    """(n, 4): around what a server found in a frame."""
-    if isinstance(found, Detections):
-        return found.boxes
-    if np.ndim(found) != 3:
-        raise WrongArgument("The server finds no boxes.", hint="Leave out the schemes boxes, vigil, eaar and dds.")
-    people = np.asarray(found)[..., :2]
-    return np.concatenate([people.min(axis=1), people.max(axis=1)], axis=1)
-
-
-def _covered(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(rows, columns): macroblocks that some box touches."""
-    mask = np.zeros(grid(height, width), bool)
-    for left, top, right, bottom in np.asarray(boxes).clip(0).tolist():
-        mask[int(top // BLOCK) : int(-(-bottom // BLOCK)), int(left // BLOCK) : int(-(-right // BLOCK))] = True
-    return mask
 
 
 def _pixels(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -267,8 +267,16 @@ def _correlation(inner: keras.Model, frames: np.ndarray, gains: np.ndarray) -> f
     if not len(frames):
         return float("nan")
     scores = inner.predict(frames.astype(np.float32), batch_size=16, verbose=0).reshape(len(frames), -1)
-    ranks = [values.argsort(axis=1).argsort(axis=1) for values in (scores, gains.reshape(len(gains), -1))]
-    return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*ranks, strict=True)]))
+    told = [(a, b) for a, b in zip(scores, gains.reshape(len(gains), -1), strict=True) if np.ptp(a) and np.ptp(b)]
+    return float(np.mean([np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in told])) if told else float("nan")
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Places in order, from 0 on; equal ones share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: np.ndarray = (ends - (counts + 1) / 2)[which]
+    return found
 
 
 def _resumed(inner: keras.Model, folder: Path | None) -> int:

@@ -17,10 +17,11 @@ def frames(number, height, width):
     return RNG.integers(0, 256, (number, height, width, 3)).astype("float32")
 
 
+@pytest.mark.parametrize("trunk", ["small", "yolox-nano"])
 @pytest.mark.parametrize("size", [(720, 1280), (540, 960), (450, 800), (360, 640), (97, 64), (1080, 1920)])
-def test_any_size_by_the_same_weights(size):
-    model = models.AccModel(size, width=0.5)
-    model.set_weights(models.AccModel(width=0.5).get_weights())
+def test_any_size_by_the_same_weights(size, trunk):
+    model = models.AccModel(size, width=0.5, trunk=trunk)
+    model.set_weights(models.AccModel(width=0.5, trunk=trunk).get_weights())
     assert model.output_shape == (None, -(-size[0] // 16), -(-size[1] // 16))
     assert ops.convert_to_numpy(model(frames(1, *size))).shape[1:] == model.output_shape[1:]
 
@@ -47,6 +48,33 @@ def test_its_deployed_form():
     deployed = deploy(model)
     assert foreign_layers(deployed) == ()
     np.testing.assert_allclose(deployed.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-4)
+
+
+def test_the_trunk_of_yolox_is_the_detectors(data_dir):
+    """From what it gives, the last convolutions of the network make the network's boxes."""
+    import onnx
+    from onnx import numpy_helper
+
+    from keras_efficient.models.yolox import yolox_nano
+    from keras_efficient.video import OnnxGraph
+    from keras_efficient.zoo.recipes import accmodel
+
+    path = data_dir / "models" / "yolox_nano.onnx"
+    x = keras.Input((416, 416, 3))
+    trunk = keras.Model(x, yolox_nano(x))
+    layers = sorted((layer for layer in trunk.layers if layer.weights), key=lambda layer: layer.name)
+    for layer, arrays in zip(layers, accmodel._trunk_weights(path), strict=True):
+        layer.set_weights(arrays)
+    graph = onnx.load_model(path).graph
+    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    boxes = [arrays[node.input[1]][:, :, 0, 0] for node in graph.node if node.op_type == "Conv"]
+    last = [kernel for kernel in boxes if len(kernel) == 4]
+    bias = [arrays[node.input[2]] for node in graph.node if node.op_type == "Conv" and len(arrays[node.input[2]]) == 4]
+    picture = frames(1, 26, 26).repeat(16, axis=1).repeat(16, axis=2)
+    found = [y.reshape(-1, 64) for y in trunk.predict(picture / 255, verbose=0)]
+    wanted = OnnxGraph(path).run(picture[..., ::-1].transpose(0, 3, 1, 2))["output"][0, :, :4]
+    mine = np.concatenate([y @ kernel.T + more for y, kernel, more in zip(found, last, bias, strict=True)])
+    np.testing.assert_allclose(mine, wanted, atol=1e-3)
 
 
 def test_another_backbone():

@@ -16,7 +16,7 @@ from keras_efficient.video import report
 from keras_efficient.video.accuracy import FrameF1, MeanIoU, PooledF1
 from keras_efficient.video.delay import bandwidth_for
 from keras_efficient.video.encoder import qp_map
-from keras_efficient.video.evaluation import Curve, isotonic
+from keras_efficient.video.evaluation import Curve, Point, _Tried, isotonic
 from keras_efficient.video.frames import packages
 from keras_efficient.video.schemes import OFF, SCHEMES, _Form
 
@@ -274,6 +274,25 @@ def test_it_goes_on_where_it_was(clip, tmp_path):
         [video.evaluate(server, clip, schemes, folder=tmp_path, name=name) for name in ("shades", "another")]
     with pytest.raises(WrongArgument, match="Give the server's name="):
         video.evaluate(server, clip, schemes, folder=tmp_path)
+
+
+def test_settings_that_are_far_off_are_left_out(clip, monkeypatch):
+    """Halved until both ends are found; two more on each side are tried."""
+    accuracy = [0.99, 0.98, 0.99, 0.97, 0.96, 0.93, 0.9, 0.86, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    scheme = video.Scheme("one", "", None, range(len(accuracy)))
+    seen, told = [], []
+
+    def tried(scheme, setting):
+        seen.append(setting)
+        sums = np.array([[accuracy[setting], 1.0]])
+        return Point(setting, np.ones(3, int), np.arange(3), 0.0, 0.0, 1, 0.0, {"mean F1 of frames": sums})
+
+    points = _Tried(scheme, FrameF1(), tried, told.append).points((0.8, 0.95))
+    assert {point.setting for point in points} == set(seen) >= set(range(3, 11))
+    assert len(seen) == len(told) < 13
+    assert [point.setting for point in points] == sorted(seen)
+    everything = _Tried(scheme, FrameF1(), tried, told.append).points(None)
+    assert [point.setting for point in everything] == list(range(len(accuracy)))
 
 
 def test_a_clip_that_is_shorter_than_a_chunk(clip):

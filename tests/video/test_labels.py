@@ -8,7 +8,7 @@ from keras import ops
 from PIL import Image
 
 from keras_efficient.errors import FileProblem, WrongArgument
-from keras_efficient.video import labels
+from keras_efficient.video import Detections, labels
 from keras_efficient.video.encoder import RoiEncoder
 from keras_efficient.video.frames import packages
 
@@ -67,6 +67,26 @@ def test_labels_of_a_video_and_of_a_picture(clips):
     assert shrunk.gains.shape == (3, 6, 8)
     whole = video.frames[0].reshape(24, 4, 32, 4, 3).mean(axis=(1, 3))
     assert np.abs(shrunk.frames[0] - whole).mean() < 3
+
+
+class Boxes:
+    """Finds one object in every frame, where it is bright."""
+
+    def predict(self, frames):
+        return [Detections(np.array([[16.0, 0.0, 40.0, 20.0]]), np.array([0.5]), np.array([0])) for _ in frames]
+
+
+def test_labels_that_are_what_was_found(clips):
+    found = labels.labels_of(Boxes(), clips / "a.mkv", labels.Coding(label="found", every=3))
+    assert found.gains.shape[0] == len(found.frames)
+    assert found.gains[:, :2, 1:3] == pytest.approx(0.52)
+    found.gains[:, :2, 1:3] = 0.02
+    assert found.gains == pytest.approx(0.02)
+    pieces = labels.labels_of(Boxes(), clips / "a.mkv", labels.Coding(label="found", every=3), deadline=np.inf)
+    whole = labels.labels_of(Boxes(), clips / "a.mkv", labels.Coding(label="found"))
+    np.testing.assert_array_equal(pieces.frames[-1], whole.frames[-1])
+    picture = labels.labels_of(Boxes(), clips / "b.png", labels.Coding(label="found"), frame_size=(48, 64))
+    assert picture.gains.shape == (1, 3, 4)
 
 
 def test_they_are_kept(clips, tmp_path):
