@@ -208,6 +208,18 @@ def test_cells_lie_where_macroblocks_do(height, model):
     np.testing.assert_allclose(found, want.clip(first, last), atol=0.1)
 
 
+def test_gains_come_to_where_the_model_has_its_cells(monkeypatch):
+    """Gains of a clip of 450 rows that say in which of them they are, for a model for 720."""
+    monkeypatch.setattr(training, "FLOOR", 0.0)
+    rows = (np.arange(29) + 0.5) * 16
+    gains = np.broadcast_to(2.0 ** (rows[None, :, None] / 100), (1, 29, 50)).astype("float32")
+    labels = training.Labels(np.zeros((1, 180, 320, 3), np.uint8), gains, (450, 800))
+    inner = models.without_shrink(models.AccModel((720, 1280), width=0.25))
+    _, found = training._wanted(labels, inner)
+    want = ((np.arange(45) + 0.5) * 16 * 450 / 720).clip(8) / 100
+    np.testing.assert_allclose(found[0, :, 0], want - want.mean(), atol=1e-3)
+
+
 def test_reach():
     assert reach((450, 800), (29, 50)) == (464 / 450, 1.0)
     assert reach((113, 200), (29, 50)) == (116 / 113, 1.0)  # the same frame, shrunk
