@@ -13,7 +13,7 @@ import bisect
 import hashlib
 import json
 import time
-import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,6 +26,7 @@ from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.video.accuracy import Measure, measures_of
 from keras_efficient.video.frames import rgb
+from keras_efficient.video.labels import DAMAGED
 from keras_efficient.video.schemes import Clip, Scheme, uniform
 
 __all__ = ["Comparison", "Curve", "Evaluation", "Point", "Saving", "drawn", "evaluate", "isotonic", "saving"]
@@ -411,5 +412,5 @@ def _read(path: Path, setting: float, measures: list[Measure]) -> Point:
             sums = {measure.name: file[f"sums{index}"] for index, measure in enumerate(measures)}
             encoding, looking, passes, serving = file["numbers"].tolist()
             return Point(setting, file["sizes"], file["out_at"], encoding, looking, int(passes), serving, sums)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*DAMAGED, zlib.error) as error:
         raise FileProblem(path, "is damaged.", hint="Remove it: it will be made again.") from error

@@ -18,8 +18,9 @@ __all__ = ["accuracy_gradient"]
 
 Gradient = Callable[[np.ndarray, Any, np.ndarray], Any]
 
-# Compiled for each server and size of frames, while the server lives.
+# Compiled for each server and size of frames, while the server lives; of the latest sizes, since each takes memory.
 _COMPILED: weakref.WeakKeyDictionary[Server, dict[tuple[Any, ...], Gradient]] = weakref.WeakKeyDictionary()
+MOST = 8
 
 
 def accuracy_gradient(
@@ -89,6 +90,8 @@ def _slopes(server: Server, frames: np.ndarray, reference: Any, chosen: np.ndarr
     compiled = _COMPILED.setdefault(server, {})
     key = (*frames.shape[1:], chosen is not None)
     if key not in compiled:
+        for old in list(compiled)[: len(compiled) - MOST + 1]:
+            del compiled[old]
         compiled[key] = _differentiated(weakref.ref(server), of_parts=chosen is not None)
     found = compiled[key](frames, reference, np.zeros(0, np.float32) if chosen is None else chosen)
     if found is None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import math
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.macroblocks import grid
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded
 from keras_efficient.video.found import sureness
-from keras_efficient.video.frames import VIDEOS, Video, packages, rgb
+from keras_efficient.video.frames import VIDEOS, Video, _opened, _stream, _upright, packages, rgb
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Server
 
@@ -24,6 +28,9 @@ __all__ = ["Coding", "Labels", "clips_of", "labels_of"]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 TOGETHER = 4  # frames of one gradient
+PIECE = 16  # frames of a video that are coded together where there is no time for all of it
+JUMPS = (0, 4, 16, 64)  # seconds before a piece, at which decoding is tried
+DAMAGED = (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile)  # what NumPy says of a damaged file
 NOTHING = 0.02  # worth of a macroblock in which nothing is found
 
 
@@ -100,10 +107,10 @@ def labels_of(
     coding: Coding,
     *,
     size: tuple[int, int] | None = None,
+    frame_size: tuple[int, int] | None = None,
     folder: Path | None = None,
     name: str = "",
-    most: int | None = None,
-    on_frames: Callable[[int], None] = lambda count: None,
+    deadline: float | None = None,
 ) -> Labels:
     """Codes a video, or a picture, well and badly, and asks the server what each macroblock is worth.
 
@@ -112,52 +119,74 @@ def labels_of(
         path: of the clip.
         coding: the qualities.
         size: (height, width) to which the kept frames are shrunk; `None`: as they are.
+        frame_size: (height, width) to which a picture is scaled before it is coded, and cut where its sides are of
+            another ratio, since each size costs a gradient that is compiled for it. `None`: as it is, as videos are.
         folder: where labels are kept; those that are there are not made again.
         name: of the server, which tells its labels from another's.
-        most: labelled frames, spread over the clip.
-        on_frames: called with the number of labelled frames.
+        deadline: of `time.monotonic()`: short pieces from all over a video are coded and labelled until then, one at
+            least. `None`: all of it, coded as a whole.
 
     Raises:
-        FileProblem: the clip cannot be read.
+        FileProblem: the clip, or what is kept of it, cannot be read; or its frames cannot be coded.
     """
     video = Video.open(path)  # FFmpeg reads a picture as a video of one frame
-    kept = None if folder is None else folder / f"{_key(path, coding, size, name, most)}.npz"
+    is_picture = path.suffix.lower() in PICTURES
+    scaled = (frame_size[0] & ~1, frame_size[1] & ~1) if is_picture and frame_size is not None else None
+    clip_size = scaled or (video.height, video.width)
+    kept = None if folder is None else folder / f"{_key(path, coding, size, name, scaled)}.npz"
     if kept is not None and kept.exists():
-        return _read(kept, (video.height, video.width))
-    made = _made(server, video, coding, size, most, on_frames)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(kept, overwrite=True) as temporary, temporary.open("wb") as file:
-            np.savez(file, frames=made.frames, gains=made.gains)
-    return made
+        return _read(kept, clip_size)
+    pieces: dict[float, Labels] = {}
+    for start in [] if deadline is None or is_picture else _starts(video, coding.every):
+        if pieces and deadline is not None and time.monotonic() >= deadline:
+            break
+        part = None if kept is None else kept.with_stem(f"{kept.stem}-{start:.2f}")
+        if part is not None and part.exists():
+            pieces[start] = _read(part, clip_size)
+        elif piece := _piece(video, start):
+            # Counted from the last one: the first is coded by itself, as hardly any of a camera's frames is.
+            wanted = range((len(piece) - 1) % coding.every, len(piece), coding.every)
+            pieces[start] = _made(server, video, piece, wanted, clip_size, coding, size)
+            _write(part, pieces[start])
+    if pieces:
+        parts = [pieces[start] for start in sorted(pieces)]
+        frames, gains = (np.concatenate([getattr(one, kind) for one in parts]) for kind in ("frames", "gains"))
+        return Labels(frames, gains, clip_size)
+    source = [_fitted(frame, scaled) for frame in video] if scaled is not None else video
+    whole = _made(server, video, source, None, clip_size, coding, size)
+    _write(kept, whole)
+    return whole
 
 
 def _made(
     server: Server,
     video: Video,
+    source: Iterable[Any],
+    wanted: range | None,
+    clip_size: tuple[int, int],
     coding: Coding,
     size: tuple[int, int] | None,
-    most: int | None,
-    on_frames: Callable[[int], None],
 ) -> Labels:
+    """Of the `wanted` frames of a source, which is read twice; by default of one in `every`, from the first on."""
     if coding.label == "found":
-        return _found(server, video, coding, size, most, on_frames)
-    encoders = [_encoder(video, qp, coding.preset) for qp in (coding.high, *coding.low)]
+        return _found(server, source, wanted, clip_size, coding, size)
+    try:
+        encoders = [_encoder(video, clip_size, qp, coding.preset) for qp in (coding.high, *coding.low)]
+    except WrongArgument as error:
+        raise FileProblem(video.path, f"cannot be coded: {error.message}") from error
     streams: list[list[Packet]] = [[] for _ in encoders]
     count = 0
-    for frame in video:  # in two passes: packets are small, and frames are not
+    for frame in source:  # in two passes: packets are small, and frames are not
         for encoder, packets in zip(encoders, streams, strict=True):
             packets += encoder.encode(frame)
         count += 1
     for encoder, packets in zip(encoders, streams, strict=True):
         packets += encoder.flush()
-    wanted = np.arange(0, count, coding.every)
-    if most is not None and len(wanted) > most:
-        wanted = wanted[np.linspace(0, len(wanted) - 1, most).round().astype(int)]
+    wanted = range(0, count, coding.every) if wanted is None else wanted
     frames: list[np.ndarray] = []
     gains: list[np.ndarray] = []
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    all_of_them = zip(video, *(decoded(packets) for packets in streams), strict=True)
+    all_of_them = zip(source, *(decoded(packets) for packets in streams), strict=True)
     for number, (frame, high, *lows) in enumerate(all_of_them):
         if number not in wanted:
             continue
@@ -168,30 +197,89 @@ def _made(
             both = [np.stack(some) for some in zip(*waiting, strict=True)]
             gains.append(accuracy_gradient(server, *both, weight=coding.weight, each=coding.each))
             waiting.clear()
-            on_frames(len(frames))
     found = _averaged(np.concatenate(gains), coding.average).astype(np.float32)
-    return Labels(np.stack(frames), found, (video.height, video.width))
+    return Labels(np.stack(frames), found, clip_size)
+
+
+def _starts(video: Video, every: int) -> list[float]:
+    """Seconds at which the pieces of a video begin, in such an order that at any time they are from all over it."""
+    with _opened(video.path) as container:
+        stream = _stream(video.path, container)
+        begin = float((stream.start_time or 0) * stream.time_base)
+        if stream.duration:
+            length = float(stream.duration * stream.time_base)
+        elif container.duration:
+            length = container.duration / packages().time_base
+        else:  # as of a recording whose end was not written
+            stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            length = float(max(stamps, default=0) * stream.time_base) - begin
+    step = max(PIECE, every) / float(video.rate)
+    count = max(1, math.ceil(length / step))
+    bits = (count - 1).bit_length()
+    return [begin + step * index for index in sorted(range(count), key=lambda index: f"{index:0{bits}b}"[::-1])]
+
+
+def _piece(video: Video, start: float) -> list[Any]:
+    """Frames from some second on; fewer, or none, at the end of a video and where its time stamps leap."""
+    half = 0.5 / float(video.rate)
+    frames: Iterator[Any] = iter(())
+    with _opened(video.path) as container:
+        stream = _stream(video.path, container)
+        stream.codec_context.options = {}  # behind a jump a reference may be missing, which is no damage
+        for back in JUMPS:
+            try:
+                container.seek(max(0, math.floor((start - back) / stream.time_base)), stream=stream)
+                frames = (frame for frame in container.decode(stream) if frame.time is not None)
+                first = next(frames, None)
+            except packages().FFmpegError:
+                continue
+            # Some files do not say where their key frames are: decoding then begins at the next one, which is too late.
+            if first is not None:
+                frames = itertools.chain([first], frames)
+                if first.time < start + half:
+                    break
+        found: list[Any] = []
+        try:
+            for frame in frames:
+                if frame.time >= start + (2 * PIECE - 1) * half or len(found) == PIECE:
+                    break
+                if frame.time >= start - half and not frame.is_corrupt:
+                    found.append(_upright(frame))
+        except packages().FFmpegError as error:
+            raise FileProblem(video.path, f"is damaged at second {start:.0f} ({error.strerror}).") from error
+    if any((frame.width, frame.height) != (video.width, video.height) for frame in found):
+        raise FileProblem(video.path, f"changes its size at second {start:.0f}.", hint="Cut it there.")
+    return found
+
+
+def _fitted(frame: Any, size: tuple[int, int]) -> Any:
+    """A frame scaled to (height, width); of what then is too wide or too high, the middle."""
+    array = rgb(frame)
+    ratio = max(want / have for want, have in zip(size, array.shape[:2], strict=True))
+    rows, columns = (min(have, round(want / ratio)) for want, have in zip(size, array.shape[:2], strict=True))
+    top, left = (array.shape[0] - rows) // 2, (array.shape[1] - columns) // 2
+    cut = np.ascontiguousarray(array[top : top + rows, left : left + columns])
+    whole = packages().VideoFrame.from_ndarray(cut, format="rgb24")
+    return whole.reformat(size[1], size[0], "yuv420p", interpolation="BICUBIC")
 
 
 def _found(
     server: Server,
-    video: Video,
+    source: Iterable[Any],
+    wanted: range | None,
+    clip_size: tuple[int, int],
     coding: Coding,
     size: tuple[int, int] | None,
-    most: int | None,
-    on_frames: Callable[[int], None],
 ) -> Labels:
+    """As `_made`, of what the server finds; frames are not coded."""
     frames: list[np.ndarray] = []
     gains: list[np.ndarray] = []
-    for number, frame in enumerate(video):
-        if number % coding.every == 0:
+    for number, frame in enumerate(source):
+        if number % coding.every == 0 if wanted is None else number in wanted:
             (found,) = server.predict(rgb(frame)[None])
             frames.append(_shrunk(frame, size))
-            gains.append(NOTHING + sureness(found, video.height, video.width))
-            on_frames(len(frames))
-    chosen = np.linspace(0, len(frames) - 1, min(most or len(frames), len(frames))).round().astype(int)
-    averaged = _averaged(np.stack(gains), coding.average).astype(np.float32)
-    return Labels(np.stack([frames[number] for number in chosen]), averaged[chosen], (video.height, video.width))
+            gains.append(NOTHING + sureness(found, *clip_size))
+    return Labels(np.stack(frames), _averaged(np.stack(gains), coding.average).astype(np.float32), clip_size)
 
 
 def _averaged(gains: np.ndarray, count: int) -> np.ndarray:
@@ -201,8 +289,8 @@ def _averaged(gains: np.ndarray, count: int) -> np.ndarray:
     return np.stack([gains[start:end].mean(axis=0) for start, end in zip(starts, ends, strict=True)])
 
 
-def _encoder(video: Video, qp: int, preset: str) -> RoiEncoder:
-    return RoiEncoder(video.width, video.height, video.rate, mode="exact", base=qp, preset=preset)
+def _encoder(video: Video, size: tuple[int, int], qp: int, preset: str) -> RoiEncoder:
+    return RoiEncoder(size[1], size[0], video.rate, mode="exact", base=qp, preset=preset)
 
 
 def _shrunk(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
@@ -214,20 +302,28 @@ def _shrunk(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
     return array
 
 
-def _key(path: Path, coding: Coding, size: tuple[int, int] | None, name: str, most: int | None) -> str:
-    """What labels hang on: the file's contents, how it is coded, and who looks."""
-    digest = hashlib.sha256(json.dumps([str(coding), size, name, most]).encode())
+def _key(path: Path, coding: Coding, size: tuple[int, int] | None, name: str, scaled: tuple[int, int] | None) -> str:
+    """What labels hang on: the file's contents, how it is scaled and coded, and who looks."""
+    digest = hashlib.sha256(json.dumps([str(coding), size, name, scaled]).encode())
     with path.open("rb") as file:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()[:32]
 
 
+def _write(path: Path | None, labels: Labels) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, overwrite=True) as temporary, temporary.open("wb") as file:
+        np.savez(file, frames=labels.frames, gains=labels.gains)
+
+
 def _read(path: Path, size: tuple[int, int]) -> Labels:
     try:
         with np.load(path, allow_pickle=False) as file:
             frames, gains = file["frames"], file["gains"]
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise FileProblem(path, "is damaged.", hint="Remove it: it will be made again.") from error
     fits = frames.ndim == 4 and frames.dtype == np.uint8 and gains.ndim == 3 and gains.dtype == np.float32
     if not fits or gains.shape != (len(frames), *grid(*size)) or not np.isfinite(gains).all():

@@ -17,7 +17,7 @@ from keras_efficient.atomic import replacing
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.models import AccModel, without_shrink
 from keras_efficient.video.interpolation import reach, resized
-from keras_efficient.video.labels import Coding, Labels, clips_of, labels_of
+from keras_efficient.video.labels import DAMAGED, Coding, Labels, clips_of, labels_of
 from keras_efficient.video.servers import Server
 
 __all__ = ["TrainedCamera", "rank_correlation", "train_accmodel"]
@@ -72,21 +72,24 @@ def train_accmodel(
 
     Args:
         server: what looks at frames.
-        source: videos, pictures, and folders of them.
+        source: videos, pictures, and folders of them. Pictures are scaled to the camera's frames, videos stay as they
+            are; what cannot be read is left out, and told.
         model: an `AccModel` to go on with; `None`: a new one for frames of `frame_size`.
         frame_size: (height, width) of the camera's frames.
         coding: how frames are coded; by default `Coding()`.
-        minutes: that all of it may take. Labels take 45 per cent of that at most: clips that are left are not used.
-        steps: of training instead; labels are made of all clips then, and the result hangs on the seed alone.
+        minutes: that all of it may take. Labels take 45 per cent of that at most, a share for each clip: of a long
+            video they are made in places all over it. Clips that are left are not used.
+        steps: of training instead; labels are made of all frames then, and the result hangs on the seed alone.
         folder: where labels and the state of training are kept; called again with it, it goes on.
         name: of the server, which tells its labels from another's; needed with `folder`.
         batch, rate: of the optimizer, AdamW.
-        held_out: share of each video, its end, that is not trained on but measured.
+        held_out: share of each video, its end, and of the pictures, the last by name, that is not trained on but
+            measured.
         seed: of weights and batches.
         on_progress: called with a line at each step of the way.
 
     Raises:
-        FileProblem: a clip or a kept file that cannot be read.
+        FileProblem: no clip can be read, or a kept file cannot.
         WrongArgument: numbers out of range, or too few frames.
     """
     if not minutes > 0 or (steps is not None and steps < 1) or batch < 1 or not 0 <= held_out < 1:
@@ -101,7 +104,15 @@ def train_accmodel(
         raise WrongArgument(f"{model.name!r} is no AccModel: it gives {model.output_shape}, not scores of macroblocks.")
     folder = None if folder is None else Path(folder)
     deadline = None if steps is not None else begin + 60 * minutes
-    labels = _labels(server, source, coding or Coding(), inner, deadline, folder, name, minutes, tell)
+    options = {
+        "coding": coding or Coding(),
+        "size": inner.input_shape[1:3],
+        "frame_size": model.input_shape[1:3],
+        "folder": None if folder is None else folder / "labels",
+        "name": name,
+    }
+    last = None if deadline is None else deadline - (1 - LABELLING) * 60 * minutes
+    labels = _labels(server, clips_of(source), options, last, tell)
     if deadline is not None and time.monotonic() >= deadline:
         hint = "Give more of them, fewer frames (coding), or a folder: what is there is not made again."
         raise WrongArgument(f"Labels took all of the {minutes:g} minutes.", hint=hint)
@@ -120,28 +131,27 @@ def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
 
 
 def _labels(
-    server: Server,
-    source: str | Path | Sequence[str | Path],
-    coding: Coding,
-    inner: keras.Model,
-    deadline: float | None,
-    folder: Path | None,
-    name: str,
-    minutes: float,
-    tell: Callable[[str], None],
+    server: Server, clips: Sequence[Path], options: dict[str, Any], last: float | None, tell: Callable[[str], None]
 ) -> list[Labels]:
-    """Of the clips, as many as there is time for."""
+    """Of the clips that can be read, as many as there is time for; `options` of `labels_of`."""
     found: list[Labels] = []
-    clips = clips_of(source)
-    size = inner.input_shape[1:3]
-    last = None if deadline is None else deadline - (1 - LABELLING) * 60 * minutes
+    problems: list[FileProblem] = []
     for number, path in enumerate(clips):
-        if last is not None and found and time.monotonic() > last:
+        now = time.monotonic()
+        if last is not None and found and now > last:
             tell(f"no time for the labels of {len(clips) - number} of {len(clips)} clips")
             break
         tell(f"labels of {path.name} ({number + 1} of {len(clips)})")
-        kept = None if folder is None else folder / "labels"
-        found.append(labels_of(server, path, coding, size=size, folder=kept, name=name))
+        deadline = None if last is None else now + (last - now) / (len(clips) - number)
+        try:
+            found.append(labels_of(server, path, deadline=deadline, **options))
+        except FileProblem as error:
+            if error.path != str(path):  # one of those that are kept
+                raise
+            problems.append(error)
+            tell(f"left out: {error.message}")
+    if not found:
+        raise problems[0]
     return found
 
 
@@ -149,15 +159,19 @@ Frames = tuple[np.ndarray, np.ndarray]
 
 
 def _split(labels: Sequence[Labels], held_out: float, inner: keras.Model) -> tuple[Frames, Frames]:
-    """Frames and logarithms of their gains, for training, and of the end of each clip."""
+    """Frames and logarithms of their gains, for training, and of the end of each video and of all pictures."""
+    videos = [_wanted(one, inner) for one in labels if len(one.frames) > 1]
+    pictures = [_wanted(one, inner) for one in labels if len(one.frames) == 1]
     parts: tuple[list[Frames], list[Frames]] = ([], [])
-    for frames, gains in (_wanted(one, inner) for one in labels):
+    for frames, gains in [*videos, *([_together(pictures)] if pictures else [])]:
         kept = len(frames) - round(held_out * len(frames))
         parts[0].append((frames[:kept], gains[:kept]))
         parts[1].append((frames[kept:], gains[kept:]))
     train, test = map(_together, parts)
     if not len(train[0]):
-        raise WrongArgument("There is no frame to train on: the server sees nothing in any.")
+        seen, count = len(test[0]), sum(len(one.frames) for one in labels)
+        why = f"held_out={held_out} takes all {seen} of them" if seen else f"the server sees nothing in any of {count}"
+        raise WrongArgument(f"There is no frame to train on: {why}.")
     return train, test
 
 
@@ -275,7 +289,7 @@ def _resumed(inner: keras.Model, folder: Path | None) -> int:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[str(number)] for number in range(len(variables))]
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise FileProblem(path, "is damaged, or of another model.", hint="Remove it to begin anew.") from error
     if any(tuple(variable.shape) != array.shape for variable, array in zip(variables, arrays, strict=True)):
         raise FileProblem(path, "is of another model.", hint="Remove it to begin anew.")

@@ -143,6 +143,16 @@ def test_a_detectors_score_is_best_for_the_reference(detector, data_dir):
     assert same > worse + 0.1
 
 
+def test_a_detectors_gradient_of_any_batch(detector, data_dir):
+    frames = video.Video.open(data_dir / "video" / "traffic_highway_640x360.mp4")
+    high = np.stack([one.to_ndarray(format="rgb24") for one, _ in zip(frames, range(3), strict=False)])
+    low = high[:, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)
+    together = video.accuracy_gradient(detector, high, low)
+    for some in (slice(0, 2), slice(2, 3)):
+        alone = video.accuracy_gradient(detector, high[some], low[some])
+        np.testing.assert_allclose(alone, together[some], rtol=0.05, atol=1e-3 * together.max())
+
+
 def test_a_detectors_gradient_is_where_its_objects_are(detector, data_dir):
     frames = video.Video.open(data_dir / "video" / "dashcam_highway_1280x720.mp4")
     high = next(iter(frames)).to_ndarray(format="rgb24")[None]

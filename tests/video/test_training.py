@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from keras import ops
 from keras_efficient import models, video
 from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.macroblocks import grid
-from keras_efficient.video import training
+from keras_efficient.video import gradient, training
 from keras_efficient.video.frames import packages
 from keras_efficient.video.interpolation import reach, resized
 
@@ -85,9 +87,11 @@ def test_it_goes_on_where_it_stopped(clip, tmp_path):
     kept = trained(clip, steps=9, folder=tmp_path)
     for left, right in zip(kept.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
-    (tmp_path / "training.npz").write_bytes(b"nonsense")
-    with pytest.raises(FileProblem, match="is damaged, or of another model"):
-        trained(clip, steps=9, folder=tmp_path)
+    state = (tmp_path / "training.npz").read_bytes()
+    for damaged in (b"nonsense", state[: len(state) // 2], b""):
+        (tmp_path / "training.npz").write_bytes(damaged)
+        with pytest.raises(FileProblem, match="is damaged, or of another model"):
+            trained(clip, steps=9, folder=tmp_path)
 
 
 def test_frames_without_anything_to_see_are_left_out(tmp_path):
@@ -99,14 +103,81 @@ def test_frames_without_anything_to_see_are_left_out(tmp_path):
         packages().VideoFrame.from_ndarray(array, format="rgb24").to_image().save(tmp_path / f"{name}.png")
     found = trained(tmp_path, steps=1, held_out=0)
     assert found.frames == 1
-    with pytest.raises(WrongArgument, match="sees nothing in any"):
+    with pytest.raises(WrongArgument, match=r"held_out=0\.9 takes all 1 of them"):
+        trained(tmp_path / "seen.png", steps=1, held_out=0.9)
+    with pytest.raises(WrongArgument, match="sees nothing in any of 2"):
         trained([tmp_path / "one.png", tmp_path / "other.png"], steps=1, held_out=0)
 
 
 def test_it_keeps_to_its_time(clip):
-    found = trained(clip, minutes=0.1)
-    assert found.steps >= 1
-    assert found.seconds < 60
+    """With a video of which all labels would take 36 seconds."""
+
+    class Slow(Red):
+        def reference(self, frames):
+            time.sleep(0.6 * len(frames))
+            return super().reference(frames)
+
+    begin, told = time.monotonic(), []
+    video.train_accmodel(
+        *(Slow(), clip),
+        **{"model": models.AccModel(SIZE, width=0.25, shrink=2), "coding": video.Coding(every=1), "minutes": 0.25},
+        on_progress=lambda line: told.append((time.monotonic() - begin, line)),
+    )
+    labelled = next(seconds for seconds, line in told if line.startswith("training on 14 frames"))
+    assert labelled < 20
+    assert told[-1][0] < 32  # the last step, and what is compiled for the correlation
+
+
+def pictures(folder, count):
+    random = np.random.default_rng(0)
+    for number in range(count):
+        height, width = 96 + 2 * number, 128 + 10 * number
+        array = random.integers(60, 160, (height, width, 1)).repeat(3, axis=2).astype(np.uint8)
+        array[16:48, 16:48] = (220, 30, 30)
+        packages().VideoFrame.from_ndarray(array, format="rgb24").to_image().save(folder / f"{number:02}.png")
+
+
+def test_pictures_of_many_sizes(tmp_path):
+    """Some are held out, and one gradient is compiled for all."""
+    pictures(tmp_path, 10)
+    server = Red()
+    model = models.AccModel(SIZE, width=0.25, shrink=2)
+    found = video.train_accmodel(server, tmp_path, model=model, steps=1, held_out=0.2)
+    assert found.frames == 8
+    assert np.isfinite(found.correlation)
+    assert len(gradient._COMPILED[server]) == 1
+
+
+def test_clips_that_cannot_be_read_are_left_out(clip, tmp_path):
+    pictures(tmp_path, 2)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.mkv").write_bytes(clip.read_bytes()[:20_000])
+    with packages().open(str(tmp_path / "tiny.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 8, 8, "yuv420p"
+        frame = packages().VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    told = []
+    assert trained(tmp_path, steps=1, held_out=0, on_progress=told.append).frames == 2
+    out = [line for line in told if line.startswith("left out")]
+    assert len(out) == 3
+    for line, name, why in zip(
+        out, ("cut.mkv", "empty.png", "tiny.mkv"), ("cut off", "empty", "even sides"), strict=True
+    ):
+        assert name in line
+        assert why in line
+    with pytest.raises(FileProblem, match=r"empty.png: is empty"):
+        trained(tmp_path / "empty.png", steps=1)
+
+
+def test_gradients_of_few_sizes_are_kept(monkeypatch):
+    monkeypatch.setattr(gradient, "MOST", 2)
+    server = Red()
+    for width in (16, 32, 48, 16):
+        x = np.full((1, 16, width, 3), (220.0, 30.0, 30.0))
+        video.accuracy_gradient(server, x, x / 2)
+    assert [key[1] for key in gradient._COMPILED[server]] == [48, 16]
 
 
 def test_sizes_of_labels():
@@ -135,6 +206,18 @@ def test_cells_lie_where_macroblocks_do(height, model):
     want = (np.arange(len(found)) + 0.5) * 16
     first, *_, last = (np.arange(grid(model, 160)[0]) + 0.5) * 16 / model * height  # nothing is known beyond them
     np.testing.assert_allclose(found, want.clip(first, last), atol=0.1)
+
+
+def test_gains_come_to_where_the_model_has_its_cells(monkeypatch):
+    """Gains of a clip of 450 rows that say in which of them they are, for a model for 720."""
+    monkeypatch.setattr(training, "FLOOR", 0.0)
+    rows = (np.arange(29) + 0.5) * 16
+    gains = np.broadcast_to(2.0 ** (rows[None, :, None] / 100), (1, 29, 50)).astype("float32")
+    labels = training.Labels(np.zeros((1, 180, 320, 3), np.uint8), gains, (450, 800))
+    inner = models.without_shrink(models.AccModel((720, 1280), width=0.25))
+    _, found = training._wanted(labels, inner)
+    want = ((np.arange(45) + 0.5) * 16 * 450 / 720).clip(8) / 100
+    np.testing.assert_allclose(found[0, :, 0], want - want.mean(), atol=1e-3)
 
 
 def test_reach():

@@ -55,7 +55,8 @@ class YoloxHead:
 
     def parts(self, raw: Any) -> tuple[Any, Any]:
         shape = tuple(raw.shape)
-        if len(shape) != 3 or shape[1] != len(self._cells) or shape[2] < 6:
+        # Compiled for a batch of any size, TensorFlow does not know the number of anchors.
+        if len(shape) != 3 or shape[1] not in (None, len(self._cells)) or shape[2] < 6:
             size = "×".join(map(str, self._size))
             raise WrongArgument(
                 f"YOLOX gives (batch, {len(self._cells)}, 5 + classes) for inputs of {size}, not {shape}."
