@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from keras_efficient.video.delay import Link, delays
     from keras_efficient.video.encoder import Packet, RoiEncoder, decoded, qp_map
     from keras_efficient.video.evaluation import Evaluation, evaluate, saving
-    from keras_efficient.video.frames import Video, calibration
+    from keras_efficient.video.frames import Appearance, Video, calibration
     from keras_efficient.video.gradient import accuracy_gradient
     from keras_efficient.video.labels import Coding
     from keras_efficient.video.onnx_graph import OnnxGraph
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PREPROCESSING",
+    "Appearance",
     "Camera",
     "Clip",
     "Coded",
@@ -78,6 +79,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Appearance": "frames",
     "Camera": "camera",
     "Clip": "schemes",
     "Coded": "schemes",

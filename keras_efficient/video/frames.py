@@ -12,7 +12,18 @@ import numpy as np
 
 from keras_efficient.errors import FileProblem, MissingDependency
 
-__all__ = ["VIDEOS", "Appearance", "Video", "calibration", "packages", "rgb"]
+__all__ = [
+    "VIDEOS",
+    "Appearance",
+    "Video",
+    "calibration",
+    "opened",
+    "packages",
+    "rgb",
+    "stream_of",
+    "studio",
+    "upright",
+]
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts", ".webm")
 PIX_FMT = "yuv420p"
@@ -65,14 +76,14 @@ class Video:
     def open(cls, path: str | Path) -> Video:
         """Reads what the file says, and its first frame."""
         path = Path(path)
-        with _opened(path) as container:
-            stream = _stream(path, container)
+        with opened(path) as container:
+            stream = stream_of(path, container)
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             first = next(_decoded(path, container, stream), None)
             if first is None:
                 raise FileProblem(path, "has no frame that can be decoded.")
             look = _appearance(stream.codec_context, is_turned=bool(_turns(first) % 2))
-            first = _upright(first)
+            first = upright(first)
             return cls(path, first.width, first.height, Fraction(rate), stream.frames or 0, look)
 
     def __iter__(self) -> Iterator[Any]:
@@ -81,9 +92,9 @@ class Video:
         Raises:
             FileProblem: the file is damaged, cut off, or changes its size: the message says at which frame.
         """
-        with _opened(self.path) as container:
-            decoded = _decoded(self.path, container, _stream(self.path, container))
-            for number, frame in enumerate(map(_upright, decoded)):
+        with opened(self.path) as container:
+            decoded = _decoded(self.path, container, stream_of(self.path, container))
+            for number, frame in enumerate(map(upright, decoded)):
                 if (frame.width, frame.height) != (self.width, self.height):
                     sizes = f"{self.width}×{self.height} to {frame.width}×{frame.height}"
                     raise FileProblem(self.path, f"changes from {sizes} at frame {number}.", hint="Cut it there.")
@@ -123,7 +134,8 @@ def calibration(path: str | Path, size: tuple[int, int], *, limit: int = 96) -> 
     return np.stack(found).astype(np.float32)
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """PyAV's container of a file or a device, or a `FileProblem`."""
     av, device = packages(), path.is_char_device()
     if path.is_fifo():
         raise FileProblem(path, "is a pipe, which cannot be opened twice.", hint="Give a file, or a camera's device.")
@@ -141,7 +153,8 @@ def _opened(path: Path) -> Any:
         raise FileProblem(path, "cannot be read as a camera: this PyAV has no v4l2.", hint=hint) from error
 
 
-def _stream(path: Path, container: Any) -> Any:
+def stream_of(path: Path, container: Any) -> Any:
+    """The first video stream, or a `FileProblem`."""
     # A cover picture of a sound file is a video stream, too.
     streams = [s for s in container.streams.video if not s.disposition & packages().stream.Disposition.attached_pic]
     if not streams:
@@ -190,8 +203,10 @@ def _check_end(path: Path, stream: Any, last: Fraction, frames: int) -> None:
 
 def _appearance(context: Any, *, is_turned: bool) -> Appearance:
     aspect = Fraction(context.sample_aspect_ratio or 1) or Fraction(1)
-    numbers = (int(getattr(context, name)) for name in ("colorspace", "color_primaries", "color_trc"))
-    return Appearance(*numbers, 1 / aspect if is_turned else aspect)
+    matrix, primaries, transfer = (
+        int(getattr(context, name)) for name in ("colorspace", "color_primaries", "color_trc")
+    )
+    return Appearance(matrix, primaries, transfer, 1 / aspect if is_turned else aspect)
 
 
 def _turns(frame: Any) -> int:
@@ -199,7 +214,7 @@ def _turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4 if frame.rotation else 0
 
 
-def _upright(frame: Any) -> Any:
+def upright(frame: Any) -> Any:
     """The frame as it is looked at, with even sides, in the one format of this package, in studio range."""
     width, height, turns = frame.width & ~1, frame.height & ~1, _turns(frame)
     if not turns and (width, height) == (frame.width, frame.height):

@@ -20,7 +20,7 @@ from keras_efficient.errors import FileProblem, WrongArgument
 from keras_efficient.macroblocks import grid
 from keras_efficient.video.encoder import Packet, RoiEncoder, decoded
 from keras_efficient.video.found import sureness
-from keras_efficient.video.frames import VIDEOS, Video, _opened, _stream, _upright, packages, rgb
+from keras_efficient.video.frames import VIDEOS, Video, opened, packages, rgb, stream_of, upright
 from keras_efficient.video.gradient import accuracy_gradient
 from keras_efficient.video.servers import Server
 
@@ -203,8 +203,8 @@ def _made(
 
 def _starts(video: Video, every: int) -> list[float]:
     """Seconds at which the pieces of a video begin, in such an order that at any time they are from all over it."""
-    with _opened(video.path) as container:
-        stream = _stream(video.path, container)
+    with opened(video.path) as container:
+        stream = stream_of(video.path, container)
         begin = float((stream.start_time or 0) * stream.time_base)
         if stream.duration:
             length = float(stream.duration * stream.time_base)
@@ -223,8 +223,8 @@ def _piece(video: Video, start: float) -> list[Any]:
     """Frames from some second on; fewer, or none, at the end of a video and where its time stamps leap."""
     half = 0.5 / float(video.rate)
     frames: Iterator[Any] = iter(())
-    with _opened(video.path) as container:
-        stream = _stream(video.path, container)
+    with opened(video.path) as container:
+        stream = stream_of(video.path, container)
         stream.codec_context.options = {}  # behind a jump a reference may be missing, which is no damage
         for back in JUMPS:
             try:
@@ -244,7 +244,7 @@ def _piece(video: Video, start: float) -> list[Any]:
                 if frame.time >= start + (2 * PIECE - 1) * half or len(found) == PIECE:
                     break
                 if frame.time >= start - half and not frame.is_corrupt:
-                    found.append(_upright(frame))
+                    found.append(upright(frame))
         except packages().FFmpegError as error:
             raise FileProblem(video.path, f"is damaged at second {start:.0f} ({error.strerror}).") from error
     if any((frame.width, frame.height) != (video.width, video.height) for frame in found):

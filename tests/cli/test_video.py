@@ -214,7 +214,7 @@ def test_a_device_does_not_wait_for_room_in_the_spool(tmp_path, monkeypatch):
     seen = []
 
     class Noise:
-        width, height, rate = 320, 240, Fraction(25)
+        width, height, rate, appearance = 320, 240, Fraction(25), video.frames.Appearance()
 
         def __iter__(self):
             for number in range(60):
