@@ -121,7 +121,7 @@ class MacroblockSaliencyHead(keras.layers.Layer):
         mix.set_weights([ops.convert_to_numpy(value) for value in (self.mix_kernel, self.mix_bias)])
         score.set_weights([ops.convert_to_numpy(value) for value in (self.score_kernel, self.score_bias)])
         scores = ops.squeeze(x, axis=-1)
-        scores._keras_history.operation.name = "scores"  # Keras numbers it anew at every call in a process
+        _name_operations(scores)
         return keras.Model(inputs, scores, name=self.name)
 
     def _cropped_by_a_layer(self, x):
@@ -140,6 +140,18 @@ class MacroblockSaliencyHead(keras.layers.Layer):
             "frame_size": self.frame_size,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _name_operations(x):
+    """Fixed names for all that leads to a tensor and is no layer: Keras numbers it anew at every call in a process."""
+    found, waiting = [], [x]
+    while waiting:
+        operation = waiting.pop()._keras_history.operation
+        if operation not in found:
+            found.append(operation)
+            waiting += [tensor for node in operation._inbound_nodes for tensor in node.input_tensors]
+    for number, operation in enumerate(one for one in found if not isinstance(one, keras.layers.Layer)):
+        operation.name = f"scores_{number}" if number else "scores"
 
 
 def _averaged(x, factor):

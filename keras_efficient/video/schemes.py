@@ -192,13 +192,22 @@ class _Form:
         place = -1 if previous else 0
 
         @cache
-        def outside(clip: Clip) -> list[np.ndarray | None]:
-            wanted = [number for number, _ in enumerate(clip) if (number - place) % self.chunk == 0]
-            masks = [self._inside(frame) for number, frame in enumerate(clip) if number in wanted]
+        def outside(clip: Clip) -> tuple[list[np.ndarray | None], float]:
+            masks, seconds = [], []
+            for number, frame in enumerate(clip):
+                if (number - place) % self.chunk == 0:
+                    begun = time.perf_counter()
+                    masks.append(self._inside(frame))
+                    seconds.append(time.perf_counter() - begun)
             maps = [np.where(mask, 0, OUTSIDE) for mask in masks]
-            return [None, *maps] if previous else list(maps)
+            # The boxes of the chunk before come from the server; those of its own frame the camera has to find itself.
+            return ([None, *maps], 0.0) if previous else (list(maps), len(maps) * float(np.median(seconds)))
 
-        return lambda clip, quality: self.roi(clip, outside(clip), quality, mode)
+        def code(clip: Clip, quality: float) -> Coded:
+            maps, looking = outside(clip)
+            return replace(self.roi(clip, maps, quality, mode), looking=looking)
+
+        return code
 
     def _inside(self, frame: Any) -> np.ndarray:
         picture = frame if isinstance(frame, np.ndarray) else rgb(frame)
@@ -295,12 +304,12 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     "defaults": ("x264's own: crf, AQ, mbtree, B-frames", (22, 51), lambda form: form.plain({})),
     "aq": ("x264's AQ alone: crf, no mbtree, no B-frames", (24, 51), lambda form: form.plain(AQ)),
     "boxes": (
-        f"x264's defaults, +{OUTSIDE} outside of the server's boxes of the chunk's first frame",
+        f"x264's defaults, +{OUTSIDE} outside of the chunk's first boxes, by the server's own detector, run on the camera",
         (20, 46),
         lambda form: form.boxes(previous=False, mode="offset"),
     ),
     "vigil": (
-        f"two QPs, {OUTSIDE} apart: boxes of the chunk's first frame; the detector on the camera is the server's own",
+        f"two QPs, {OUTSIDE} apart: boxes of the chunk's first frame, by the server's own detector, run on the camera",
         (24, 51),
         lambda form: form.boxes(previous=False, mode="exact"),
     ),
