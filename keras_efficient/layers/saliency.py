@@ -143,7 +143,7 @@ class MacroblockSaliencyHead(keras.layers.Layer):
 
 
 def _name_operations(x):
-    """Fixed names for all that leads to a tensor and is no layer: Keras numbers it anew at every call in a process."""
+    """Fixed names for all that leads to a tensor and is no layer; Keras numbers it anew at every call in a process."""
     found, waiting = [], [x]
     while waiting:
         operation = waiting.pop()._keras_history.operation

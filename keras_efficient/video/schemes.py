@@ -304,7 +304,7 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     "defaults": ("x264's own: crf, AQ, mbtree, B-frames", (22, 51), lambda form: form.plain({})),
     "aq": ("x264's AQ alone: crf, no mbtree, no B-frames", (24, 51), lambda form: form.plain(AQ)),
     "boxes": (
-        f"x264's defaults, +{OUTSIDE} outside of the chunk's first boxes, by the server's own detector, run on the camera",
+        f"x264's defaults, +{OUTSIDE} outside of the chunk's first boxes, by the server's detector on the camera",
         (20, 46),
         lambda form: form.boxes(previous=False, mode="offset"),
     ),
