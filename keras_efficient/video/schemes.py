@@ -60,7 +60,7 @@ class Coded:
         sizes: (frames,) bytes sent for each.
         out_at: (frames,): the number of the frame after which the encoder gave each out.
         encoding: seconds of a processor that nobody else uses, for all frames.
-        looking: seconds of the camera's own model on the clock, for all frames.
+        looking: seconds of a model on the camera on the clock, for all frames.
         offsets: of each frame, (rows, columns), or `None`.
         passes: how often the clip goes to the server; each one after the first costs a round trip.
     """
