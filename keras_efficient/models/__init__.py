@@ -1,6 +1,6 @@
 """Functions that build functional Keras models, named like those of `keras.applications`."""
 
-from keras_efficient.models.accmodel import AccModel, without_shrink
+from keras_efficient.models.accmodel import AccModel, with_frozen_trunk, without_shrink
 from keras_efficient.models.extreme_classifier import ExtremeClassifier, NextWord
 from keras_efficient.models.fsrcnn import FSRCNN
 from keras_efficient.models.quicksrnet import QUICKSRNET_VARIANTS, QuickSRNet
@@ -25,5 +25,6 @@ __all__ = [
     "SampledSoftmax",
     "SequenceClassifier",
     "TwoTower",
+    "with_frozen_trunk",
     "without_shrink",
 ]

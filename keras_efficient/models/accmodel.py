@@ -6,9 +6,9 @@ import keras
 from keras import layers
 
 from keras_efficient.layers import MacroblockSaliencyHead
-from keras_efficient.models.yolox import LEVELS, yolox_nano
+from keras_efficient.models.yolox import LEVELS, YOLOX, yolox_nano
 
-__all__ = ["AccModel", "without_shrink"]
+__all__ = ["AccModel", "with_frozen_trunk", "without_shrink"]
 
 SHRINKS, COLUMNS = (1, 2, 4, 8), 320
 TRUNKS = ("small", "yolox-nano")
@@ -85,6 +85,18 @@ def without_shrink(model):
     """
     names = [layer.name for layer in model.layers]
     return keras.Model(model.get_layer(SHRUNK).input, model.output, name=model.name) if SHRUNK in names else model
+
+
+def with_frozen_trunk(model):
+    """An `AccModel` whose trunk keeps what it knows while the rest is trained: few videos would spoil a detector's.
+
+    Args:
+        model: with the trunk `"yolox-nano"`; it is changed. In others nothing is frozen.
+    """
+    for layer in model.layers:
+        if layer.name.startswith(f"{YOLOX}_"):
+            layer.trainable = False
+    return model
 
 
 def _channels(number, width):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from keras import layers
 
-__all__ = ["LEVELS", "yolox_nano"]
+__all__ = ["LEVELS", "YOLOX", "yolox_nano"]
+
+YOLOX = "yolox"  # names of its layers begin so
 
 LEVELS = (8, 16, 32)  # pixels from one feature to the next
 CHANNELS = 64
 
 
-def yolox_nano(x, name="yolox"):
+def yolox_nano(x, name=YOLOX):
     """Pixels (b, h, w, 3) in [0, 1], sides multiples of 32, to features (b, h / s, w / s, 64) for s of `LEVELS`.
 
     They are what YOLOX-nano takes boxes and objectness from; its part for classes is left out. Convolutions are named

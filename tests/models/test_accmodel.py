@@ -77,6 +77,17 @@ def test_the_trunk_of_yolox_is_the_detectors(data_dir):
     np.testing.assert_allclose(mine, wanted, atol=1e-3)
 
 
+def test_a_trunk_that_keeps_what_it_knows():
+    model = models.with_frozen_trunk(models.AccModel((96, 128), width=0.5, trunk="yolox-nano"))
+    trained = {id(variable) for variable in models.without_shrink(model).trainable_variables}
+    for layer in model.layers:
+        ours = {id(variable) for variable in layer.trainable_variables}
+        assert ours <= trained
+        assert not (ours and layer.name.startswith("yolox_"))
+    assert len(trained) < len(model.weights) / 2
+    assert models.with_frozen_trunk(models.AccModel((96, 128), width=0.5)).trainable_variables
+
+
 def test_another_backbone():
     def backbone(x):
         return keras.layers.Conv2D(8, 3, strides=8, padding="same", activation="relu")(x)

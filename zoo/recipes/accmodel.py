@@ -55,8 +55,7 @@ def untrained(data: Path) -> keras.Model:
     layers = sorted((one for one in model.layers if one.name.startswith("yolox_")), key=lambda one: one.name)
     for layer, arrays in zip(layers, _trunk_weights(data / "models" / NETWORK[0]), strict=True):
         layer.set_weights(arrays)
-        layer.trainable = False
-    return model
+    return models.with_frozen_trunk(model)
 
 
 def _trunk_weights(path: Path) -> Iterator[list[Any]]:

@@ -205,11 +205,11 @@ class _Database:
             run(statement)
 
     def _connect(self) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("Each database has its own way.")
 
     def _problem(self, error: Exception) -> KerasEfficientError:
         """One of the database's own errors in words of ours."""
-        raise NotImplementedError
+        raise NotImplementedError("Each database has its own way.")
 
 
 class _SQLite(_Database):
