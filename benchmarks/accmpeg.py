@@ -30,7 +30,7 @@ from keras_efficient.video.encoder import PRESETS
 from keras_efficient.video.schemes import SCHEMES
 
 FOLDER = Path("runs/accmpeg")
-CAMERA, UNSEEN = "accmodel-yolox-nano", "dashcam_highway_960x540"
+CAMERA, INT8, UNSEEN = "accmodel-yolox-nano", "accmodel-yolox-nano.int8", "dashcam_highway_960x540"
 # clip: bytes to save at least, against one QP and against x264's defaults
 CLIPS = {
     "dashcam_highway_960x540": (0.30, 0.15),
@@ -40,37 +40,39 @@ CLIPS = {
     "horses_720x480": (0.0, 0.0),
 }
 EVALUATED = 200  # frames of a clip at least, where it has them
-DENSE = (
-    "uniform",
-    "defaults",
-    "camera",
-)  # at each QP, the others at each second one: accuracy jumps from one to the next
-BASELINES = ("uniform", "defaults", "aq", "boxes", "vigil", "eaar", "dds", "defaults-live")
-OURS = ("camera", "camera-live")
+# At each QP, the others at each second one: accuracy jumps from one to the next.
+DENSE = ("uniform", "defaults", "camera")
+BASELINES = ("uniform", "defaults", "aq", "boxes", "vigil", "eaar", "dds", "defaults-short", "defaults-live")
+OURS = ("camera", "two-levels", "camera-short", "camera-live")
+OF_INTEGERS = "camera-int8"
+BARRED = ("camera", OF_INTEGERS)
 ROUND_TRIP, ON_LINK, LOWER = 0.1, 0.6, 0.25
 KEPT = 0.05  # share by which a bitrate may be missed
 BITRATES = (150_000, 400_000, 1_000_000)
 MILLISECONDS, RATE, ROI_COST = 15, 30, 0.05
-# another server: its network, the clip that it is measured on, and those that its camera model is trained on
+# another server: its network, the clip that it is measured on, those that its camera model is trained on, and what it
+# learns, in how many minutes: the last label and the last step end a little later
 SERVERS = {
     "DeepLab v3": (
         ("deeplabv3_mnv2_dm05_voc_257.onnx", "segmentation", "deeplab"),
         "people_street_800x450",
         ("person_indoor_768x432", "horses_720x480", "traffic_highway_640x360", "dashcam_highway_1280x720"),
+        ("found", 5),
     ),
     "road segmentation": (
         ("road_segmentation_adas_0001.onnx", "segmentation", "openvino-road"),
         "dashcam_highway_960x540",
         ("dashcam_highway_1280x720", "traffic_highway_640x360", "people_street_800x450"),
+        ("gradient", 9),
     ),
     "pose": (
         ("pose_landmark_lite.onnx", "keypoints", "mediapipe-pose"),
         "people_street_800x450",
         ("person_indoor_768x432", "dashcam_highway_1280x720"),
+        ("found", 5),
     ),
 }
 MINUTES, DISTANCE = 10, 0.10
-TAKEN = 9  # of these minutes are asked for: the last labels and the last step end a little later
 
 
 @cache
@@ -119,6 +121,9 @@ def _evaluated(name: str, quick: bool) -> video.Evaluation:
         for one in wanted
         for scheme in video.coding_schemes([one], _server(), model, step=10 if quick else 1 if one in DENSE else 2)
     ]
+    if name == UNSEEN and model is not None:
+        (whole,) = video.coding_schemes(["camera"], _server(), _integers(), step=10 if quick else 2)
+        made.append(replace(whole, name=OF_INTEGERS, about=f"{whole.about}, in integers"))
     asked: dict[str, Any] = {"every": every, "between": report.BETWEEN, "folder": FOLDER, "name": "yolox-nano"}
     found = video.evaluate(_server(), clip, made, on_progress=_shower(name), **asked)
     print()
@@ -141,7 +146,7 @@ def data_bytes(quick: bool) -> Iterator[Row]:
         for other, bar in zip(("uniform", "defaults"), bars, strict=True):
             for scheme in found.points:
                 if scheme != other:
-                    yield from _savings(found, name, scheme, other, bar if scheme == "camera" else None)
+                    yield from _savings(found, name, scheme, other, bar if scheme in BARRED else None)
         if "camera" not in found.points:
             yield Row(f"{name}: camera", None, "kB", reached=None, why="the zoo's camera model has seen it")
 
@@ -219,12 +224,12 @@ def _delays(found: video.Evaluation, name: str, link: video.Link, *, is_barred: 
 
 def servers(quick: bool) -> Iterator[Row]:
     """Camera models for three more networks: how long that takes, how far they are from the clip's own gradients."""
-    for name, (network, clip, clips) in SERVERS.items():
+    for name, (network, clip, clips, learns) in SERVERS.items():
         file, task, preprocess = network
         path = harness.data_folder() / "models" / file
         finder = {"people": _server()} if task == "keypoints" else {}
         server = video.onnx_server(path, task, preprocess, **finder)
-        model, trained = _trained(server, file, clips, quick)
+        model, trained = _trained(server, file, clips, learns, quick)
         what = f"{name}: camera model from {len(clips)} clips, labels included"
         bar: dict[str, Any] = {"bar": f"≤ {MINUTES} minutes", "reached": trained["seconds"] <= 60 * MINUTES}
         yield Row(what, round(trained["seconds"] / 60, 2), "minutes", details=trained, **bar)
@@ -257,26 +262,28 @@ def _distances(found: video.Evaluation, where: str) -> Iterator[Row]:
         yield Row(what, _rounded(value, 4), "share", why=why, details=details, **bar)
 
 
-def _trained(server: Any, name: str, clips: tuple[str, ...], quick: bool) -> tuple[Any, dict[str, Any]]:
-    """A camera model, and how it was made; kept in runs/accmpeg."""
-    from keras_efficient import models
+def _trained(
+    server: Any, name: str, clips: tuple[str, ...], learns: tuple[str, float], quick: bool
+) -> tuple[Any, dict[str, Any]]:
+    """A camera model, from the zoo's trunk on, and how it was made; kept in runs/accmpeg."""
+    from keras_efficient import models, zoo
     from keras_efficient.zoo import weights
-    from keras_efficient.zoo.recipes.accmodel import CODING, FRAME_SIZE
 
     kept = FOLDER / ("quick" if quick else "servers") / Path(name).stem
     note, file = kept / "trained.json", kept / "model.weights.h5"
     if note.exists() and file.exists():
-        model = models.AccModel(FRAME_SIZE)
+        model = zoo.load(CAMERA)
         weights.load_into(model, file)
         return model, json.loads(note.read_text())
-    options: dict[str, Any] = {"steps": 2} if quick else {"minutes": TAKEN}
-    coding = video.Coding(**{**CODING, "every": 60 if quick else CODING["every"]})
-    paths = [_path(clip) for clip in clips]
-    made = video.train_accmodel(server, paths, frame_size=FRAME_SIZE, coding=coding, on_progress=print, **options)
+    label, minutes = learns
+    options: dict[str, Any] = {"steps": 2} if quick else {"minutes": minutes}
+    options |= {"coding": video.Coding(label=label, every=60 if quick else 3), "on_progress": print}
+    model = models.with_frozen_trunk(zoo.load(CAMERA))
+    made = video.train_accmodel(server, [_path(clip) for clip in clips], model=model, **options)
     kept.mkdir(parents=True, exist_ok=True)
     weights.save(made.model, file)
     found = {name: getattr(made, name) for name in ("seconds", "steps", "frames", "correlation")}
-    found |= {"clips": list(clips), "load": os.getloadavg()[0]}
+    found |= {"label": label, "clips": list(clips), "load": os.getloadavg()[0]}
     note.write_text(json.dumps(found))
     return made.model, found
 
@@ -302,11 +309,11 @@ def speed(quick: bool) -> Iterator[Row]:
     """The camera model in 8 bits, encoder and model together, what offsets cost, and whether they are kept exactly."""
     frames = list(video.Video.open(_path("dashcam_highway_1280x720")))[: 10 if quick else None]
     rounds = 3 if quick else 30
-    file = None if _model() is None else _exported()
+    file = None if _model() is None else _integers()
     if file is not None:
         times = [1e3 * seconds for seconds in _looks(file, frames, rounds)]
         middle, least = float(np.median(times)), min(times)
-        what = "camera model, .tflite of precision dynamic, one 1280×720 frame, 2 threads, resize included: median"
+        what = "camera model, int8 .tflite, one 1280×720 frame, 2 threads, resize included: median"
         bar: dict[str, Any] = {"bar": f"≤ {MILLISECONDS} ms", "reached": middle <= MILLISECONDS}
         details = {"minimum": round(least, 2), "load": os.getloadavg()[0]}
         yield Row(what, round(middle, 2), "ms", details=details, **bar)
@@ -317,7 +324,7 @@ def speed(quick: bool) -> Iterator[Row]:
             camera.encode(frame)
         camera.flush()
         found = len(frames) / (time.perf_counter() - began)
-        what = f"encoder and camera model ({'none' if file is None else 'dynamic'}), 1280×720, {preset}"
+        what = f"encoder and camera model ({'none' if file is None else 'int8'}), 1280×720, {preset}"
         yield Row(what, round(found, 1), "frames/s", bar=f"≥ {RATE}", reached=found >= RATE)
     yield from _roi_costs(frames, rounds)
     for preset in PRESETS[: 2 if quick else -2]:
@@ -332,7 +339,7 @@ def _look() -> float | None:
     frames = list(itertools.islice(video.Video.open(_path("dashcam_highway_1280x720")), 20))
     if _model() is None:
         return None
-    times = _looks(_exported(), frames, 20)
+    times = _looks(_integers(), frames, 20)
     return float(np.median(times))
 
 
@@ -346,19 +353,18 @@ def _looks(file: str, frames: list[Any], rounds: int) -> list[float]:
 
 
 @cache
-def _exported() -> str:
-    """The camera model with weights and products of 8 bits, for frames that are scaled down before.
+def _integers() -> str:
+    """The camera model in integers all through, for frames that are scaled down before: what a camera runs."""
+    from keras_efficient import export, models, zoo
+    from keras_efficient.zoo.recipes import accmodel
 
-    Integers all through lose too much of it: 7 dB are left of the 12 that `export` asks for.
-    """
-    from keras_efficient import export, models
-
-    model = _model()
-    if isinstance(model, str):
-        return model
+    named = os.environ.get("KERAS_EFFICIENT_ACCMODEL")
+    if named:
+        return named
     FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / "camera.tflite"
-    export.save(models.without_shrink(model), path, overwrite=True, precision="dynamic")
+    path, inner = FOLDER / "camera.tflite", models.without_shrink(zoo.load(INT8))
+    samples = accmodel.calibration(inner, harness.data_folder())
+    export.save(inner, path, overwrite=True, precision="int8", calibration=samples)
     return str(path)
 
 

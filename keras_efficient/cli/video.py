@@ -35,7 +35,7 @@ CERTIFICATE = typer.Option("--certificate", help="Own certificate, PEM.")
 KEY = typer.Option("--key", help="Its private key, PEM.")
 AUTHORITY = typer.Option("--authority", help="Certificate of the authority that signed both sides' own, PEM.")
 MODEL = typer.Option("--model", metavar="NAME|FILE|none", help="A zoo model, a .keras, .tflite or .onnx file, or none.")
-BASE = typer.Option("--base", help="Quality: 1 best, 51 worst; less where the network does not look.", min=1, max=51)
+BASE = typer.Option("--base", help="Quality: 1 best, 61 worst; less where the network does not look.", min=1, max=61)
 BITRATE = typer.Option("--bitrate", help="Bits a second to keep, instead of --base.", min=1000)
 EVERY = typer.Option("--model-every", help="Frames from one that the model looks at to the next.", min=1)
 INSECURE = typer.Option("--insecure", help="Without TLS; inside one machine only.")
@@ -48,6 +48,7 @@ def encode(
     model: Annotated[str, MODEL] = DEFAULT_MODEL,
     base: Annotated[float, BASE] = DEFAULT_BASE,
     bitrate: Annotated[int | None, BITRATE] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Bytes to keep instead, of all pictures.", min=1)] = None,
     every: Annotated[int, EVERY] = 10,
     codec: Annotated[str, typer.Option("--codec", help="libx264 or libx265.")] = "libx264",
     preset: Annotated[str, typer.Option("--preset", help="Effort of the encoder: ultrafast … placebo.")] = "veryfast",
@@ -62,7 +63,7 @@ def encode(
         from keras_efficient.video.encode import encode_file
 
         network = _camera_model(model)
-    options = {"base": base, "bitrate": bitrate, "every": every, "codec": codec, "preset": preset}
+    options = {"base": base, "bitrate": bitrate, "size": size, "every": every, "codec": codec, "preset": preset}
     with out.progress(source.name) as show:
         made = encode_file(source, target, network, overwrite=force, on_progress=show, **options)
     values = {

@@ -62,7 +62,7 @@ def run(
         names = [
             *USUAL,
             *(OF_BOXES if isinstance(server, video.DetectionServer | video.KeypointServer) else ()),
-            *(("camera",) if model is not None else ()),
+            *(("camera", "camera-short") if model is not None else ()),
         ]
     schemes = video.coding_schemes(names, server, model, **coding)
     # One file answers in other ways for another task, or when it is given frames in another way.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
+import numpy as np
 from keras import ops
 from keras.quantizers import fake_quant_with_min_max_vars as fake_quant
 
@@ -22,6 +25,12 @@ def fake_quantize_kernel(kernel, bits=8):
     return _round_straight_through(kernel / scale) * scale
 
 
+# Shares of a range that are tried. Rare large values matter more to what comes behind than their number says.
+_UPPER = (0.9, 0.8, 0.7, 0.6, 0.5)
+_LOWER = (0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08)
+_FITTED = 100_000  # values that are looked at
+
+
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class FakeQuantize(keras.layers.Layer):
     """Rounds activations to 256 levels between a learned minimum and maximum, one pair for the tensor.
@@ -37,7 +46,7 @@ class FakeQuantize(keras.layers.Layer):
     an int8 file takes over: it rounds as the network was trained to be rounded.
 
     Args:
-        momentum: Float in [0, 1). Of the moving average.
+        momentum: Float in [0, 1]. Of the moving average; 1: the range of the first batch, or of `fit`, stays.
         minimum, maximum: Floats or `None`. A fixed range (both given), for a signal whose range is known.
 
     Input shape: any. Output shape: the same.
@@ -80,6 +89,27 @@ class FakeQuantize(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    def fit(self, values, activation=None):
+        """Takes the range that rounds some values best: the least mean square of what rounding changes.
+
+        Args:
+            values: array, what the layer is given.
+            activation: function of a tensor; `None`, or what comes behind the layer: of what it gives the changes are
+                counted. Below where an activation is flat nothing is lost.
+        """
+        values = np.ravel(ops.convert_to_numpy(values)).astype(np.float32)
+        values = values[:: max(1, len(values) // _FITTED)]
+        behind = activation or (lambda x: x)
+        wanted = ops.convert_to_numpy(behind(ops.convert_to_tensor(values)))
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 1e-6)
+        lows = [low, *(low * share for share in _LOWER)] if activation else [low]
+        best = (np.inf, low, high)
+        for begin, end in itertools.product(lows, [high, *(high * share for share in _UPPER)]):
+            rounded = ops.convert_to_numpy(behind(fake_quant(ops.convert_to_tensor(values), begin, end)))
+            best = min(best, (float(np.square(rounded - wanted).mean()), begin, end))
+        self.range_min.assign(best[1])
+        self.range_max.assign(best[2])
 
     def deploy(self):
         """A model of one stock operation that holds the range."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         keras_server,
         onnx_server,
     )
-    from keras_efficient.video.training import TrainedCamera, train_accmodel
+    from keras_efficient.video.training import TrainedCamera, teach_accmodel, train_accmodel
 
 __all__ = [
     "PREPROCESSING",
@@ -74,6 +74,7 @@ __all__ = [
     "onnx_server",
     "qp_map",
     "saving",
+    "teach_accmodel",
     "train_accmodel",
     "two_levels",
 ]
@@ -111,6 +112,7 @@ _HOMES = {
     "qp_map": "encoder",
     "saving": "evaluation",
     "coding_schemes": "schemes",
+    "teach_accmodel": "training",
     "train_accmodel": "training",
     "two_levels": "allocation",
 }

@@ -58,6 +58,7 @@ def encode_file(
     target: str | Path,
     model: keras.Model | str | Path | None,
     *,
+    size: int | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -70,6 +71,7 @@ def encode_file(
         source: a video.
         target: .mp4, .mkv, .mov or .ts.
         model: of `Camera`.
+        size: bytes that the coded pictures shall take, within five per cent; the video is read once more before that.
         overwrite: replace what is at `target`.
         on_progress: called with (frames done, frames in all; 0 where the file does not say).
         options: of `Camera`: `base` or `bitrate`, `codec`, `preset`, `every`, `key_every`, and so on.
@@ -77,7 +79,8 @@ def encode_file(
     Raises:
         MissingDependency: PyAV is not installed.
         FileProblem: the source cannot be read, or the target not be written.
-        WrongArgument: a suffix that is not known, one file as both, or what the camera refuses.
+        WrongArgument: a suffix that is not known, one file as both, a size besides a bitrate or that is too small,
+            or what the camera refuses.
         ConversionError: the file does not hold what was written.
     """
     source, target = Path(source), Path(target)
@@ -85,6 +88,8 @@ def encode_file(
         raise WrongArgument(f"{target} cannot be written.", hint=f"Known: {', '.join(SUFFIXES)}.")
     check_apart([source], [target])
     video = Video.open(source)
+    if size is not None:
+        options["bitrate"] = _bitrate(video, size, options)
     camera = Camera(model, video.width, video.height, video.rate, appearance=video.appearance, **options)
     times = _Times(video.rate)
     av = packages()
@@ -102,6 +107,16 @@ def encode_file(
             raise FileProblem(target, reason, hint="Write an .mkv, which holds nearly everything.") from error
         _check(temporary, target, len(times.seen), copies.kinds)
     return EncodedFile(len(times.seen), size, float(times.of(len(times.seen)) - times.of(0)))
+
+
+def _bitrate(video: Video, size: int, options: dict[str, Any]) -> int:
+    """Bits a second of a whole video that shall have so many bytes."""
+    if options.get("bitrate") is not None:
+        raise WrongArgument("Give `size` or `bitrate`, not both.")
+    seconds = float(sum(1 for _ in video) / video.rate)
+    if 8 * size < 1000 * seconds:
+        raise WrongArgument(f"`size` must be at least 1000 bits a second, {round(125 * seconds)} bytes, not {size!r}.")
+    return round(8 * size / seconds)
 
 
 class _Times:

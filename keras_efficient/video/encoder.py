@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,7 @@ __all__ = ["Packet", "RoiEncoder", "decoded", "is_as_asked", "packet_of", "qp_ma
 CODECS = ("libx264", "libx265")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 MOST_OFFSET = 51
+MOST_BASE = 61
 FILTERED = 128  # rectangles that the filter's list has room for: its cost grows with their square
 _REGION = np.dtype([(name, "<i4") for name in ("self_size", "top", "bottom", "left", "right", "num", "den")])
 # QP = base + offset on every macroblock. An aq-strength of 0 would drop the offsets silently.
@@ -72,7 +74,8 @@ class RoiEncoder:
         codec: `"libx264"` or `"libx265"`.
         mode: `"offset"`: offsets are added to what the encoder's own adaptive quantisation and tree decide, which
             compresses best. `"exact"`: each coded macroblock has the QP `base + offset`.
-        base: quality of a macroblock without an offset: the encoder's crf, in exact mode the QP.
+        base: quality of a macroblock without an offset: the encoder's crf, in exact mode the QP. Above 51, the worst
+            that there is, up to 61: what has no lower offset stays at 51, and the rest becomes worse.
         bitrate: bits a second to keep instead, in offset mode.
         preset: effort of the encoder.
         key_every: frames from one key frame to the next; `None`: the first is the only one.
@@ -141,8 +144,10 @@ class RoiEncoder:
         settings = {"preset": preset, _PARAMETERS[codec]: ":".join(text)}
         if low_delay:
             settings["tune"] = "zerolatency"
+        # Neither crf nor QP goes beyond 51, but offsets may be raised.
+        self._raised = max(math.ceil(base - MOST_OFFSET), 0) if bitrate is None else 0
         if bitrate is None:
-            settings["crf"] = str(base)
+            settings["crf"] = str(base - self._raised)
         av = packages()
         context = av.CodecContext.create(codec, "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
@@ -174,7 +179,7 @@ class RoiEncoder:
             raise WrongArgument(
                 f"A frame is {picture.width}×{picture.height}, the encoder's {self.width}×{self.height}."
             )
-        regions = _regions(self._checked(offsets))
+        regions = _regions(self._raise(self._checked(offsets)))
         picture = studio(picture, self._appearance.matrix)
         kind = av.video.frame.PictureType.I if key else av.video.frame.PictureType.NONE
         with _lent(picture, (self._count, self._time_base, kind), regions, self._graphs) as lent:
@@ -227,6 +232,13 @@ class RoiEncoder:
         ]
         packets += twin.flush()
         return packets, sum(len(packet.data) for packet in packets)
+
+    def _raise(self, offsets: np.ndarray | None) -> np.ndarray | None:
+        if not self._raised:
+            return offsets
+        whole = np.zeros((self.rows, self.columns), int) if offsets is None else offsets
+        raised: np.ndarray = np.minimum(whole + self._raised, MOST_OFFSET)
+        return raised
 
     def _checked(self, offsets: np.ndarray | None) -> np.ndarray | None:
         if offsets is None:
@@ -340,8 +352,8 @@ def _check(
         raise WrongArgument(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}.")
     if width % 2 or height % 2 or width < 16 or height < 16:
         raise WrongArgument(f"Frames must have even sides from 16 on, not {width}×{height}.")
-    if not 0 < base <= 51:
-        raise WrongArgument(f"`base` must be above 0 and at most 51, not {base!r}.")
+    if not 0 < base <= MOST_BASE:
+        raise WrongArgument(f"`base` must be above 0 and at most {MOST_BASE}, not {base!r}.")
     if mode == "exact" and base != round(base):
         raise WrongArgument(f"QPs are whole numbers, so that `base` must be one in exact mode, not {base!r}.")
     if bitrate is not None and (mode == "exact" or bitrate < 1000):

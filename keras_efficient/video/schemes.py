@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.macroblocks import BLOCK
-from keras_efficient.video.allocation import graded_offsets
+from keras_efficient.video.allocation import graded_offsets, two_levels
 from keras_efficient.video.camera import STRENGTH, Camera, Saliency
 from keras_efficient.video.encoder import PRESETS, Packet, RoiEncoder, decoded, packet_of
 from keras_efficient.video.found import boxes_of, covered
@@ -35,9 +35,13 @@ FED_BACK = 10  # QPs by which a second pass is better than the first
 HIGH, LOWS = 30, (36, 40, 44)  # QPs between which an oracle takes its gradients
 GRADIENTS = 3  # frames from one gradient to the next
 
-OF_MODEL = ("camera", "camera-live")
+BETTER, SHARE = 10, 0.2  # two levels: QPs from one to the other, and share of a frame's best that is on the better one
+OLD = 3  # chunks: what a server said comes back after a second or so, at the rates that are compared
+
+OF_MODEL = ("camera", "two-levels", "camera-short", "camera-live")
 OFF = {"aq-mode": 0, "mbtree": 0, "bframes": 0}
 AQ = {"aq-mode": 1, "mbtree": 0, "bframes": 0}
+SHORT = {"rc-lookahead": 0, "mbtree": 0}
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def coding_schemes(
     Args:
         names: of `SCHEMES`.
         server: whose boxes or gradients some of them use.
-        model: of the camera, for `"camera"` and `"camera-live"`: a Keras model, or the path of a file.
+        model: of the camera, for `"camera"`, those that begin so, and `"two-levels"`: a Keras model, or a file's path.
         preset: of libx264.
         key_every: frames from one key frame to the next; `None`: the first is the only one.
         chunk: frames that are sent together.
@@ -184,12 +188,13 @@ class _Form:
 
         return _coded(_streamed(clip, encode, encoder.flush), offsets=used)
 
-    def boxes(self, *, previous: bool, mode: str) -> Callable[[Clip, float], Coded]:
-        """Offsets inside and outside of the boxes of the chunk's first frame, or of the last one of the chunk before.
+    def boxes(self, *, old: int = 0, mode: str) -> Callable[[Clip, float], Coded]:
+        """Offsets inside and outside of the boxes of the chunk's first frame, or of the last one that is so many chunks
+        older.
 
         The boxes are the server's own on the source, the best that such a detector could find.
         """
-        place = -1 if previous else 0
+        place = -1 if old else 0
 
         @cache
         def outside(clip: Clip) -> tuple[list[np.ndarray | None], float]:
@@ -200,8 +205,8 @@ class _Form:
                     masks.append(self._inside(frame))
                     seconds.append(time.perf_counter() - begun)
             maps = [np.where(mask, 0, OUTSIDE) for mask in masks]
-            # The boxes of the chunk before come from the server; those of its own frame the camera has to find itself.
-            return ([None, *maps], 0.0) if previous else (list(maps), len(maps) * float(np.median(seconds)))
+            # Older boxes come from the server; those of its own frame the camera has to find itself.
+            return ([None] * old + maps, 0.0) if old else (list(maps), len(maps) * float(np.median(seconds)))
 
         def code(clip: Clip, quality: float) -> Coded:
             maps, looking = outside(clip)
@@ -256,16 +261,14 @@ class _Form:
 
         return lambda clip, quality: self.roi(clip, maps(clip), quality)
 
-    def camera(self, *, live: bool = False) -> Callable[[Clip, float], Coded]:
-        """`video.Camera`, its model at the first frame of each chunk."""
+    def camera(self, **further: Any) -> Callable[[Clip, float], Coded]:
+        """`video.Camera`, its model at the first frame of each chunk; `further` of its options."""
 
         def code(clip: Clip, quality: float) -> Coded:
             video = clip.video
             options: dict[str, Any] = {"preset": self.preset, "key_every": self.key_every, "threads": 1}
-            options |= {"low_delay": live}
-            camera = Camera(
-                self.model, video.width, video.height, video.rate, every=self.chunk, base=quality, **options
-            )
+            options |= {"every": self.chunk, "base": quality, **further}
+            camera = Camera(self.model, video.width, video.height, video.rate, **options)
             used: list[np.ndarray] = []
 
             def encode(number: int, frame: Any) -> list[Packet]:
@@ -306,17 +309,17 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     "boxes": (
         f"x264's defaults, +{OUTSIDE} outside of the chunk's first boxes, by the server's detector on the camera",
         (20, 46),
-        lambda form: form.boxes(previous=False, mode="offset"),
+        lambda form: form.boxes(mode="offset"),
     ),
     "vigil": (
         f"two QPs, {OUTSIDE} apart: boxes of the chunk's first frame, by the server's own detector, run on the camera",
         (24, 51),
-        lambda form: form.boxes(previous=False, mode="exact"),
+        lambda form: form.boxes(mode="exact"),
     ),
     "eaar": (
-        f"two QPs, {OUTSIDE} apart: the server's boxes of the last frame of the chunk before",
+        f"two QPs, {OUTSIDE} apart: the server's boxes of the last frame {OLD} chunks before, when they are back",
         (24, 51),
-        lambda form: form.boxes(previous=True, mode="exact"),
+        lambda form: form.boxes(old=OLD, mode="exact"),
     ),
     "dds": (
         f"two passes: all at one QP, then what is in the server's boxes {FED_BACK} better, black around it",
@@ -328,7 +331,22 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
         (28, 51),
         lambda form: form.oracle(),
     ),
-    "camera": ("x264's defaults with offsets from the camera model", (28, 51), lambda form: form.camera()),
+    "camera": ("x264's defaults with offsets from the camera model", (28, 57), lambda form: form.camera()),
+    "two-levels": (
+        f"two QPs, {BETTER} apart: what scores a fifth of the frame's best, and what is near it (the paper's)",
+        (38, 61),
+        lambda form: form.camera(mode="exact", allocate=_two_levels),
+    ),
+    "defaults-short": (
+        "x264's own but for what looks ahead: crf, AQ, B-frames; no mbtree",
+        (24, 51),
+        lambda form: form.plain(SHORT),
+    ),
+    "camera-short": (
+        "x264's own but for what looks ahead, with offsets from the camera model",
+        (28, 57),
+        lambda form: form.camera(options=SHORT),
+    ),
     "defaults-live": (
         "x264's own, tuned for no delay: crf, AQ; no look ahead, no mbtree, no B-frames",
         (24, 51),
@@ -336,10 +354,14 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     ),
     "camera-live": (
         "x264's own, tuned for no delay, with offsets from the camera model",
-        (28, 51),
-        lambda form: form.camera(live=True),
+        (28, 57),
+        lambda form: form.camera(low_delay=True),
     ),
 }
+
+
+def _two_levels(scores: np.ndarray) -> np.ndarray:
+    return two_levels(scores, threshold=float(scores.max() + np.log2(SHARE)), high=-BETTER, dilation=1)
 
 
 def uniform(clip: Clip, qp: float) -> Iterator[np.ndarray]:

@@ -1,11 +1,13 @@
-"""A new server network in, a camera model out, in minutes."""
+"""A new server network in, a camera model out, in minutes; and one camera model taught by another."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,21 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.atomic import replacing
-from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient.deploy import rebuild
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
+from keras_efficient.layers import FakeQuantize
 from keras_efficient.models import AccModel, without_shrink
+from keras_efficient.video.frames import calibration
 from keras_efficient.video.interpolation import reach, resized
 from keras_efficient.video.labels import DAMAGED, Coding, Labels, clips_of, labels_of
 from keras_efficient.video.servers import Server
 
-__all__ = ["TrainedCamera", "rank_correlation", "train_accmodel"]
+__all__ = ["TrainedCamera", "rank_correlation", "teach_accmodel", "train_accmodel"]
 
 LABELLING = 0.45  # of the time, at most
 FLOOR = 0.02  # of a frame's mean gain, added before the logarithm
 LEAST_CROP = 0.6  # of a side
+FITTED = 32  # frames whose values say what is rounded how; all values of all layers are held at once
 SAVED_EVERY = 60.0  # seconds
 WARMUP = 0.08  # of the steps
 
@@ -118,10 +124,170 @@ def train_accmodel(
         raise WrongArgument(f"Labels took all of the {minutes:g} minutes.", hint=hint)
     train, test = _split(labels, held_out, inner)
     tell(f"training on {len(train[0])} frames of {len(labels)} clips")
-    done = _train(inner, train, batch, rate, steps, deadline, folder, np.random.default_rng(seed), tell)
+    random = np.random.default_rng(seed)
+    done = _train(inner, _loss, partial(_batch, train, batch), rate, steps, deadline, folder, random, tell)
     correlation = _correlation(inner, *test)
     tell(f"rank correlation on {len(test[0])} other frames: {correlation:.3f}")
     return TrainedCamera(model, correlation, len(train[0]), done, round(time.monotonic() - begin, 1))
+
+
+def teach_accmodel(
+    model: keras.Model,
+    teacher: keras.Model,
+    source: str | Path | Sequence[str | Path],
+    *,
+    features: Sequence[str] | None = None,
+    frames: int = 96,
+    minutes: float = 10,
+    steps: int | None = None,
+    folder: str | Path | None = None,
+    batch: int = 8,
+    rate: float = 1e-4,
+    held_out: float = 0.1,
+    seed: int = 0,
+    on_progress: Callable[[str], None] | None = None,
+) -> TrainedCamera:
+    """Trains a camera model to give another's scores: one for int8 files what the one in floats gives.
+
+    ```
+    loss = Σ mean (its output − the teacher's)² / variance of the teacher's,   over the scores and some features
+    ```
+
+    It begins with the teacher's weights where layers have the same name and shapes, and its batch normalisation keeps
+    its statistics. No server is needed, and the more kinds of pictures there are the better. ::
+
+        model = models.AccModel(trunk="yolox-nano", int8_aware=True)
+        video.teach_accmodel(model, zoo.load("accmodel-yolox-nano"), ["videos/", "photos/"])
+
+    Args:
+        model: an `AccModel`, which is changed.
+        teacher: one for frames of the same size.
+        source: videos, pictures, and folders of them.
+        features: names of layers that both have; `None`: those of an `AccModel` that have seen all sizes.
+        frames: of each video at most, spread over it.
+        minutes, steps, folder, batch, rate, held_out, seed, on_progress: as of `train_accmodel`.
+
+    Returns:
+        The model, with the rank correlation of its scores and the teacher's on frames that it was not trained on.
+
+    Raises:
+        FileProblem: no clip can be read, or a kept file cannot.
+        WrongArgument: numbers out of range, models of different sizes.
+    """
+    if not minutes > 0 or (steps is not None and steps < 1) or batch < 1 or frames < 1 or not 0 <= held_out < 1:
+        raise WrongArgument(f"Nothing is taught in minutes={minutes!r}, steps={steps!r}, batch={batch!r}.")
+    tell, begin = on_progress or (lambda line: None), time.monotonic()
+    inner, knowing = without_shrink(model), without_shrink(teacher)
+    if (inner.input_shape, inner.output_shape) != (knowing.input_shape, knowing.output_shape):
+        shapes = f"{inner.input_shape} to {inner.output_shape}, {knowing.input_shape} to {knowing.output_shape}"
+        raise WrongArgument(f"Both must take and give the same: {shapes}.")
+    keras.utils.set_random_seed(seed)
+    _take_over(model, teacher)
+    names = [layer.name for layer in inner.layers if layer.name.endswith("mix_add")] if features is None else features
+    seen, known = _with_features(model, names), _with_features(teacher, names)
+    train, test = _taught_frames(clips_of(source), inner.input_shape[1:3], frames, held_out, tell)
+    nothing = np.zeros((len(train), 1, 1), np.float32)
+
+    def draw(random: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+        pictures, _ = _batch((train, nothing), batch, random)
+        return pictures, known.predict_on_batch(pictures)
+
+    _, wanted = draw(np.random.default_rng(seed))
+    tell(f"teaching on {len(train)} frames")
+    _fit_ranges(model, train[:: -(-len(train) // FITTED)].astype(np.float32))
+    deadline = None if steps is not None else begin + 60 * minutes
+    folder = None if folder is None else Path(folder)
+    with _frozen_statistics(model):
+        losses = [_squared(float(np.var(one))) for one in wanted]
+        done = _train(seen, losses, draw, rate, steps, deadline, folder, np.random.default_rng(seed), tell)
+    correlation = _correlation(inner, test, knowing.predict(test, batch_size=16, verbose=0)) if len(test) else np.nan
+    tell(f"rank correlation with the teacher's on {len(test)} other frames: {correlation:.3f}")
+    return TrainedCamera(model, correlation, len(train), done, round(time.monotonic() - begin, 1))
+
+
+def _fit_ranges(model: keras.Model, pictures: np.ndarray) -> None:
+    """Ranges of what is rounded, from what is there without rounding."""
+    rounding = [layer for layer in model.layers if isinstance(layer, FakeQuantize) and layer.minimum is None]
+    if not rounding:
+        return
+
+    def without(operation: Any, path: str) -> Any:
+        return keras.layers.Identity(name=operation.name) if isinstance(operation, FakeQuantize) else None
+
+    plain = rebuild(model, without)
+    outputs = [plain.get_layer(layer.name).output for layer in rounding]
+    values = without_shrink(keras.Model(plain.input, outputs)).predict_on_batch(pictures)
+    for layer, value in zip(rounding, values if len(rounding) > 1 else [values], strict=True):
+        behind = layer._outbound_nodes[0].operation
+        layer.fit(value, behind.activation if isinstance(behind, keras.layers.Activation) else None)
+
+
+def _with_features(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Shrunk frames to what some layers give, and the scores."""
+    known = [layer.name for layer in model.layers]
+    for name in names:
+        if name not in known:
+            raise UnknownName("layer", name, known)
+    outputs = [*(model.get_layer(name).output for name in names), model.output]
+    try:
+        return without_shrink(keras.Model(model.input, outputs))
+    except ValueError as error:  # what `without_shrink` gives shares layers with another model
+        raise WrongArgument(f"{model.name!r} is a part of another model.", hint="Give the whole AccModel.") from error
+
+
+def _taught_frames(
+    clips: Sequence[Path], size: tuple[int, int], limit: int, held_out: float, tell: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames for training, and those of the end of each video and of some pictures."""
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    problems: list[FileProblem] = []
+    for number, path in enumerate(clips):
+        try:
+            found = calibration(path, size, limit=limit).astype(np.uint8)
+        except FileProblem as error:
+            problems.append(error)
+            tell(f"left out: {error.message}")
+            continue
+        # Of pictures each so manieth.
+        kept = (
+            len(found) - round(held_out * len(found)) if len(found) > 1 else int(number * held_out % 1 < 1 - held_out)
+        )
+        parts[0].append(found[:kept])
+        parts[1].append(found[kept:])
+    if not parts[0]:
+        raise problems[0]
+    train, test = map(np.concatenate, parts)
+    return train, test
+
+
+def _squared(variance: float) -> Callable[[Any, Any], Any]:
+    """The mean square of what is wrong, in shares of a variance."""
+
+    def loss(wanted: Any, found: Any) -> Any:
+        return ops.mean(ops.square(wanted - found), axis=tuple(range(1, len(found.shape)))) / (variance + 1e-12)
+
+    return loss
+
+
+def _take_over(model: keras.Model, teacher: keras.Model) -> None:
+    """Weights of layers with the same name and shapes."""
+    known = {layer.name: layer.get_weights() for layer in teacher.layers}
+    for layer in model.layers:
+        weights = known.get(layer.name, [])
+        if weights and [w.shape for w in weights] == [tuple(w.shape) for w in layer.weights]:
+            layer.set_weights(weights)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(model: keras.Model) -> Iterator[None]:
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    for norm in norms:
+        norm.trainable = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.trainable = True
 
 
 def rank_correlation(model: keras.Model, labels: Sequence[Labels]) -> float:
@@ -202,8 +368,8 @@ def _loss(wanted: Any, found: Any) -> Any:
 
 def _train(
     inner: keras.Model,
-    train: Frames,
-    batch: int,
+    loss: Any,
+    draw: Callable[[np.random.Generator], tuple[Any, Any]],
     rate: float,
     steps: int | None,
     deadline: float | None,
@@ -211,8 +377,8 @@ def _train(
     random: np.random.Generator,
     tell: Callable[[str], None],
 ) -> int:
-    """Trains until the steps or the time are over; returns the steps in all."""
-    inner.compile(keras.optimizers.AdamW(rate, weight_decay=2e-2), _loss)
+    """Trains on what is drawn until the steps or the time are over; returns the steps in all."""
+    inner.compile(keras.optimizers.AdamW(rate, weight_decay=2e-2), loss)
     done, log = _resumed(inner, folder), []
     begin = saved = time.monotonic()
     random = np.random.default_rng([int(random.integers(2**31)), done])
@@ -225,9 +391,9 @@ def _train(
         inner.optimizer.learning_rate.assign(
             rate * min(share / WARMUP, 1.0, 0.51 + 0.49 * np.cos(np.pi * share)) + 1e-6
         )
-        loss = float(inner.train_on_batch(*_batch(train, batch, random)))
+        value = float(np.ravel(inner.train_on_batch(*draw(random)))[0])
         done += 1
-        log.append((done, round(loss, 5)))
+        log.append((done, round(value, 5)))
         if now - saved > SAVED_EVERY:
             tell(f"step {done}, {share:.0%}: loss {np.mean([one for _, one in log[-50:]]):.4f}")
             _save(inner, folder, log)

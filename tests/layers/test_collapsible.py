@@ -262,6 +262,29 @@ def test_fake_quantize_follows_the_range_and_rounds_to_it():
     assert 0.0 in y
 
 
+def test_fake_quantize_takes_the_range_that_rounds_best():
+    random = np.random.default_rng(5)
+    values = np.concatenate([random.normal(size=20_000), [40.0, -90.0]]).astype("float32")
+    layer = FakeQuantize(momentum=1.0)
+    layer.build((None, 1))
+    layer.fit(values)
+    assert float(layer.range_min) == -90, "the lower end stays"
+    assert float(layer.range_max) < 40
+    layer.fit(values, keras.activations.silu)
+    assert -40 < float(layer.range_min) < -4, "where SiLU is flat nothing is lost"
+
+    def error():
+        silu = keras.activations.silu
+        return np.abs(ops.convert_to_numpy(silu(layer(values)) - silu(ops.convert_to_tensor(values))))[:-2].mean()
+
+    fitted, ends = error(), (float(layer.range_min), float(layer.range_max))
+    layer(2 * values, training=True)
+    assert (float(layer.range_min), float(layer.range_max)) == ends, "it stands still"
+    layer.range_min.assign(values.min())
+    layer.range_max.assign(values.max())
+    assert fitted < 0.6 * error()
+
+
 def test_fake_quantize_with_a_fixed_range_does_not_move():
     layer = FakeQuantize(minimum=0.0, maximum=1.0)
     y = ops.convert_to_numpy(layer(np.array([[-0.5, 0.31, 2.0]], "float32"), training=True))

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_efficient import models
 from keras_efficient.deploy import deploy, foreign_layers
+from keras_efficient.layers import FakeQuantize
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +42,7 @@ def test_frames_that_are_shrunk_before():
     np.testing.assert_allclose(inner.predict(small, verbose=0), model.predict(x, verbose=0), atol=1e-4)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     assert models.without_shrink(other) is other
+    assert models.without_shrink(inner) is inner
 
 
 def test_its_deployed_form():
@@ -86,6 +88,31 @@ def test_a_trunk_that_keeps_what_it_knows():
         assert not (ours and layer.name.startswith("yolox_"))
     assert len(trained) < len(model.weights) / 2
     assert models.with_frozen_trunk(models.AccModel((96, 128), width=0.5)).trainable_variables
+
+
+@pytest.mark.parametrize("trunk", ["small", "yolox-nano"])
+def test_one_that_rounds(trunk):
+    """What training rounds is what stays the range of a tensor, but for kernels, and is near to the one in floats."""
+    plain = models.AccModel((96, 128), width=0.5, shrink=2, trunk=trunk)
+    model = models.AccModel((96, 128), width=0.5, shrink=2, trunk=trunk, int8_aware=True)
+    known = {layer.name: layer for layer in plain.layers}
+    for layer in model.layers:
+        if layer.name in known:
+            layer.set_weights([2.5 * weight for weight in known[layer.name].get_weights()])
+            known[layer.name].set_weights(layer.get_weights())
+    rounding = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    assert len({layer.name for layer in rounding}) == len(rounding) > 30
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False  # it would take the batch's statistics
+    x = frames(4, 96, 128)
+    model(x, training=True)
+    assert all(float(layer.range_max) > float(layer.range_min) for layer in rounding)
+    wanted, found = (ops.convert_to_numpy(one(x)) for one in (plain, model))
+    assert 0 < np.abs(found - wanted).mean() < 0.5 * wanted.std()
+    deployed = deploy(model)
+    assert foreign_layers(deployed) == ()
+    np.testing.assert_allclose(deployed.predict(x, verbose=0), found, atol=0.05)
 
 
 def test_another_backbone():

@@ -114,3 +114,17 @@ def test_what_is_refused(tmp_path, model):
         encode_file(cut, tmp_path / "other.mp4", model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "in.mp4", "out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"mine"
+
+
+def test_bytes_that_are_kept(data_dir, tmp_path, model):
+    source = data_dir / "video" / "traffic_highway_640x360.mp4"
+    made = encode_file(source, tmp_path / "out.mkv", None, size=300_000)
+    assert made.video_bytes == pytest.approx(300_000, rel=0.05)
+
+
+def test_sizes_that_are_refused(tmp_path, model):
+    source = clip(tmp_path / "in.mkv")
+    with pytest.raises(WrongArgument, match="not both"):
+        encode_file(source, tmp_path / "out.mkv", model, size=10_000, bitrate=50_000)
+    with pytest.raises(WrongArgument, match="at least 1000 bits a second, 150 bytes"):
+        encode_file(source, tmp_path / "out.mkv", model, size=100)

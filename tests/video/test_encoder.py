@@ -48,6 +48,24 @@ def test_the_map_is_as_asked(preset, height):
     assert len(kinds) > 1 or preset == "ultrafast"
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_worse_than_the_worst(codec):
+    """Beyond 51 it is the macroblocks with an offset that become worse."""
+    frames = pictures()
+    maps = [RNG.choice([-10, 0], size=(9, 11)) for _ in frames]
+    sizes = [
+        sum(len(packet.data) for packet in encoded(frames, maps, codec=codec, base=base, b_frames=0))
+        for base in (51, 54, 57.5, 61)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.9 * sizes[0]
+    if codec == "libx264":
+        found = list(decoded(encoded(frames, maps, mode="exact", base=55), quality=True))
+        for frame, offsets in zip(found, maps, strict=True):
+            assert is_as_asked(qp_map(frame), np.minimum(55 + offsets, 51)).all()
+        RoiEncoder(208, 144, 25, mode="exact", base=57).self_check()
+
+
 def test_both_ways_of_attaching_give_the_same_bits(monkeypatch):
     frames = pictures(4)
     maps = [RNG.choice([-10, 0, 6], size=(9, 11)) for _ in frames]
@@ -140,7 +158,7 @@ def test_rectangles_are_the_map_and_do_not_overlap(offsets):
         ({"mode": "exact", "options": {"subme": 10}}, "subme 10"),
         ({"mode": "best"}, "`mode` must be"),
         ({"preset": "fastest"}, "`preset` must be"),
-        ({"base": 52}, "`base` must be"),
+        ({"base": 62}, "`base` must be"),
         ({"mode": "exact", "bitrate": 10_000}, "`bitrate` is"),
     ],
 )

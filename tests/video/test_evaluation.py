@@ -163,7 +163,8 @@ def test_every_scheme_codes_every_frame(clip):
         assert (coded.out_at >= np.arange(FRAMES)).all()
         assert (coded.out_at < FRAMES).all()
         assert coded.offsets is None or len(coded.offsets) == FRAMES
-        assert (coded.looking > 0) == (scheme.name in ("boxes", "vigil", "camera", "camera-live")), "on the camera"
+        on_camera = ("boxes", "vigil", "camera", "two-levels", "camera-short", "camera-live")
+        assert (coded.looking > 0) == (scheme.name in on_camera)
         assert 0 < coded.encoding < 0.5, "a model is compiled meanwhile, which does not count"
         sizes[scheme.name] = int(coded.sizes.sum())
         if scheme.name in ("vigil", "boxes"):
@@ -362,3 +363,11 @@ def test_marks_of_detectors_and_of_points(clip):
     coloured = report._coloured(picture, classes, other)
     assert coloured[0, 0].tolist() == [127, 0, 0]
     assert not coloured[16:, 16:].any()
+
+
+def test_boxes_of_a_server_are_as_old_as_its_answers(clip):
+    coded = _Form(Finder()).boxes(old=1, mode="exact")(clip, 40)
+    assert not np.any(coded.offsets[:10]), "nothing has come back"
+    fresh = _Form(Finder())._inside(list(clip)[9])
+    assert coded.offsets[10].tolist() == np.where(fresh, 0, 6).tolist()
+    assert coded.looking == 0

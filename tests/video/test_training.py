@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_efficient import models, video
-from keras_efficient.errors import FileProblem, WrongArgument
+from keras_efficient import export, models, video
+from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 from keras_efficient.macroblocks import grid
 from keras_efficient.video import gradient, training
 from keras_efficient.video.frames import packages
@@ -252,3 +252,63 @@ def test_what_is_refused(clip, tmp_path):
         video.train_accmodel(Red(), clip, model=models.SESR())
     with pytest.raises(FileProblem, match="no such file"):
         trained(tmp_path / "none.mp4")
+
+
+def teacher_and_pupil(**options):
+    keras.utils.set_random_seed(1)
+    return [models.AccModel(SIZE, width=0.25, shrink=2, **one) for one in ({}, {"int8_aware": True, **options})]
+
+
+def test_one_that_rounds_is_taught(clip, tmp_path):
+    teacher, pupil = teacher_and_pupil()
+    told = []
+    options = {"folder": tmp_path, "frames": 40, "rate": 1e-3, "on_progress": told.append}
+    found = video.teach_accmodel(pupil, teacher, clip, steps=30, **options)
+    assert (found.model, found.frames, found.steps) == (pupil, 36, 30)
+    assert found.correlation > 0.9
+    assert told[0] == "teaching on 36 frames"
+    norm = teacher.get_layer("down_norm")
+    np.testing.assert_array_equal(norm.moving_variance, pupil.get_layer("down_norm").moving_variance)
+    assert pupil.get_layer("down_norm").trainable
+    assert not np.array_equal(teacher.get_layer("down_project").kernel, pupil.get_layer("down_project").kernel)
+    again = video.teach_accmodel(teacher_and_pupil()[1], teacher, clip, steps=30, **options)
+    np.testing.assert_array_equal(again.model.get_layer("stem_conv").kernel, pupil.get_layer("stem_conv").kernel)
+    assert video.teach_accmodel(teacher_and_pupil()[1], teacher, clip, steps=32, **options).steps == 32
+
+
+def test_it_is_better_for_integers(clip, tmp_path):
+    """An int8 file of the one that was taught is nearer to the teacher than one of the teacher itself."""
+    teacher, pupil = teacher_and_pupil()
+    teacher.get_layer("stem_norm").set_weights([np.array([9.0, 9, *[0.02] * 6]), *[np.zeros(8)] * 2, np.ones(8)])
+    video.teach_accmodel(pupil, teacher, clip, steps=60, rate=1e-3)
+    frames = video.calibration(clip, models.without_shrink(teacher).input_shape[1:3])
+    wanted = models.without_shrink(teacher).predict(frames, verbose=0)
+    errors = []
+    for model in (teacher, pupil):
+        path = tmp_path / f"{len(errors)}.tflite"
+        inner = models.without_shrink(model)
+        export.save(inner, path, precision="int8", calibration=frames, verify=False)
+        file = export.load(path)
+        errors.append(np.square(np.concatenate([file(one[None]) for one in frames]) - wanted).mean())
+    assert errors[1] < errors[0]
+
+
+def test_what_cannot_be_taught(clip, tmp_path):
+    teacher, pupil = teacher_and_pupil()
+    other = models.AccModel(SIZE, width=0.25, shrink=1)
+    for wrong, text in (
+        ({"model": other}, "must take and give the same"),
+        ({"model": models.without_shrink(pupil)}, "is a part of another model"),
+        ({"features": ["fine"]}, "Unknown layer: 'fine'"),
+        ({"steps": 0}, "steps=0"),
+        ({"frames": 0}, "Nothing is taught"),
+    ):
+        with pytest.raises((WrongArgument, UnknownName), match=text):
+            video.teach_accmodel(**{"model": pupil, "teacher": teacher, "source": clip, "steps": 1, **wrong})
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    told = []
+    video.teach_accmodel(pupil, teacher, [broken, clip], steps=1, on_progress=told.append)
+    assert told[0].startswith("left out: ")
+    with pytest.raises(FileProblem):
+        video.teach_accmodel(pupil, teacher, broken, steps=1)

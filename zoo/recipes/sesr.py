@@ -24,7 +24,7 @@ from keras_efficient.errors import FileProblem
 from keras_efficient.superres.training import Schedule
 from keras_efficient.zoo.schema import Paper
 
-__all__ = ["RECIPES", "Recipe", "build", "train"]
+__all__ = ["RECIPES", "SOURCES", "Recipe", "build", "train"]
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _card_recipe(name: str, trained: Mapping[str, Any]):
 
 _RESEARCH = "no licence stated; research use"
 # What is known of a folder of training pictures, by its name: data, terms.
-_SOURCES = {
+SOURCES = {
     "T91": ("T91 (Yang et al. 2010)", _RESEARCH),
     "BSD200_y": (
         "train split of BSDS300 (without 302003, which is Set5's woman), luma only",
@@ -329,7 +329,7 @@ _SOURCES = {
 def _trained_on(pictures: Mapping[str, int]):
     from keras_efficient.zoo.schema import TrainedOn
 
-    known = {folder: _SOURCES.get(folder, (folder, "not known")) for folder in pictures}
+    known = {folder: SOURCES.get(folder, (folder, "not known")) for folder in pictures}
     return tuple(TrainedOn(f"{known[f][0]}, {count} pictures", known[f][1]) for f, count in pictures.items())
 
 
