@@ -174,7 +174,20 @@ def _savings(found: video.Evaluation, name: str, scheme: str, other: str, bar: f
         sizes = [None if is_mean else found.curve(each).bytes_at(one.accuracy) for each in (scheme, other)]
         more = details if is_mean else {"interval": [one.low, one.high], "bytes": sizes}
         why = "one of both does not reach it" if one.value is None else ""
+        if reached is False:
+            inside = one.low is not None and one.high is not None and one.low < 0 < one.high
+            why = _limit(found, other) if is_mean else "zero lies inside of its interval" if inside else "it is worse"
         yield Row(what, _rounded(one.value, 4), "share", bar=text, reached=reached, why=why, details=more)
+
+
+def _limit(found: video.Evaluation, other: str) -> str:
+    """What is saved where the server's own results are known, which says what can be reached on a clip."""
+    known = {}
+    for scheme in ("oracle", "boxes", "vigil"):
+        if scheme in found.points:
+            mean = video.saving(found.curve(scheme), found.curve(other), report.GRID).mean.value
+            known[scheme] = "stays above" if mean is None else f"{mean:.1%}"
+    return "with the server's own results: " + ", ".join(f"{name} {value}" for name, value in known.items())
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
@@ -214,12 +227,20 @@ def _delays(found: video.Evaluation, name: str, link: video.Link, *, is_barred: 
     where = f"{link.bandwidth / 1e6:.3f} Mbit/s{queues}"
     what = f"{name}, F1 .85, {where}: mean delay of a chunk, {ours[1]} against {theirs[1]}"
     barred: dict[str, Any] = {}
+    why = "F1 .85 is not reached" if share is None else ""
     if is_barred:
         barred = {"bar": f"≥ {LOWER:.0%} lower", "reached": None if share is None else share >= LOWER}
+        if share is not None and share < LOWER:
+            fixed = found.cost(theirs[1], report.SHOWN_AT, lambda point: _without_link(point, rate, link))
+            why = f"{fixed:.2f} s of {theirs[1]}'s do not hang on bytes"
     details = {"lower by": _rounded(share, 4), "all": {one: _rounded(value, 4) for one, value in seconds.items()}}
     details["link"] = vars(looking)
-    why = "F1 .85 is not reached" if share is None else ""
     return Row(what, _rounded(ours[0], 4), "s", peer=_rounded(theirs[0], 4), why=why, details=details, **barred)
+
+
+def _without_link(point: Any, rate: Any, link: video.Link) -> float:
+    terms = video.delays(point, rate, link)
+    return float(np.mean(sum(terms[name] for name in terms if name not in ("queue", "link"))))
 
 
 def servers(quick: bool) -> Iterator[Row]:

@@ -328,7 +328,7 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
     ),
     "oracle": (
         "x264's defaults with offsets from the clip's own accuracy gradients, averaged over each chunk",
-        (28, 51),
+        (28, 57),
         lambda form: form.oracle(),
     ),
     "camera": ("x264's defaults with offsets from the camera model", (28, 57), lambda form: form.camera()),
