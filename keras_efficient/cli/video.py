@@ -26,6 +26,7 @@ __all__ = ["app"]
 
 DEFAULT_MODEL = "accmodel-yolox-nano"
 DEFAULT_BASE = 40.0
+MISSED = 0.05  # share of a size that is worth a word
 LEAP = 60.0  # seconds from a frame to the next one that no file means
 REORDERED = 64  # frames that an encoder sends before an earlier one: there are at most 16 B-frames in a row
 
@@ -73,6 +74,8 @@ def encode(
         "bits_per_second": round(8 * made.video_bytes / made.seconds),
     }
     out.record(values)
+    if size is not None and abs(made.video_bytes / size - 1) > MISSED:
+        out.message(f"{made.video_bytes:,} bytes instead of {size:,}: the encoder gets no nearer in so short a video.")
 
 
 @app.command("certs")

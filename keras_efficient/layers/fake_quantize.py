@@ -93,21 +93,35 @@ class FakeQuantize(keras.layers.Layer):
     def fit(self, values, activation=None):
         """Takes the range that rounds some values best: the least mean square of what rounding changes.
 
+        Nothing but zeros says nothing, and leaves the range as it is.
+
         Args:
             values: array, what the layer is given.
             activation: function of a tensor; `None`, or what comes behind the layer: of what it gives the changes are
                 counted. Below where an activation is flat nothing is lost.
+
+        Raises:
+            ValueError: the layer is not built, or has a fixed range; no values, or some that are not finite.
         """
+        if not self.built or self.minimum is not None:
+            raise ValueError(f"{self.name!r} takes no range: it is {'fixed' if self.built else 'not built'}.")
         values = np.ravel(ops.convert_to_numpy(values)).astype(np.float32)
-        values = values[:: max(1, len(values) // _FITTED)]
+        if not values.size or not np.isfinite(values).all():
+            raise ValueError(f"{self.name!r} takes a range from finite values. Received: {values.size} values.")
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        if low == high:
+            return
+        high = max(high, 1e-6)
+        # By lot: at equal distances some channels would never be looked at.
+        values = values[np.random.default_rng(0).integers(len(values), size=min(len(values), _FITTED))]
         behind = activation or (lambda x: x)
         wanted = ops.convert_to_numpy(behind(ops.convert_to_tensor(values)))
-        low, high = min(float(values.min()), 0.0), max(float(values.max()), 1e-6)
         lows = [low, *(low * share for share in _LOWER)] if activation else [low]
         best = (np.inf, low, high)
         for begin, end in itertools.product(lows, [high, *(high * share for share in _UPPER)]):
             rounded = ops.convert_to_numpy(behind(fake_quant(ops.convert_to_tensor(values), begin, end)))
             best = min(best, (float(np.square(rounded - wanted).mean()), begin, end))
+        self.factor.assign(1.0)
         self.range_min.assign(best[1])
         self.range_max.assign(best[2])
 

@@ -46,8 +46,8 @@ def AccModel(
         trunk: `"small"` or `"yolox-nano"`.
         backbone: `None`, or a model or function that maps shrunk pixels in [−1, 1] to features.
         stride: pixels of the shrunk frame from one feature of `backbone` to the next.
-        int8_aware: Boolean. Fake-quantises activations, for an int8 file: `video.teach_accmodel` trains it. A
-            `backbone` is not rounded.
+        int8_aware: Boolean. Fake-quantises activations, for an int8 file. `video.teach_accmodel` finds their ranges
+            and trains it; before that it gives nothing of use. A `backbone` is not rounded.
         name: of the model.
 
     Input shape: `(batch, height, width, 3)`, RGB, 0 to 255. Output shape: `(batch, height / 16, width / 16)`, rounded
@@ -87,7 +87,7 @@ def without_shrink(model):
     Args:
         model: an `AccModel`; its weights are shared. Any other model is given back as it is.
     """
-    if SHRINKING not in [layer.name for layer in model.layers]:
+    if not {SHRINKING, SHRUNK} <= {layer.name for layer in model.layers}:
         return model
     return keras.Model(model.get_layer(SHRUNK).input, model.output, name=model.name)
 

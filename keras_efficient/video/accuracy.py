@@ -128,9 +128,12 @@ class MeanIoU:
 
     Args:
         classes: more than any class's number.
+        least: share of the reference's pixels above which a class counts: a network sees nearly all of its classes in
+            some pixels of a long clip, and no two codings have the same ones.
     """
 
     classes: int = 256
+    least: float = 0.01
     name: str = "mean IoU"
 
     def sums(self, reference: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -145,8 +148,9 @@ class MeanIoU:
 
     def accuracy(self, sums: np.ndarray) -> np.ndarray:
         both, either, wanted = np.moveaxis(np.asarray(sums, float).reshape(*np.shape(sums)[:-1], 3, -1), -2, 0)
-        each = np.where(wanted > 0, both / np.maximum(either, 1), 0.0)
-        return _ratio(each.sum(axis=-1), (wanted > 0).sum(axis=-1))
+        counts = wanted > self.least * wanted.sum(axis=-1, keepdims=True)
+        each = np.where(counts, both / np.maximum(either, 1), 0.0)
+        return _ratio(each.sum(axis=-1), counts.sum(axis=-1))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.atomic import check_apart, replacing
+from keras_efficient.atomic import check_apart, check_target, replacing
 from keras_efficient.errors import ConversionError, FileProblem, WrongArgument
 from keras_efficient.video.camera import Camera
 from keras_efficient.video.encoder import DECODERS, Packet
@@ -71,7 +71,9 @@ def encode_file(
         source: a video.
         target: .mp4, .mkv, .mov or .ts.
         model: of `Camera`.
-        size: bytes that the coded pictures shall take, within five per cent; the video is read once more before that.
+        size: bytes that the coded pictures shall take; the video is read once more before that. It becomes a bitrate,
+            which is kept within five per cent over some seconds and from some 50,000 bits a second on; `video_bytes`
+            says what became of it.
         overwrite: replace what is at `target`.
         on_progress: called with (frames done, frames in all; 0 where the file does not say).
         options: of `Camera`: `base` or `bitrate`, `codec`, `preset`, `every`, `key_every`, and so on.
@@ -87,6 +89,7 @@ def encode_file(
     if target.suffix.lower() not in SUFFIXES:
         raise WrongArgument(f"{target} cannot be written.", hint=f"Known: {', '.join(SUFFIXES)}.")
     check_apart([source], [target])
+    check_target(target, overwrite=overwrite)
     video = Video.open(source)
     if size is not None:
         options["bitrate"] = _bitrate(video, size, options)
@@ -99,20 +102,22 @@ def encode_file(
                 writer = stack.enter_context(av.open(str(temporary), "w"))
                 reader = stack.enter_context(av.open(str(source), metadata_errors="ignore"))
                 copies = _Copies(reader, writer)
-                size = _write(writer, _encoded(camera, video, times, on_progress), copies, times, camera)
+                written = _write(writer, _encoded(camera, video, times, on_progress), copies, times, camera)
         except av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise  # a full disk and the like
             reason = f"this kind of file cannot take it ({error.strerror})."
             raise FileProblem(target, reason, hint="Write an .mkv, which holds nearly everything.") from error
         _check(temporary, target, len(times.seen), copies.kinds)
-    return EncodedFile(len(times.seen), size, float(times.of(len(times.seen)) - times.of(0)))
+    return EncodedFile(len(times.seen), written, float(times.of(len(times.seen)) - times.of(0)))
 
 
 def _bitrate(video: Video, size: int, options: dict[str, Any]) -> int:
     """Bits a second of a whole video that shall have so many bytes."""
     if options.get("bitrate") is not None:
         raise WrongArgument("Give `size` or `bitrate`, not both.")
+    if options.get("mode") == "exact":
+        raise WrongArgument("`size` is for offset mode.")
     seconds = float(sum(1 for _ in video) / video.rate)
     if 8 * size < 1000 * seconds:
         raise WrongArgument(f"`size` must be at least 1000 bits a second, {round(125 * seconds)} bytes, not {size!r}.")

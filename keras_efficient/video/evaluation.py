@@ -41,7 +41,7 @@ class Point:
     Attributes:
         setting: of the scheme.
         sizes, out_at, encoding, looking, passes: as of `Coded`.
-        serving: seconds that the server takes for a frame, the median of all that were evaluated.
+        serving: seconds that the server takes for a frame: the median of a coding's, or of all codings', kept ones too.
         sums: of each measure, (evaluated frames, m).
     """
 

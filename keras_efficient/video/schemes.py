@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ HIGH, LOWS = 30, (36, 40, 44)  # QPs between which an oracle takes its gradients
 GRADIENTS = 3  # frames from one gradient to the next
 
 BETTER, SHARE = 10, 0.2  # two levels: QPs from one to the other, and share of a frame's best that is on the better one
-OLD = 3  # chunks: what a server said comes back after a second or so, at the rates that are compared
+AGE = 2 / 3  # seconds that pass at least until boxes of a server are back, at the rates that are compared
 
 OF_MODEL = ("camera", "two-levels", "camera-short", "camera-live")
 OFF = {"aq-mode": 0, "mbtree": 0, "bframes": 0}
@@ -188,9 +189,8 @@ class _Form:
 
         return _coded(_streamed(clip, encode, encoder.flush), offsets=used)
 
-    def boxes(self, *, old: int = 0, mode: str) -> Callable[[Clip, float], Coded]:
-        """Offsets inside and outside of the boxes of the chunk's first frame, or of the last one that is so many chunks
-        older.
+    def boxes(self, *, old: bool = False, mode: str) -> Callable[[Clip, float], Coded]:
+        """Offsets inside and outside of the boxes of the chunk's first frame, or of the last one of an older chunk.
 
         The boxes are the server's own on the source, the best that such a detector could find.
         """
@@ -206,13 +206,19 @@ class _Form:
                     seconds.append(time.perf_counter() - begun)
             maps = [np.where(mask, 0, OUTSIDE) for mask in masks]
             # Older boxes come from the server; those of its own frame the camera has to find itself.
-            return ([None] * old + maps, 0.0) if old else (list(maps), len(maps) * float(np.median(seconds)))
+            if old:
+                return [None] * self.back_after(clip.video.rate) + maps, 0.0
+            return list(maps), len(maps) * float(np.median(seconds))
 
         def code(clip: Clip, quality: float) -> Coded:
             maps, looking = outside(clip)
             return replace(self.roi(clip, maps, quality, mode), looking=looking)
 
         return code
+
+    def back_after(self, rate: Fraction | float) -> int:
+        """Chunks from one whose last frame the server saw to the first that can heed what it found."""
+        return 1 + math.ceil(AGE * float(rate) / self.chunk)
 
     def _inside(self, frame: Any) -> np.ndarray:
         picture = frame if isinstance(frame, np.ndarray) else rgb(frame)
@@ -317,9 +323,9 @@ SCHEMES: dict[str, tuple[str, tuple[int, int], Callable[[_Form], Callable[[Clip,
         lambda form: form.boxes(mode="exact"),
     ),
     "eaar": (
-        f"two QPs, {OUTSIDE} apart: the server's boxes of the last frame {OLD} chunks before, when they are back",
+        f"two QPs, {OUTSIDE} apart: the server's boxes of a last frame, when they are back, {AGE:.2f} s later or more",
         (24, 51),
-        lambda form: form.boxes(old=OLD, mode="exact"),
+        lambda form: form.boxes(old=True, mode="exact"),
     ),
     "dds": (
         f"two passes: all at one QP, then what is in the server's boxes {FED_BACK} better, black around it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,19 +31,20 @@ __all__ = ["TrainedCamera", "rank_correlation", "teach_accmodel", "train_accmode
 LABELLING = 0.45  # of the time, at most
 FLOOR = 0.02  # of a frame's mean gain, added before the logarithm
 LEAST_CROP = 0.6  # of a side
-FITTED = 32  # frames whose values say what is rounded how; all values of all layers are held at once
+FITTED, TOGETHER = 32, 24  # frames whose values say how they are rounded, and layers whose values are held at once
 SAVED_EVERY = 60.0  # seconds
 WARMUP = 0.08  # of the steps
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedCamera:
-    """What `train_accmodel` made.
+    """What `train_accmodel` or `teach_accmodel` made.
 
     Attributes:
         model: frames to scores, the logarithms of gains.
-        correlation: rank correlation of scores and gains inside of a frame, the mean over frames that it did not see.
-        frames: labelled frames that it was trained on.
+        correlation: rank correlation of scores and gains, or the teacher's scores, inside of a frame, the mean over
+            frames that it did not see.
+        frames: that it was trained on.
         steps: of the optimizer.
         seconds: how long it took.
     """
@@ -108,6 +110,9 @@ def train_accmodel(
     inner = without_shrink(model)  # labels have shrunk frames
     if len(model.output_shape) != 3:
         raise WrongArgument(f"{model.name!r} is no AccModel: it gives {model.output_shape}, not scores of macroblocks.")
+    if any(float(layer.range_min) == float(layer.range_max) for layer in _rounding(model)):
+        hint = "Train one in floats, and teach this one by it: video.teach_accmodel."
+        raise WrongArgument(f"{model.name!r} rounds, but its ranges are not known.", hint=hint)
     folder = None if folder is None else Path(folder)
     deadline = None if steps is not None else begin + 60 * minutes
     options = {
@@ -153,8 +158,8 @@ def teach_accmodel(
     loss = Σ mean (its output − the teacher's)² / variance of the teacher's,   over the scores and some features
     ```
 
-    It begins with the teacher's weights where layers have the same name and shapes, and its batch normalisation keeps
-    its statistics. No server is needed, and the more kinds of pictures there are the better. ::
+    It begins with the teacher's weights where layers have the same name and shapes, and its batch normalisation stays
+    as it is. No server is needed, and the more kinds of pictures there are the better. ::
 
         model = models.AccModel(trunk="yolox-nano", int8_aware=True)
         video.teach_accmodel(model, zoo.load("accmodel-yolox-nano"), ["videos/", "photos/"])
@@ -164,39 +169,53 @@ def teach_accmodel(
         teacher: one for frames of the same size.
         source: videos, pictures, and folders of them.
         features: names of layers that both have; `None`: those of an `AccModel` that have seen all sizes.
-        frames: of each video at most, spread over it.
-        minutes, steps, folder, batch, rate, held_out, seed, on_progress: as of `train_accmodel`.
+        frames: of each video at most, spread over it; fewer where the model takes large ones.
+        minutes: that all of it may take.
+        steps: of training instead.
+        folder: where the state of training is kept, of one teacher; called again with it, it goes on.
+        batch, rate: of the optimizer, AdamW.
+        held_out: share of each video, its end, and of the pictures, the last by name, that is not trained on but
+            measured.
+        seed: of batches.
+        on_progress: called with a line at each step of the way.
 
     Returns:
         The model, with the rank correlation of its scores and the teacher's on frames that it was not trained on.
 
     Raises:
         FileProblem: no clip can be read, or a kept file cannot.
-        WrongArgument: numbers out of range, models of different sizes.
+        WrongArgument: numbers out of range, models of different sizes, too few frames or minutes.
     """
     if not minutes > 0 or (steps is not None and steps < 1) or batch < 1 or frames < 1 or not 0 <= held_out < 1:
-        raise WrongArgument(f"Nothing is taught in minutes={minutes!r}, steps={steps!r}, batch={batch!r}.")
+        given = f"minutes={minutes!r}, steps={steps!r}, batch={batch!r}, frames={frames!r}, held_out={held_out!r}"
+        raise WrongArgument(f"Nothing is taught in {given}.")
     tell, begin = on_progress or (lambda line: None), time.monotonic()
     inner, knowing = without_shrink(model), without_shrink(teacher)
     if (inner.input_shape, inner.output_shape) != (knowing.input_shape, knowing.output_shape):
         shapes = f"{inner.input_shape} to {inner.output_shape}, {knowing.input_shape} to {knowing.output_shape}"
         raise WrongArgument(f"Both must take and give the same: {shapes}.")
-    keras.utils.set_random_seed(seed)
-    _take_over(model, teacher)
     names = [layer.name for layer in inner.layers if layer.name.endswith("mix_add")] if features is None else features
     seen, known = _with_features(model, names), _with_features(teacher, names)
+    for name, ours, theirs in zip(names, _shapes(seen), _shapes(known), strict=False):
+        if ours != theirs:
+            raise WrongArgument(f"The features of {name!r} differ: {ours}, {theirs}.", hint="Give others, or none: [].")
+    folder = None if folder is None else Path(folder)
+    _check_teacher(folder, teacher, names)
     train, test = _taught_frames(clips_of(source), inner.input_shape[1:3], frames, held_out, tell)
+    keras.utils.set_random_seed(seed)
+    _take_over(model, teacher)
     nothing = np.zeros((len(train), 1, 1), np.float32)
 
     def draw(random: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         pictures, _ = _batch((train, nothing), batch, random)
-        return pictures, known.predict_on_batch(pictures)
+        return pictures, _listed(known.predict_on_batch(pictures))
 
     _, wanted = draw(np.random.default_rng(seed))
     tell(f"teaching on {len(train)} frames")
     _fit_ranges(model, train[:: -(-len(train) // FITTED)].astype(np.float32))
     deadline = None if steps is not None else begin + 60 * minutes
-    folder = None if folder is None else Path(folder)
+    if deadline is not None and time.monotonic() >= deadline:
+        raise WrongArgument(f"Frames took all of the {minutes:g} minutes.", hint="Give more of them, or fewer frames.")
     with _frozen_statistics(model):
         losses = [_squared(float(np.var(one))) for one in wanted]
         done = _train(seen, losses, draw, rate, steps, deadline, folder, np.random.default_rng(seed), tell)
@@ -205,21 +224,49 @@ def teach_accmodel(
     return TrainedCamera(model, correlation, len(train), done, round(time.monotonic() - begin, 1))
 
 
-def _fit_ranges(model: keras.Model, pictures: np.ndarray) -> None:
-    """Ranges of what is rounded, from what is there without rounding."""
-    rounding = [layer for layer in model.layers if isinstance(layer, FakeQuantize) and layer.minimum is None]
-    if not rounding:
+def _shapes(model: keras.Model) -> list[tuple[Any, ...]]:
+    return [tuple(output.shape) for output in model.outputs]
+
+
+def _listed(outputs: Any) -> list[np.ndarray]:
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _check_teacher(folder: Path | None, teacher: keras.Model, names: Sequence[str]) -> None:
+    """What is kept in a folder is of one teacher and some features."""
+    if folder is None:
         return
+    digest = hashlib.sha256(repr(list(names)).encode())
+    for weight in teacher.weights:
+        digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)))
+    note = folder / "teacher.txt"
+    if note.exists() and note.read_text() != digest.hexdigest():
+        raise FileProblem(folder, "keeps the training by another teacher.", hint="Give another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(note, overwrite=True) as temporary:
+        temporary.write_text(digest.hexdigest())
+
+
+def _rounding(model: keras.Model) -> list[FakeQuantize]:
+    return [layer for layer in model.layers if isinstance(layer, FakeQuantize) and layer.minimum is None]
+
+
+def _fit_ranges(model: keras.Model, pictures: np.ndarray) -> None:
+    """Ranges of what is rounded, from what is there without rounding; of some layers at a time: values are many."""
 
     def without(operation: Any, path: str) -> Any:
         return keras.layers.Identity(name=operation.name) if isinstance(operation, FakeQuantize) else None
 
-    plain = rebuild(model, without)
-    outputs = [plain.get_layer(layer.name).output for layer in rounding]
-    values = without_shrink(keras.Model(plain.input, outputs)).predict_on_batch(pictures)
-    for layer, value in zip(rounding, values if len(rounding) > 1 else [values], strict=True):
-        behind = layer._outbound_nodes[0].operation
-        layer.fit(value, behind.activation if isinstance(behind, keras.layers.Activation) else None)
+    layers = _rounding(model)
+    plain = rebuild(model, without) if layers else model
+    for start in range(0, len(layers), TOGETHER):
+        some = layers[start : start + TOGETHER]
+        outputs = [plain.get_layer(layer.name).output for layer in some]
+        values = _listed(without_shrink(keras.Model(plain.input, outputs)).predict_on_batch(pictures))
+        for layer, value in zip(some, values, strict=True):
+            behind = [node.operation for node in layer._outbound_nodes]
+            alone = behind[0] if len(behind) == 1 else None
+            layer.fit(value, alone.activation if isinstance(alone, keras.layers.Activation) else None)
 
 
 def _with_features(model: keras.Model, names: Sequence[str]) -> keras.Model:
@@ -238,26 +285,34 @@ def _with_features(model: keras.Model, names: Sequence[str]) -> keras.Model:
 def _taught_frames(
     clips: Sequence[Path], size: tuple[int, int], limit: int, held_out: float, tell: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames for training, and those of the end of each video and of some pictures."""
-    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    """Frames for training, and those of the end of each video and of all pictures."""
+    videos: list[np.ndarray] = []
+    pictures: list[np.ndarray] = []
     problems: list[FileProblem] = []
-    for number, path in enumerate(clips):
+    for path in clips:
         try:
             found = calibration(path, size, limit=limit).astype(np.uint8)
         except FileProblem as error:
             problems.append(error)
             tell(f"left out: {error.message}")
-            continue
-        # Of pictures each so manieth.
-        kept = (
-            len(found) - round(held_out * len(found)) if len(found) > 1 else int(number * held_out % 1 < 1 - held_out)
-        )
-        parts[0].append(found[:kept])
-        parts[1].append(found[kept:])
-    if not parts[0]:
+        else:
+            (videos if len(found) > 1 else pictures).append(found)
+    if not videos and not pictures:
         raise problems[0]
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for frames in [*videos, *([np.concatenate(pictures)] if pictures else [])]:
+        kept = _kept(len(frames), held_out)
+        parts[0].append(frames[:kept])
+        parts[1].append(frames[kept:])
     train, test = map(np.concatenate, parts)
+    if not len(train):
+        raise WrongArgument(f"There is no frame to train on: held_out={held_out} takes all {len(test)} of them.")
     return train, test
+
+
+def _kept(count: int, held_out: float) -> int:
+    """How many of some frames are trained on."""
+    return count - round(held_out * count)
 
 
 def _squared(variance: float) -> Callable[[Any, Any], Any]:
@@ -330,7 +385,7 @@ def _split(labels: Sequence[Labels], held_out: float, inner: keras.Model) -> tup
     pictures = [_wanted(one, inner) for one in labels if len(one.frames) == 1]
     parts: tuple[list[Frames], list[Frames]] = ([], [])
     for frames, gains in [*videos, *([_together(pictures)] if pictures else [])]:
-        kept = len(frames) - round(held_out * len(frames))
+        kept = _kept(len(frames), held_out)
         parts[0].append((frames[:kept], gains[:kept]))
         parts[1].append((frames[kept:], gains[kept:]))
     train, test = map(_together, parts)

@@ -277,6 +277,20 @@ def test_fake_quantize_takes_the_range_that_rounds_best():
         silu = keras.activations.silu
         return np.abs(ops.convert_to_numpy(silu(layer(values)) - silu(ops.convert_to_tensor(values))))[:-2].mean()
 
+    loud = np.zeros((31, 16, 16, 16), "float32")
+    loud[..., 1] = 100
+    layer.factor.assign(0.5)
+    layer.fit(loud)
+    assert float(layer.range_max) == 100, "no channel is left out"
+    assert float(layer.factor) == 1
+    layer.fit(0 * values)
+    assert float(layer.range_max) == 100, "zeros say nothing"
+    for wrong in ([], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="from finite values"):
+            layer.fit(wrong)
+    with pytest.raises(ValueError, match="not built"):
+        FakeQuantize().fit(values)
+    layer.fit(values, keras.activations.silu)
     fitted, ends = error(), (float(layer.range_min), float(layer.range_max))
     layer(2 * values, training=True)
     assert (float(layer.range_min), float(layer.range_max)) == ends, "it stands still"

@@ -55,6 +55,9 @@ def test_classes_of_pixels():
     assert measure.accuracy(sums) == pytest.approx((1 / 2 + 1 / 3) / 2)  # class 2 is not in the reference
     more = measure.sums(np.array([[2, 2], [2, 2]]), np.array([[2, 2], [2, 0]]))
     assert measure.accuracy(np.stack([sums + more, sums])) == pytest.approx([(1 / 3 + 1 / 3 + 3 / 5) / 3, 5 / 12])
+    rare = measure.sums(np.array([[3, *[0] * 199]]), np.array([[0] * 200]))
+    assert measure.accuracy(rare) == pytest.approx(199 / 200), "half a per cent of the pixels does not count"
+    assert MeanIoU(4, least=0).accuracy(rare) == pytest.approx(199 / 400)
     with pytest.raises(WrongArgument, match="beyond 4"):
         measure.sums(np.array([[4]]), np.array([[0]]))
 

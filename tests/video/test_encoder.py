@@ -59,6 +59,9 @@ def test_worse_than_the_worst(codec):
     ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 0.9 * sizes[0]
+    assert len(encoded(frames, codec=codec, base=58)) == len(frames), "without offsets as well"
+    kept = encoded(frames, maps, codec=codec, base=58, bitrate=200_000)
+    assert sum(len(packet.data) for packet in kept) > sizes[0], "a bitrate raises nothing"
     if codec == "libx264":
         found = list(decoded(encoded(frames, maps, mode="exact", base=55), quality=True))
         for frame, offsets in zip(found, maps, strict=True):

@@ -365,9 +365,24 @@ def test_marks_of_detectors_and_of_points(clip):
     assert not coloured[16:, 16:].any()
 
 
-def test_boxes_of_a_server_are_as_old_as_its_answers(clip):
-    coded = _Form(Finder()).boxes(old=1, mode="exact")(clip, 40)
+def test_boxes_of_a_server_are_as_old_as_its_answers(clip, monkeypatch):
+    assert [_Form(None, chunk=chunk).back_after(rate) for chunk, rate in ((10, 25), (10, 30), (60, 30), (10, 10))] == [
+        3,
+        3,
+        2,
+        2,
+    ]
+    monkeypatch.setattr(_Form, "back_after", lambda form, rate: 1)
+    coded = _Form(Finder()).boxes(old=True, mode="exact")(clip, 40)
     assert not np.any(coded.offsets[:10]), "nothing has come back"
     fresh = _Form(Finder())._inside(list(clip)[9])
     assert coded.offsets[10].tolist() == np.where(fresh, 0, 6).tolist()
     assert coded.looking == 0
+
+
+def test_two_levels_and_one_time_of_the_server(clip):
+    (scheme,) = video.coding_schemes(["two-levels"], Finder(), bright())
+    coded = scheme.code(clip, 50)
+    assert set(np.unique(coded.offsets)) == {-10, 0}
+    found = video.evaluate(Finder(), clip, video.coding_schemes(["uniform", "aq"], Finder(), step=10), every=4)
+    assert len({point.serving for curve in found.points.values() for point in curve}) == 1

@@ -301,10 +301,21 @@ def test_what_cannot_be_taught(clip, tmp_path):
         ({"model": models.without_shrink(pupil)}, "is a part of another model"),
         ({"features": ["fine"]}, "Unknown layer: 'fine'"),
         ({"steps": 0}, "steps=0"),
-        ({"frames": 0}, "Nothing is taught"),
+        ({"frames": 0}, "frames=0"),
+        ({"held_out": 0.999}, "There is no frame to train on"),
+        ({"steps": None, "minutes": 1e-6}, "Frames took all"),
+        ({"model": models.AccModel(SIZE, width=0.5, shrink=2)}, "features of 'coarse_mix_add' differ"),
     ):
+        before = pupil.get_weights()
         with pytest.raises((WrongArgument, UnknownName), match=text):
             video.teach_accmodel(**{"model": pupil, "teacher": teacher, "source": clip, "steps": 1, **wrong})
+        assert all(map(np.array_equal, before, pupil.get_weights())) or "minutes" in wrong
+    with pytest.raises(WrongArgument, match="its ranges are not known"):
+        video.train_accmodel(Red(), clip, model=teacher_and_pupil()[1], steps=1)
+    kept = tmp_path / "kept"
+    video.teach_accmodel(pupil, teacher, clip, steps=1, folder=kept, features=[])
+    with pytest.raises(FileProblem, match="another teacher"):
+        video.teach_accmodel(pupil, models.AccModel(SIZE, width=0.25, shrink=2), clip, steps=1, folder=kept)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     told = []
@@ -312,3 +323,24 @@ def test_what_cannot_be_taught(clip, tmp_path):
     assert told[0].startswith("left out: ")
     with pytest.raises(FileProblem):
         video.teach_accmodel(pupil, teacher, broken, steps=1)
+
+
+def test_taught_by_pictures(clip, tmp_path):
+    """The last of them by name are held out; normalisation inside of a backbone stays, too."""
+    from PIL import Image
+
+    for number in range(10):
+        Image.fromarray(np.full((60, 80, 3), 20 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    train, test = training._taught_frames(sorted(tmp_path.glob("*.png")), (48, 64), 8, 0.2, print)
+    assert (len(train), len(test)) == (8, 2)
+    assert test.min() == 160
+
+    def made():
+        norm = keras.Sequential([keras.layers.Conv2D(8, 3, 8, "same"), keras.layers.BatchNormalization()])
+        return models.AccModel(SIZE, shrink=2, backbone=norm, stride=8), norm.layers[1]
+
+    (teacher, _), (pupil, norm) = made(), made()
+    before = np.array(norm.moving_mean)
+    video.teach_accmodel(pupil, teacher, [clip, tmp_path], features=[], steps=2)
+    np.testing.assert_array_equal(before, norm.moving_mean)
+    assert norm.trainable

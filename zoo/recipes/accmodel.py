@@ -225,6 +225,8 @@ def _card(name: str, model: keras.Model, area: float, file: Any, files: list[Any
         if int8
         else "Integers all through (int8, NPUs) lose too much of it: take accmodel-yolox-nano.int8 for them."
     )
+    seen = "It was taught on four short clips and some photos" if int8 else "But for its trunk it saw four short clips"
+    seen += ": one of your own camera's takes minutes to train."
     details = {**TEACHING, "teacher": NAME} if int8 else {**TRAINING, **CODING, "threshold": LEAST}
     return cards.Card(
         name=name,
@@ -261,7 +263,7 @@ def _card(name: str, model: keras.Model, area: float, file: Any, files: list[Any
         ),
         licence="Apache-2.0",
         limitations=(
-            "But for its trunk it was trained on four short clips: one of your own camera's takes minutes to train.",
+            seen,
             kind,
             "Scores are compared inside of a frame: they do not say that one frame matters more than another.",
             "It serves YOLOX-nano with a letterbox of 416 × 416; another network looks elsewhere.",
