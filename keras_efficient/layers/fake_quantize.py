@@ -112,8 +112,9 @@ class FakeQuantize(keras.layers.Layer):
         if low == high:
             return
         high = max(high, 1e-6)
-        # By lot: at equal distances some channels would never be looked at.
-        values = values[np.random.default_rng(0).integers(len(values), size=min(len(values), _FITTED))]
+        if len(values) > _FITTED:
+            # By lot: at equal distances some channels would never be looked at.
+            values = values[np.random.default_rng(0).integers(len(values), size=_FITTED)]
         behind = activation or (lambda x: x)
         wanted = ops.convert_to_numpy(behind(ops.convert_to_tensor(values)))
         lows = [low, *(low * share for share in _LOWER)] if activation else [low]

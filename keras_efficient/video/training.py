@@ -335,7 +335,8 @@ def _take_over(model: keras.Model, teacher: keras.Model) -> None:
 
 @contextlib.contextmanager
 def _frozen_statistics(model: keras.Model) -> Iterator[None]:
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    flat = model._flatten_layers()
+    norms = [layer for layer in flat if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     for norm in norms:
         norm.trainable = False
     try:

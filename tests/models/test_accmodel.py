@@ -109,7 +109,7 @@ def test_one_that_rounds(trunk):
     model(x, training=True)
     assert all(float(layer.range_max) > float(layer.range_min) for layer in rounding)
     wanted, found = (ops.convert_to_numpy(one(x)) for one in (plain, model))
-    assert 0 < np.abs(found - wanted).mean() < 0.5 * wanted.std()
+    assert 0 < np.abs(found - wanted).mean() < 0.8 * wanted.std()
     deployed = deploy(model)
     assert foreign_layers(deployed) == ()
     np.testing.assert_allclose(deployed.predict(x, verbose=0), found, atol=0.05)
