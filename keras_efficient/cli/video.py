@@ -64,9 +64,9 @@ def encode(
         from keras_efficient.video.encode import encode_file
 
         network = _camera_model(model)
-    options = {"base": base, "bitrate": bitrate, "size": size, "every": every, "codec": codec, "preset": preset}
+    options = {"base": base, "bitrate": bitrate, "every": every, "codec": codec, "preset": preset}
     with out.progress(source.name) as show:
-        made = encode_file(source, target, network, overwrite=force, on_progress=show, **options)
+        made = encode_file(source, target, network, size=size, overwrite=force, on_progress=show, **options)
     values = {
         "output": str(target),
         "frames": made.frames,

@@ -238,7 +238,7 @@ def _check_teacher(folder: Path | None, teacher: keras.Model, names: Sequence[st
         return
     digest = hashlib.sha256(repr(list(names)).encode())
     for weight in teacher.weights:
-        digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)))
+        digest.update(ops.convert_to_numpy(weight).tobytes())
     note = folder / "teacher.txt"
     if note.exists() and note.read_text() != digest.hexdigest():
         raise FileProblem(folder, "keeps the training by another teacher.", hint="Give another folder.")

@@ -278,6 +278,10 @@ def test_encoding_a_file(clip, tmp_path):
     plain = program("video", "encode", clip, tmp_path / "plain.mkv", "--model", "none", "--bitrate", "100000")
     assert plain.returncode == 0, plain.stderr
     assert "frames" in plain.stdout
+    tiny = program("video", "encode", clip, tmp_path / "tiny.mkv", "--model", "none", "--size", "400", "--base", "61")
+    assert (tiny.returncode, "bytes instead of 400" in tiny.stderr) == (0, True), tiny.stderr
+    both = program("video", "encode", clip, tmp_path / "both.mkv", "--size", "9999", "--bitrate", "100000")
+    assert (both.returncode, "not both" in both.stderr) == (2, True), both.stderr
 
 
 SERVE = ("serve", "--network", "NETWORK", "--insecure", "--task", "segmentation", "--preprocess", "deeplab")
