@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -121,7 +122,7 @@ def _evaluated(name: str, quick: bool) -> video.Evaluation:
         for one in wanted
         for scheme in video.coding_schemes([one], _server(), model, step=10 if quick else 1 if one in DENSE else 2)
     ]
-    if name == UNSEEN and model is not None:
+    if name == UNSEEN and model is not None and "KERAS_EFFICIENT_ACCMODEL" not in os.environ:
         (whole,) = video.coding_schemes(["camera"], _server(), _integers(), step=10 if quick else 2)
         made.append(replace(whole, name=OF_INTEGERS, about=f"{whole.about}, in integers"))
     asked: dict[str, Any] = {"every": every, "between": report.BETWEEN, "folder": FOLDER, "name": "yolox-nano"}
@@ -382,6 +383,8 @@ def _integers() -> str:
 
     named = os.environ.get("KERAS_EFFICIENT_ACCMODEL")
     if named:
+        if not named.endswith(".tflite"):
+            sys.exit("What a camera runs is a .tflite file: set KERAS_EFFICIENT_ACCMODEL to one in integers.")
         return named
     FOLDER.mkdir(parents=True, exist_ok=True)
     path, inner = FOLDER / "camera.tflite", models.without_shrink(zoo.load(INT8))

@@ -167,7 +167,7 @@ def teach_accmodel(
     Args:
         model: an `AccModel`, which is changed.
         teacher: one for frames of the same size.
-        source: videos, pictures, and folders of them.
+        source: videos, pictures, and folders of them; frames of other shapes are stretched.
         features: names of layers that both have; `None`: those of an `AccModel` that have seen all sizes.
         frames: of each video at most, spread over it; fewer where the model takes large ones.
         minutes: that all of it may take.

@@ -91,7 +91,7 @@ def test_a_trunk_that_keeps_what_it_knows():
 
 
 @pytest.mark.parametrize("trunk", ["small", "yolox-nano"])
-def test_one_that_rounds(trunk):
+def test_one_that_rounds(trunk, tmp_path):
     """What training rounds is what stays the range of a tensor, but for kernels, and is near to the one in floats."""
     plain = models.AccModel((96, 128), width=0.5, shrink=2, trunk=trunk)
     model = models.AccModel((96, 128), width=0.5, shrink=2, trunk=trunk, int8_aware=True)
@@ -113,6 +113,9 @@ def test_one_that_rounds(trunk):
     deployed = deploy(model)
     assert foreign_layers(deployed) == ()
     np.testing.assert_allclose(deployed.predict(x, verbose=0), found, atol=0.05)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
 def test_another_backbone():
