@@ -23,6 +23,7 @@ ZOO_COLUMNS = {
     "sesr": (("Set5", "PSNR", "Set5"), ("Set14", "PSNR", "Set14"), ("BSD100", "PSNR", "BSD100")),
     "memcom": (("nDCG@20", "nDCG@20", "Gowalla"), ("Recall@20", "Recall@20", "Gowalla")),
     "halos": (("nDCG@20", "nDCG@20", "Amazon"), ("Recall@20", "Recall@20", "Amazon")),
+    "accmpeg": (("area under ROC", "area under the ROC curve", "dashcam_highway_960x540.mp4"),),
 }
 _MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
