@@ -25,12 +25,14 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Row
 from keras_efficient import video
+from keras_efficient.atomic import replacing
 from keras_efficient.video import report
 from keras_efficient.video.delay import bandwidth_for
 from keras_efficient.video.encoder import PRESETS
 from keras_efficient.video.schemes import SCHEMES
 
 FOLDER = Path("runs/accmpeg")
+PICTURE, DRAWN = Path("docs/accmpeg.svg"), ("uniform", "defaults", "boxes", "vigil", "camera")
 CAMERA, INT8, UNSEEN = "accmodel-yolox-nano", "accmodel-yolox-nano.int8", "dashcam_highway_960x540"
 # clip: bytes to save at least, against one QP and against x264's defaults
 CLIPS = {
@@ -141,9 +143,13 @@ def _shower(name: str) -> Callable[[int, int], None]:
 
 
 def data_bytes(quick: bool) -> Iterator[Row]:
-    """Bytes at equal accuracy, both conventions."""
+    """Bytes at equal accuracy, both conventions; and a picture of the curves."""
+    evaluated = {name: _evaluated(name, quick) for name in CLIPS}
+    if not quick:
+        with replacing(PICTURE, overwrite=True) as temporary:
+            temporary.write_text(report.picture(list(evaluated.values()), DRAWN), "utf-8")
     for name, bars in CLIPS.items():
-        found = _evaluated(name, quick)
+        found = evaluated[name]
         for other, bar in zip(("uniform", "defaults"), bars, strict=True):
             for scheme in found.points:
                 if scheme != other:

@@ -1,16 +1,20 @@
-"""Line plots as inline SVG: no script, nothing from elsewhere, colours that hold in light and dark."""
+"""Line plots as SVG: no script, nothing from elsewhere, colours that hold in light and dark."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["COLOURS", "Line", "lines"]
+__all__ = ["COLOURS", "Line", "legend", "lines", "picture"]
 
-COLOURS = ("#2a78d6", "#c2410c", "#15803d", "#9333ea", "#b45309", "#0e7490", "#be123c", "#64748b", "#4d7c0f")
+COLOURS = ("#2a78d6", "#c2410c", "#15803d", "#9333ea", "#ca8a04", "#0e7490", "#be123c", "#64748b", "#4d7c0f")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 52, 46, 10, 14
+HEADING, KEYS = 34, 30  # heights of what a picture has above each plot and below all
+_STYLE = """text{font:12px system-ui,sans-serif;fill:#475569}.grid{stroke:#cbd5e1;fill:none}.ground{fill:#fff}
+.heading{font-size:15px;font-weight:600}@media(prefers-color-scheme:dark){text{fill:#cbd5e1}.grid{stroke:#334155}
+.ground{fill:#0f172a}}"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,32 @@ def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
                 f"<title>{title}</title></circle>"
             )
     parts.append("</svg></svg>")
+    return "".join(parts)
+
+
+def legend(shown: Sequence[Line]) -> str:
+    """HTML that says which curve is which."""
     keys = "".join(f'<span><i style="background:{one.colour}"></i>{html.escape(one.name)}</span>' for one in shown)
-    return "".join(parts) + f'<p class="legend">{keys}</p>'
+    return f'<p class="legend">{keys}</p>'
+
+
+def picture(plots: Mapping[str, str], keys: Sequence[Line], *, columns: int = 2) -> str:
+    """Some plots as one SVG file, the headings above each, and below them which curve is which."""
+    rows = math.ceil(len(plots) / columns)
+    width, height = columns * WIDTH, rows * (HEIGHT + HEADING) + KEYS
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>']
+    parts.append(f'<rect class="ground" width="{width}" height="{height}"/>')
+    for index, (heading, drawing) in enumerate(plots.items()):
+        x, y = index % columns * WIDTH, index // columns * (HEIGHT + HEADING)
+        parts.append(f'<text class="heading" x="{x + LEFT}" y="{y + HEADING - 8}">{html.escape(heading)}</text>')
+        parts.append(f'<svg x="{x}" y="{y + HEADING}" width="{WIDTH}" height="{HEIGHT}"{drawing.removeprefix("<svg")}')
+    x = LEFT
+    for line in keys:
+        parts.append(f'<rect x="{x}" y="{height - 20}" width="20" height="4" fill="{line.colour}"/>')
+        parts.append(f'<text x="{x + 26}" y="{height - 13}">{html.escape(line.name)}</text>')
+        x += 60 + 8 * len(line.name)
+    return "".join(parts) + "</svg>\n"
 
 
 def _steps(low: float, high: float) -> list[float]:

@@ -20,7 +20,7 @@ from keras_efficient.video.frames import packages, rgb
 from keras_efficient.video.schemes import uniform
 from keras_efficient.video.servers import Detections
 
-__all__ = ["ACCURACIES", "BANDWIDTHS", "BETWEEN", "Shown", "page", "shown", "summary"]
+__all__ = ["ACCURACIES", "BANDWIDTHS", "BETWEEN", "Shown", "page", "picture", "shown", "summary"]
 
 ACCURACIES = (0.80, 0.85, 0.90, 0.95)
 GRID = tuple(np.linspace(0.80, 0.95, 7).round(3).tolist())  # of means
@@ -171,8 +171,7 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
     ):
         drawn = _curves(found, amount)
         over = f"mean delay of a chunk, {unit}" if unit == "seconds" else unit
-        lowest = min(value for line in drawn for value in line.y)
-        svg = plot.lines(drawn, x=over, y=accuracy, least=min(max(int(10 * lowest) / 10, 0.5), 0.9))
+        svg = plot.lines(drawn, x=over, y=accuracy, least=_least(drawn)) + plot.legend(drawn)
         parts.append(f"<figure><figcaption>{heading}</figcaption>{svg}</figure>")
     parts.append("</div><p class='note'>Dots are measured; lines never fall; bands hold 95 % of a bootstrap.</p>")
     parts += [_savings(numbers), _delays(numbers, link), _abouts(found)]
@@ -183,6 +182,22 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
         parts += [_frame(one) for one in some]
         parts.append("</div>")
     return "".join(parts) + "</section>"
+
+
+def picture(clips: Sequence[Evaluation], schemes: Sequence[str]) -> str:
+    """Accuracy over bits a second of some schemes, a plot for each clip, as one SVG file."""
+    plots, drawn = {}, []
+    for found in clips:
+        some = replace(found, schemes=[one for name in schemes for one in found.schemes if one.name == name])
+        drawn = _curves(some, lambda point, found=found: 8 * point.bytes / found.seconds / 1e3)
+        wanted = plot.lines(drawn, x="kbit/s", y=found.measures[0].name, least=_least(drawn))
+        plots[found.clip.video.path.stem] = wanted
+    return plot.picture(plots, drawn)
+
+
+def _least(drawn: Sequence[plot.Line]) -> float:
+    """Where an axis of accuracies begins."""
+    return min(max(int(10 * min(value for line in drawn for value in line.y)) / 10, 0.5), 0.9)
 
 
 def _curves(found: Evaluation, amount: Any) -> list[plot.Line]:

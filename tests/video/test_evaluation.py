@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 from fractions import Fraction
+from xml.etree import ElementTree
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from keras import layers, ops
 
 from keras_efficient import video
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
-from keras_efficient.video import report
+from keras_efficient.video import plot, report
 from keras_efficient.video.accuracy import FrameF1, MeanIoU, PooledF1
 from keras_efficient.video.delay import bandwidth_for
 from keras_efficient.video.encoder import qp_map
@@ -342,6 +343,10 @@ def test_the_page(evaluated, clip):
     for word in ("<script", "http:", "https:", "url(", "@import"):
         assert word not in text
     assert text.count("<polyline") == 2 * 3
+    tree = ElementTree.fromstring(report.picture([found, found], ["uniform", "oracle"]))
+    drawn = tree.iter("{http://www.w3.org/2000/svg}polyline")
+    assert [one.get("stroke") for one in drawn] == [*plot.COLOURS[:2], *plot.COLOURS[:2]]
+    assert "a&b" in "".join(tree.itertext())
     (row,) = [one for one in numbers["savings"] if (one["scheme"], one["against"]) == ("oracle", "uniform")]
     wanted = video.saving(found.curve("oracle"), found.curve("uniform"), [0.9], draws=0).at[0].value
     assert [one["value"] for one in row["at"] if one["accuracy"] == 0.9] == [wanted]
