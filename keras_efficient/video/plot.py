@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["COLOURS", "Line", "legend", "lines", "picture"]
@@ -97,14 +97,14 @@ def legend(shown: Sequence[Line]) -> str:
     return f'<p class="legend">{keys}</p>'
 
 
-def picture(plots: Mapping[str, str], keys: Sequence[Line], *, columns: int = 2) -> str:
+def picture(plots: Sequence[tuple[str, str]], keys: Sequence[Line], *, columns: int = 2) -> str:
     """Some plots as one SVG file, the headings above each, and below them which curve is which."""
     rows = math.ceil(len(plots) / columns)
     width, height = columns * WIDTH, rows * (HEIGHT + HEADING) + KEYS
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>']
     parts.append(f'<rect class="ground" width="{width}" height="{height}"/>')
-    for index, (heading, drawing) in enumerate(plots.items()):
+    for index, (heading, drawing) in enumerate(plots):
         x, y = index % columns * WIDTH, index // columns * (HEIGHT + HEADING)
         parts.append(f'<text class="heading" x="{x + LEFT}" y="{y + HEADING - 8}">{html.escape(heading)}</text>')
         parts.append(f'<svg x="{x}" y="{y + HEADING}" width="{WIDTH}" height="{HEIGHT}"{drawing.removeprefix("<svg")}')

@@ -186,12 +186,12 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
 
 def picture(clips: Sequence[Evaluation], schemes: Sequence[str]) -> str:
     """Accuracy over bits a second of some schemes, a plot for each clip, as one SVG file."""
-    plots, drawn = {}, []
+    plots, drawn = [], []
     for found in clips:
         some = replace(found, schemes=[one for name in schemes for one in found.schemes if one.name == name])
         drawn = _curves(some, lambda point, found=found: 8 * point.bytes / found.seconds / 1e3)
         wanted = plot.lines(drawn, x="kbit/s", y=found.measures[0].name, least=_least(drawn))
-        plots[found.clip.video.path.stem] = wanted
+        plots.append((found.clip.video.path.stem, wanted))
     return plot.picture(plots, drawn)
 
 
