@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from keras_efficient.atomic import replacing
 from keras_efficient.video import report
 from keras_efficient.video.delay import bandwidth_for
 from keras_efficient.video.encoder import PRESETS
+from keras_efficient.video.evaluation import Saving
 from keras_efficient.video.schemes import SCHEMES
 
 FOLDER = Path("runs/accmpeg")
@@ -159,32 +160,51 @@ def data_bytes(quick: bool) -> Iterator[Row]:
 
 
 def _savings(found: video.Evaluation, name: str, scheme: str, other: str, bar: float | None) -> Iterator[Row]:
-    """The mean, with the bar, and for the camera each accuracy, which must not be worse."""
+    """The mean, with the bar, and for the camera the least at single accuracies, where it must not be worse."""
     both = {
         one.name: video.saving(found.curve(scheme, one), found.curve(other, one), report.GRID) for one in found.measures
     }
     first = next(iter(both.values()))
-    measured = len(next(iter(found.points[scheme][0].sums.values())))
+    mean = first.mean
     details = {
-        "interval": [first.mean.low, first.mean.high],
+        "interval": [mean.low, mean.high],
         "highest that both reach": vars(first.highest),
         "settings": len(found.points[scheme]),
-        "evaluated frames": measured,
+        "evaluated frames": len(next(iter(found.points[scheme][0].sums.values()))),
         "other conventions": {one: vars(value.mean) for one, value in list(both.items())[1:]},
     }
-    for one in [first.mean, *(one for one in first.at if bar is not None and one.accuracy in report.ACCURACIES)]:
-        is_mean = one.accuracy is None
-        where = "mean over F1 .80 to .95" if is_mean else f"F1 {one.accuracy:.2f}"
-        what = f"{name}, {where}: bytes that {scheme} saves against {other}"
-        text = "" if bar is None else f"≥ {bar:.0%}" if is_mean else "never worse"
-        reached = None if bar is None or one.value is None else one.value >= (bar if is_mean else 0)
-        sizes = [None if is_mean else found.curve(each).bytes_at(one.accuracy) for each in (scheme, other)]
-        more = details if is_mean else {"interval": [one.low, one.high], "bytes": sizes}
-        why = "one of both does not reach it" if one.value is None else ""
-        if reached is False:
-            inside = one.low is not None and one.high is not None and one.low < 0 < one.high
-            why = _limit(found, other) if is_mean else "zero lies inside of its interval" if inside else "it is worse"
-        yield Row(what, _rounded(one.value, 4), "share", bar=text, reached=reached, why=why, details=more)
+    barred: dict[str, Any] = {}
+    why = "one of both does not reach it" if mean.value is None else ""
+    if bar is not None:
+        barred = {"bar": f"≥ {bar:.0%}", "reached": None if mean.value is None else mean.value >= bar}
+        why = why or ("" if barred["reached"] else _limit(found, other))
+    what = f"{name}, mean over F1 .80 to .95: bytes that {scheme} saves against {other}"
+    yield Row(what, _rounded(mean.value, 4), "share", why=why, details=details, **barred)
+    if bar is not None:
+        yield _never_worse(found, name, scheme, other, [one for one in first.at if one.accuracy in report.ACCURACIES])
+
+
+def _never_worse(found: video.Evaluation, name: str, scheme: str, other: str, at: Sequence[Saving]) -> Row:
+    known = {one.accuracy: one for one in at if one.value is not None}
+    worse = [one for one in known.values() if one.value < 0]
+    some = ", ".join(f"{one:.2f}" for one in known)
+    what = f"{name}, F1 {some or 'of none that both reach'}: the least that {scheme} saves against {other}"
+    found_at = {
+        f"{one.accuracy:.2f}": {
+            "saves": _rounded(one.value, 4),
+            "interval": [one.low, one.high],
+            "bytes": [found.curve(each).bytes_at(one.accuracy) for each in (scheme, other)],
+        }
+        for one in at
+    }
+    noise = [one for one in worse if one.low is not None and one.high is not None and one.low < 0 < one.high]
+    why = "" if known else "they share none of .80, .85, .90, .95"
+    if worse:
+        why = "worse at " + ", ".join(f"{one.accuracy:.2f} ({one.value:.1%})" for one in worse)
+        why += "; zero lies inside of the interval there" if len(noise) == len(worse) else ""
+    least = min((one.value for one in known.values()), default=None)
+    reached = not worse if known else None
+    return Row(what, _rounded(least, 4), "share", bar="never worse", reached=reached, why=why, details=found_at)
 
 
 def _limit(found: video.Evaluation, other: str) -> str:
