@@ -84,17 +84,18 @@ def main(
     if yours:
         server, name = video.onnx_server(yours["network"], "detection", "yolox"), Path(yours["network"]).name
         train, test = Path(yours["train"]), Path(yours["test"])
+        first = video.Video.open(next(iter(sorted(train.glob("*.mp4"))), train))
         model = None
     else:
         server, name = server_of_stripes(), "stripes"
         train, test = (write_clip(out / f"signs-{seed}.mp4", frames, seed) for seed in (1, 2))
+        first = video.Video.open(train)
         model = AccModel((HEIGHT, WIDTH), shrink=2, width=0.5)
-    size = video.Video.open(train)
     found = video.train_accmodel(
         server,
         train,
         model=model,
-        frame_size=(size.height, size.width),
+        frame_size=(first.height, first.width),
         coding=video.Coding(every=2),
         minutes=minutes,
         steps=steps,
@@ -120,7 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=150)
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--network", help="an .onnx file of YOLOX")
-    parser.add_argument("--train", help="a video, or a folder of them")
+    parser.add_argument("--train", help="a video, or a folder of .mp4 files of one size")
     parser.add_argument("--test", help="another video")
     arguments = vars(parser.parse_args())
     yours = {key: arguments.pop(key) for key in ("network", "train", "test")}

@@ -334,6 +334,14 @@ def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
     onnx.save_model(proto, path)
 
 
+def runtime() -> Any:
+    """ONNX Runtime, told to report nothing of its use to its makers."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 class OnnxModel(ExportedModel):
     """An `.onnx` in ONNX Runtime on the CPU. A file written with ``layout="nchw"`` still takes and gives N×H×W×C here.
 
@@ -342,8 +350,7 @@ class OnnxModel(ExportedModel):
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
-        import onnxruntime
-
+        onnxruntime = runtime()
         self.path = Path(path)
         self.threads = threads or 1
         if not self.path.is_file():

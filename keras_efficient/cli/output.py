@@ -19,6 +19,7 @@ from keras_efficient.errors import KerasEfficientError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 __all__ = ["Output", "out"]
 
@@ -40,6 +41,7 @@ class Output:
         self.quiet = self.verbose = self.debug = self.as_json = self.interrupted = False
         self._stdout: TextIO | None = None
         self._stderr: TextIO | None = None
+        self._status: Status | None = None
 
     def begin(self, *, as_json: bool) -> None:
         """Called first by every command that has `--json`."""
@@ -82,9 +84,13 @@ class Output:
 
     def text(self, text: str) -> None:
         """A result that is text as it stands."""
-        stream = self._stdout or sys.stdout
+        stream, status = self._stdout or sys.stdout, self._status
+        if status is not None:
+            status.stop()  # else its line and this one get into one another
         stream.write(text if text.endswith("\n") else f"{text}\n")
         stream.flush()  # what is left in a buffer when the process ends is not always written
+        if status is not None:
+            status.start()
 
     def message(self, text: str) -> None:
         """For people, besides the result."""
@@ -93,8 +99,7 @@ class Output:
 
     def detail(self, text: str) -> None:
         """For people who asked for more: the next step of the work begins, unless it was to end."""
-        if self.interrupted:
-            raise KeyboardInterrupt
+        self._heed_interrupt()
         if self.verbose:
             self._to_stderr(text)
 
@@ -110,14 +115,19 @@ class Output:
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """A bar on stderr, where that is a terminal; gives the function to call with (done, in all)."""
         if not self._shows_progress():
-            yield lambda done, total: None
+            yield lambda done, total: self._heed_interrupt()
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._error_console(), transient=True) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+            def show(done: int, total: int) -> None:
+                self._heed_interrupt()
+                bar.update(task, completed=done, total=total or None)
+
+            yield show
 
     @contextlib.contextmanager
     def stages(self, what: str) -> Iterator[Callable[[str], None]]:
@@ -132,7 +142,11 @@ class Output:
                 self.detail(stage)
                 status.update(f"{what}: {stage} …")
 
-            yield show
+            self._status = status
+            try:
+                yield show
+            finally:
+                self._status = None
 
     @contextlib.contextmanager
     def hushed(self) -> Iterator[None]:
@@ -150,6 +164,7 @@ class Output:
             os.dup2(log.fileno(), 2)
             try:
                 yield
+                self._heed_interrupt()
             except Exception as err:
                 if not (isinstance(err, KerasEfficientError) or self.interrupted):
                     log.seek(0)
@@ -159,6 +174,11 @@ class Output:
                 os.dup2(kept, 2)
                 os.close(kept)
                 sys.stderr = stream
+
+    def _heed_interrupt(self) -> None:
+        """Ctrl-C comes again where native code that was being loaded, or ran, has lost it."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _json(self, value: Any) -> None:
         self.text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

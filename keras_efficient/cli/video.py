@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,13 +31,23 @@ MISSED = 0.05  # share of a size that is worth a word
 LEAP = 60.0  # seconds from a frame to the next one that no file means
 REORDERED = 64  # frames that an encoder sends before an earlier one: there are at most 16 B-frames in a row
 
+SCHEMES = (
+    "uniform, defaults, aq, boxes, vigil, eaar, dds, oracle, camera, two-levels, defaults-short, camera-short, "
+    "defaults-live, camera-live"
+)
+
 app = typer.Typer(help="Video for networks at a server.", no_args_is_help=True)
 
 CERTIFICATE = typer.Option("--certificate", help="Own certificate, PEM.")
 KEY = typer.Option("--key", help="Its private key, PEM.")
 AUTHORITY = typer.Option("--authority", help="Certificate of the authority that signed both sides' own, PEM.")
 MODEL = typer.Option("--model", metavar="NAME|FILE|none", help="A zoo model, a .keras, .tflite or .onnx file, or none.")
-BASE = typer.Option("--base", help="Quality: 1 best, 61 worst; less where the network does not look.", min=1, max=61)
+BASE = typer.Option(
+    "--base", help="Quality: 1 best, 61 worst; less where the network does not look. Without: 40.", min=1, max=61
+)
+PREPROCESS = typer.Option(
+    "--preprocess", help="What the network takes: yolox, deeplab, openvino-road or mediapipe-pose."
+)
 BITRATE = typer.Option("--bitrate", help="Bits a second to keep, instead of --base.", min=1000)
 EVERY = typer.Option("--model-every", help="Frames from one that the model looks at to the next.", min=1)
 INSECURE = typer.Option("--insecure", help="Without TLS; inside one machine only.")
@@ -47,7 +58,7 @@ def encode(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A video.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="An .mp4, .mkv, .mov or .ts.")],
     model: Annotated[str, MODEL] = DEFAULT_MODEL,
-    base: Annotated[float, BASE] = DEFAULT_BASE,
+    base: Annotated[float | None, BASE] = None,
     bitrate: Annotated[int | None, BITRATE] = None,
     size: Annotated[int | None, typer.Option("--size", help="Bytes to keep instead, of all pictures.", min=1)] = None,
     every: Annotated[int, EVERY] = 10,
@@ -60,12 +71,13 @@ def encode(
     out.begin(as_json=as_json)
     check_target(target, overwrite=force)
     check_apart([source], [target])
+    quality = _quality(base, bitrate, size)
     with out.hushed():
         from keras_efficient.video.encode import encode_file
 
         network = _camera_model(model)
-    options = {"base": base, "bitrate": bitrate, "every": every, "codec": codec, "preset": preset}
-    with out.progress(source.name) as show:
+    options = {**quality, "every": every, "codec": codec, "preset": preset}
+    with out.progress(source.name) as show, out.hushed():
         made = encode_file(source, target, network, size=size, overwrite=force, on_progress=show, **options)
     values = {
         "output": str(target),
@@ -102,9 +114,7 @@ def certs(
 def serve(
     network: Annotated[Path, typer.Option("--network", metavar="FILE", help="An .onnx file.")],
     task: Annotated[str, typer.Option("--task", help="detection, segmentation or keypoints.")] = "detection",
-    preprocess: Annotated[
-        str, typer.Option("--preprocess", help="What the network takes: yolox, deeplab, …")
-    ] = "yolox",
+    preprocess: Annotated[str, PREPROCESS] = "yolox",
     people: Annotated[
         Path | None, typer.Option("--people", metavar="FILE", help="For keypoints: a YOLOX .onnx that finds people.")
     ] = None,
@@ -127,6 +137,10 @@ def serve(
     place = None if metrics == "none" else _address(metrics)
     _address(listen)
     tls = _tls(certificate, key, authority, insecure)
+    if not insecure:
+        from keras_efficient.video.transport.certificates import checked
+
+        checked(**tls)
     with out.hushed():
         predict = _predictor(network, task, preprocess, people)
     from keras_efficient.video.transport import Receiver, open_journal
@@ -141,7 +155,8 @@ def serve(
         **tls,
     )
     page = receiver.metrics.listen(*place, lambda: receiver.is_serving) if place else None
-    port = receiver.start()
+    with out.hushed():
+        port = receiver.start()
     out.message(f"Serving at {listen.rpartition(':')[0]}:{port}.")
     ended = _heed_signals()
     while not ended():
@@ -168,7 +183,7 @@ def stream(
     ] = None,
     spool_size: Annotated[int, typer.Option("--spool-size", metavar="MB", help="Of the spool.", min=1)] = 256,
     model: Annotated[str, MODEL] = DEFAULT_MODEL,
-    base: Annotated[float, BASE] = DEFAULT_BASE,
+    base: Annotated[float | None, BASE] = None,
     bitrate: Annotated[int | None, BITRATE] = None,
     every: Annotated[int, EVERY] = 10,
     preset: Annotated[str, typer.Option("--preset", help="Effort of the encoder: ultrafast … placebo.")] = "veryfast",
@@ -181,7 +196,9 @@ def stream(
         bool,
         typer.Option("--realtime", help="A file's frames at their times, as from a camera; a full spool drops groups."),
     ] = False,
-    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait at the end for what is not stored.")] = 30,
+    wait: Annotated[
+        float, typer.Option("--wait", help="Seconds to wait at the end for what is not stored.", min=0)
+    ] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results, a line of JSON for each chunk.")] = False,
 ) -> None:
     """Send a video to a server as a camera does, and show what the server finds; until its end, or Ctrl-C or SIGTERM.
@@ -194,7 +211,12 @@ def stream(
     out.begin(as_json=as_json)
     _address(to)
     tls = _tls(certificate, key, authority, insecure)
+    quality = _quality(base, bitrate)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters comes as an error, and is said in our words
+    if not insecure:
+        from keras_efficient.video.transport.sender import check_identity
+
+        check_identity(camera, **tls)
     with out.hushed():
         from keras_efficient.video import Camera, Video
         from keras_efficient.video.transport import Sender, Spool, chunked
@@ -202,17 +224,17 @@ def stream(
         network = _camera_model(model)
 
     video = Video.open(source)
-    source_camera = Camera(
-        network,
-        *(video.width, video.height, video.rate),
-        appearance=video.appearance,
-        every=every,
-        base=base,
-        bitrate=bitrate,
-        preset=preset,
-        low_delay=low_delay,
-        key_every=max(round(key_every * video.rate), 1),
-    )
+    with out.hushed():  # LiteRT speaks of each file that it opens
+        source_camera = Camera(
+            network,
+            *(video.width, video.height, video.rate),
+            appearance=video.appearance,
+            every=every,
+            preset=preset,
+            low_delay=low_delay,
+            key_every=max(round(key_every * video.rate), 1),
+            **quality,
+        )
     folder = spool or Path(f"spool-{camera}")
     sender = Sender(
         to, Spool(folder, camera, limit=spool_size * 10**6), on_results=_show, on_message=out.message, **tls
@@ -247,16 +269,16 @@ def evaluate(
         Path, typer.Option("--out", metavar="DIR", help="For evaluation.json, evaluation.html, and what is kept.")
     ],
     task: Annotated[str, typer.Option("--task", help="detection, segmentation or keypoints.")] = "detection",
-    preprocess: Annotated[
-        str, typer.Option("--preprocess", help="What the network takes: yolox, deeplab, …")
-    ] = "yolox",
+    preprocess: Annotated[str, PREPROCESS] = "yolox",
     people: Annotated[
         Path | None, typer.Option("--people", metavar="FILE", help="For keypoints: a YOLOX .onnx that finds people.")
     ] = None,
     model: Annotated[str | None, MODEL] = None,
     scheme: Annotated[
         list[str] | None,
-        typer.Option("--scheme", metavar="NAME", help="A way of coding; may be repeated. Without: what is usual."),
+        typer.Option(
+            "--scheme", metavar="NAME", help=f"A way of coding; may be repeated: {SCHEMES}. Without: what is usual."
+        ),
     ] = None,
     step: Annotated[int, typer.Option("--step", help="QPs from one setting to the next.", min=1, max=10)] = 2,
     frames: Annotated[int | None, typer.Option("--frames", help="Of the beginning of each clip.", min=1)] = None,
@@ -369,8 +391,29 @@ def _show(sequence: int, results: list[Any]) -> None:
     if out.as_json:
         out.text(json.dumps({"sequence": sequence, "results": results}, separators=(",", ":")))
     else:
-        failed = sum("error" in result for result in results)
-        out.detail(f"chunk {sequence}: {len(results) - failed} frames analysed" + (f", {failed} failed" * (failed > 0)))
+        for result in results:
+            out.text(f"frame {result['pts']}: {_found(result)}")
+
+
+def _found(result: dict[str, Any]) -> str:
+    """What the server found in a frame, in a few words."""
+    found = result.get("found")
+    if not isinstance(found, dict):
+        return f"nothing is known: {result.get('error', 'the server does not say why')}"
+    if "boxes" in found:
+        counts = Counter(found["classes"])
+        return ", ".join(f"{count} of class {kind}" for kind, count in sorted(counts.items())) or "nothing"
+    if "people" in found:
+        return f"{len(found['people'])} people"
+    shares = sorted(found.get("shares", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"class {kind} in {share:.0%}" for kind, share in shares) or "nothing"
+
+
+def _quality(base: float | None, bitrate: int | None, size: int | None = None) -> dict[str, Any]:
+    """Of `video.Camera`; a size is not among it."""
+    if sum(one is not None for one in (base, bitrate, size)) > 1:
+        raise WrongArgument("Give one of --base, --bitrate" + (" and --size." if size is not None else "."))
+    return {"base": DEFAULT_BASE if base is None else base, "bitrate": bitrate}
 
 
 def _camera_model(model: str) -> Any:
@@ -423,7 +466,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def _heed_signals() -> Callable[[], bool]:
     """Ctrl-C and SIGTERM end the work instead of the process; a second one ends that as well."""
-    heard: list[int] = []
+    heard: list[int] = [signal.SIGINT] if out.interrupted else []
 
     def hear(number: int, frame: Any) -> None:
         if heard:

@@ -16,6 +16,7 @@ __all__ = ["run"]
 
 USUAL = ("uniform", "defaults", "aq")
 OF_BOXES = ("boxes", "vigil", "eaar")
+NO_SHARED = "the clip is too easy for the network, or too hard, or --frames are too few."
 DRAWN = ("defaults", "camera")  # of which frames are shown
 
 
@@ -53,11 +54,6 @@ def run(
     from keras_efficient.video import report
 
     opened = [video.Clip(video.Video.open(path), frames) for path in clips]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileProblem(folder, f"cannot be made: {error.strerror}.") from error
-    targets = [check_target(folder / f"evaluation.{suffix}", overwrite=force) for suffix in ("json", "html")]
     if not names:
         names = [
             *USUAL,
@@ -65,6 +61,11 @@ def run(
             *(("camera", "camera-short") if model is not None else ()),
         ]
     schemes = video.coding_schemes(names, server, model, **coding)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileProblem(folder, f"cannot be made: {error.strerror}.") from error
+    targets = [check_target(folder / f"evaluation.{suffix}", overwrite=force) for suffix in ("json", "html")]
     # One file answers in other ways for another task, or when it is given frames in another way.
     who = [
         type(server).__name__,
@@ -74,7 +75,7 @@ def run(
     speed, shown = video.Link(**link), [name for name in DRAWN if name in names] or [names[-1]]
     pages, numbers = [], []
     for clip in opened:
-        with out.progress(clip.video.path.name) as show:
+        with out.progress(clip.video.path.name) as show, out.hushed():
             options: dict[str, Any] = {
                 "every": every,
                 "reference": reference,
@@ -90,8 +91,12 @@ def run(
     for target, text in zip(targets, (json.dumps(numbers, indent=1, allow_nan=False), page), strict=True):
         with replacing(target, overwrite=force) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    _table(numbers)
-    out.message(f"Written: {', '.join(map(str, targets))}.")
+    if len(schemes) > 1 or out.as_json:
+        _table(numbers)
+    savings = [row for clip in numbers for row in clip["savings"]]
+    if savings and all(row["mean"]["value"] is None for row in savings):
+        out.message(f"No two curves share an accuracy from {report.GRID[0]:.2f} to {report.GRID[-1]:.2f}: {NO_SHARED}")
+    out.message(f"Written, with delays and curves: {', '.join(map(str, targets))}.")
 
 
 def _table(numbers: Sequence[dict[str, Any]]) -> None:
@@ -105,7 +110,7 @@ def _table(numbers: Sequence[dict[str, Any]]) -> None:
             if out.as_json:
                 rows.append(plain)
                 continue
-            mean = f"mean at equal {row['measure']}"
+            mean = f"bytes saved, mean at equal {row['measure']}"
             plain[mean] = str(Saving(**row["mean"]))
             if row["measure"] == clip["measures"][0]:
                 cells = {f"at {one['accuracy']:.2f}": str(Saving(**one)) for one in row["at"]}

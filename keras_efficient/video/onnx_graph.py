@@ -95,11 +95,11 @@ class OnnxGraph:
         return {name: np.concatenate(values) for name, values in zip(wanted, zip(*parts, strict=True), strict=True)}
 
     def _runtime(self) -> Any:
-        import onnxruntime
+        from keras_efficient.export.targets.onnx import runtime
 
         if self._session is None:
             try:
-                self._session = onnxruntime.InferenceSession(str(self._path), providers=["CPUExecutionProvider"])
+                self._session = runtime().InferenceSession(str(self._path), providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's own have no common kind
                 raise FileProblem(self._path, "is not taken by ONNX Runtime.") from error
         return self._session

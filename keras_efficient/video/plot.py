@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["COLOURS", "Line", "legend", "lines", "picture"]
+__all__ = ["COLOURS", "OURS", "Line", "legend", "lines", "picture"]
 
-COLOURS = ("#2a78d6", "#c2410c", "#15803d", "#9333ea", "#ca8a04", "#0e7490", "#be123c", "#64748b", "#4d7c0f")
+COLOURS = ("#2a78d6", "#15803d", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#64748b", "#78350f", "#84cc16")
+OURS = "#dc2626"  # of the curve that matters, which no other has
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 52, 46, 10, 14
 HEADING, KEYS = 34, 30  # heights of what a picture has above each plot and below all
 _STYLE = """text{font:12px system-ui,sans-serif;fill:#475569}.grid{stroke:#cbd5e1;fill:none}.ground{fill:#fff}
@@ -67,7 +68,7 @@ def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
         parts.append(f'<path class="grid" d="M{across(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}, logarithmic</text>')
     turned = f"translate(13 {HEIGHT / 2 - 20:.0f}) rotate(-90)"
     parts.append(f'<text transform="{turned}" text-anchor="middle">{html.escape(y)}</text>')
     # A picture in the picture, which cuts off what is below the axis.
@@ -125,8 +126,9 @@ def _steps(low: float, high: float) -> list[float]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers of a logarithmic axis."""
-    if high / low < 8:
+    if high / low < 2:
         return _steps(low, high)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    factors = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 3, 5)
+    found = [factor * 10.0**power for power in powers for factor in factors]
     return [value for value in found if low <= value <= high]

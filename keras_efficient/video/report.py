@@ -15,7 +15,7 @@ import numpy as np
 from keras_efficient.macroblocks import BLOCK
 from keras_efficient.video import plot
 from keras_efficient.video.delay import TERMS, Link, bandwidth_for
-from keras_efficient.video.evaluation import Comparison, Evaluation, Saving, saving
+from keras_efficient.video.evaluation import Comparison, Evaluation, Point, Saving, saving
 from keras_efficient.video.frames import packages, rgb
 from keras_efficient.video.schemes import uniform
 from keras_efficient.video.servers import Detections
@@ -25,7 +25,7 @@ __all__ = ["ACCURACIES", "BANDWIDTHS", "BETWEEN", "Shown", "page", "picture", "s
 ACCURACIES = (0.80, 0.85, 0.90, 0.95)
 GRID = tuple(np.linspace(0.80, 0.95, 7).round(3).tolist())  # of means
 BANDWIDTHS = (0.1e6, 0.2e6, 0.5e6, 1e6, 2e6)
-BASELINES = ("uniform", "defaults")
+BASELINES, OURS = ("uniform", "defaults"), "camera"
 BETWEEN = (0.78, 0.97)  # settings farther off are not tried
 SHOWN_AT = 0.85  # accuracy nearest to which frames are shown
 
@@ -50,9 +50,7 @@ class Shown:
 
 def shown(server: Any, found: Evaluation, scheme: str, count: int = 3) -> list[Shown]:
     """Some frames of a scheme, at the setting whose accuracy is nearest to 0.85."""
-    settings = found.points[scheme]
-    accuracies = found.curve(scheme).accuracies()
-    setting = settings[int(np.abs(accuracies - SHOWN_AT).argmin())].setting
+    setting = _shown_point(found, scheme)[0].setting
     coded = next(one for one in found.schemes if one.name == scheme).code(found.clip, setting)
     frames = len(coded.sizes)
     wanted = sorted({int(frames * (2 * index + 1) / (2 * count)) for index in range(count)})
@@ -156,6 +154,13 @@ def page(clips: Sequence[tuple[Evaluation, dict[str, Any], dict[str, list[Shown]
     return f"{head}<body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
 
 
+def _shown_point(found: Evaluation, scheme: str) -> tuple[Point, float]:
+    """Of the coding whose accuracy is nearest to 0.85, and that accuracy."""
+    accuracies = found.curve(scheme).accuracies()
+    index = int(np.abs(accuracies - SHOWN_AT).argmin())
+    return found.points[scheme][index], float(accuracies[index])
+
+
 def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Shown]], link: Link) -> str:
     accuracy, rate = found.measures[0].name, found.clip.video.rate
     facts = (
@@ -173,12 +178,14 @@ def _clip(found: Evaluation, numbers: dict[str, Any], frames: dict[str, list[Sho
         over = f"mean delay of a chunk, {unit}" if unit == "seconds" else unit
         svg = plot.lines(drawn, x=over, y=accuracy, least=_least(drawn)) + plot.legend(drawn)
         parts.append(f"<figure><figcaption>{heading}</figcaption>{svg}</figure>")
-    parts.append("</div><p class='note'>Dots are measured; lines never fall; bands hold 95 % of a bootstrap.</p>")
+    bands = " Bands hold 95 % of a bootstrap." if any(line.band for line in drawn) else ""
+    parts.append(f"</div><p class='note'>Dots are measured, each a setting; lines never fall.{bands}</p>")
     parts += [_savings(numbers), _delays(numbers, link), _abouts(found)]
     for scheme, some in frames.items():
-        parts.append(
-            f"<h3>What the server finds: {html.escape(scheme)}</h3><p class='note'>{_KEY}</p><div class='frames'>"
-        )
+        point, reached = _shown_point(found, scheme)
+        rates = f"{8 * point.bytes / found.seconds / 1e3:,.0f} kbit/s, {accuracy} {reached:.2f}"
+        heading = f"What the server finds: {scheme}, setting {point.setting:g}, {rates}"
+        parts.append(f"<h3>{html.escape(heading)}</h3><p class='note'>{_KEY}</p><div class='frames'>")
         parts += [_frame(one) for one in some]
         parts.append("</div>")
     return "".join(parts) + "</section>"
@@ -203,8 +210,9 @@ def _least(drawn: Sequence[plot.Line]) -> float:
 def _curves(found: Evaluation, amount: Any) -> list[plot.Line]:
     from keras_efficient.video.evaluation import drawn
 
-    made = []
-    for colour, scheme in zip(itertools.cycle(plot.COLOURS), found.schemes, strict=False):
+    made, colours = [], itertools.cycle(plot.COLOURS)
+    for scheme in found.schemes:
+        colour = plot.OURS if scheme.name == OURS else next(colours)
         curve = found.curve(scheme.name)
         order = np.argsort(curve.amounts, kind="stable")
         weights = drawn(curve.sums.shape[1])
@@ -221,8 +229,8 @@ def _curves(found: Evaluation, amount: Any) -> list[plot.Line]:
                 amounts,
                 curve.accuracies()[order].tolist(),
                 fit.tolist(),
-                band if scheme.name in (*BASELINES, "camera") else None,
-                scheme.name == "camera",
+                band if scheme.name in (*BASELINES, OURS) else None,
+                scheme.name == OURS,
                 colour,
             )
         )
@@ -250,7 +258,10 @@ def _savings(numbers: dict[str, Any]) -> str:
             "highest that both reach",
         ]
         parts.append(f"<h3>Bytes saved at equal {html.escape(name)}</h3>{_table(heads, rows)}")
-    note = "In brackets what holds for 95 % of a bootstrap over blocks of frames. –: one of both does not reach it."
+    note = (
+        "Below zero: more bytes. In brackets, where there are frames enough, what 95 % of a bootstrap over blocks of "
+    )
+    note += "frames hold. –: one of both does not reach that accuracy, or exceeds it at each of its settings."
     return "".join(parts) + f"<p class='note'>{note}</p>"
 
 
@@ -312,7 +323,7 @@ def _frame(one: Shown) -> str:
                 f'<rect x="{column * BLOCK}" y="{row * BLOCK}" width="{BLOCK}" height="{BLOCK}" fill="{colour}" '
                 f'opacity="{strength:.2f}"/>'
             )
-    width_of_line = max(width / 320, 1)
+    width_of_line = max(width / 240, 1.5)
     parts += _marks(one.reference, "#22c55e", width_of_line, dashed=False)
     parts += _marks(one.found, "#ef4444", width_of_line, dashed=True)
     return "".join(parts) + f"</svg><figcaption>frame {one.number}</figcaption></figure>"

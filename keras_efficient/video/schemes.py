@@ -131,7 +131,7 @@ def coding_schemes(
         if name not in SCHEMES:
             raise UnknownName("scheme", name, SCHEMES)
         if name in OF_MODEL and model is None:
-            raise WrongArgument(f"The scheme {name!r} needs a camera model.")
+            raise WrongArgument(f"The scheme {name!r} needs a camera model: give model=, or --model.")
         about, (least, most), code = SCHEMES[name]
         key = f"{preset} {key_every} {chunk}" + (f" {_digest(model)}" if name in OF_MODEL else "")
         found.append(Scheme(name, about, code(form), range(least, most + 1, step), key))

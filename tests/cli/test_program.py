@@ -200,6 +200,7 @@ def test_zoo_list_and_show(tmp_path):
         "raise TypeError('without the result')",
         "raise errors.UnsupportedLayer('a', 'an error that was made one of ours')",
         "out.detail('the next step')",
+        "pass",  # the block ends well
     ],
 )
 def test_a_ctrl_c_that_native_code_lost_is_a_ctrl_c(ending):

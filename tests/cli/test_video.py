@@ -154,6 +154,27 @@ def test_what_could_not_be_sent_goes_the_next_time(serve, clip, tmp_path):
     done = program(*stream, "--to", address)
     assert done.returncode == 0, done.stderr
     assert stored(tmp_path) == [("cam1", 12, 100)]
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("frame 0: class ")
+    assert first.endswith("%")
+    assert len(done.stdout.splitlines()) == 20
+    # What is stored is not told again.
+    done = program(*stream, "--to", address)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [f"frame {pts}" for pts in range(0, 50, 5)]
+
+
+def test_words_for_what_a_server_finds():
+    assert cli._found({"found": {"boxes": [[0, 0, 1, 1]] * 3, "classes": [2, 0, 2]}}) == "1 of class 0, 2 of class 2"
+    assert cli._found({"found": {"boxes": [], "classes": []}}) == "nothing"
+    assert cli._found({"found": {"people": [[], []]}}) == "2 people"
+    assert cli._found({"found": {"shares": {"0": 0.25, "7": 0.75}}}) == "class 7 in 75%, class 0 in 25%"
+    assert cli._found({"found": None, "error": "no"}) == "nothing is known: no"
+
+
+def test_the_schemes_of_the_help_are_those_there_are():
+    from keras_efficient.video.schemes import SCHEMES
+
+    assert sorted(cli.SCHEMES.split(", ")) == sorted(SCHEMES)
 
 
 STAMPS = [0.0, 0.04, 0.2, 0.24, 0.8, 0.84, 0.88, 1.2, 2.0, 2.04, 2.2, 2.24, 2.48]
@@ -278,10 +299,11 @@ def test_encoding_a_file(clip, tmp_path):
     plain = program("video", "encode", clip, tmp_path / "plain.mkv", "--model", "none", "--bitrate", "100000")
     assert plain.returncode == 0, plain.stderr
     assert "frames" in plain.stdout
-    tiny = program("video", "encode", clip, tmp_path / "tiny.mkv", "--model", "none", "--size", "400", "--base", "61")
+    tiny = program("video", "encode", clip, tmp_path / "tiny.mkv", "--model", "none", "--size", "400")
     assert (tiny.returncode, "bytes instead of 400" in tiny.stderr) == (0, True), tiny.stderr
-    both = program("video", "encode", clip, tmp_path / "both.mkv", "--size", "9999", "--bitrate", "100000")
-    assert (both.returncode, "not both" in both.stderr) == (2, True), both.stderr
+    for pair in (("--size", "9999"), ("--base", "30")):
+        both = program("video", "encode", clip, tmp_path / "both.mkv", "--bitrate", "100000", *pair)
+        assert (both.returncode, "Give one of --base, --bitrate" in both.stderr) == (2, True), both.stderr
 
 
 SERVE = ("serve", "--network", "NETWORK", "--insecure", "--task", "segmentation", "--preprocess", "deeplab")

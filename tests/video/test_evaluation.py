@@ -345,7 +345,7 @@ def test_the_page(evaluated, clip):
     assert text.count("<polyline") == 2 * 3
     tree = ElementTree.fromstring(report.picture([found, found], ["uniform", "oracle"]))
     drawn = tree.iter("{http://www.w3.org/2000/svg}polyline")
-    assert [one.get("stroke") for one in drawn] == [*plot.COLOURS[:2], *plot.COLOURS[:2]]
+    assert [one.get("stroke") for one in drawn] == [*plot.COLOURS[:2]] * 2
     assert "a&b" in "".join(tree.itertext())
     (row,) = [one for one in numbers["savings"] if (one["scheme"], one["against"]) == ("oracle", "uniform")]
     wanted = video.saving(found.curve("oracle"), found.curve("uniform"), [0.9], draws=0).at[0].value

@@ -11,6 +11,7 @@ from keras_efficient.errors import ConnectionProblem, MissingDependency
 
 __all__ = ["Metrics"]
 
+OTHER_PLACE = "Choose another address: --metrics HOST:PORT, or none."
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300)
 
 
@@ -81,7 +82,10 @@ class Metrics:
         try:
             server = ThreadingHTTPServer((host, port), Handler)
         except (OSError, OverflowError) as error:
-            raise ConnectionProblem(f"Metrics cannot be served at {host}:{port}: {error}.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectionProblem(
+                f"Metrics cannot be served at {host}:{port}: {reason}.", hint=OTHER_PLACE
+            ) from error
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return server

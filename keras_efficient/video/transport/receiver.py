@@ -125,9 +125,8 @@ class Receiver:
             else:
                 port = server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise ConnectionProblem(
-                f"{self.address} cannot be listened at: is it taken, or no address here?"
-            ) from error
+            problem = f"{self.address} cannot be listened at: is it taken, or no address here?"
+            raise ConnectionProblem(problem, hint="Choose another one: --listen HOST:PORT.") from error
         server.start()
         for service in ("", links.SERVICE):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

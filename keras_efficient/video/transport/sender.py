@@ -16,7 +16,7 @@ from keras_efficient.video.transport.chunks import Chunk
 from keras_efficient.video.transport.links import METHOD, OPTIONS, SERVICE, as_words, check_plaintext, rpc, words
 from keras_efficient.video.transport.spool import Spool
 
-__all__ = ["Sender"]
+__all__ = ["Sender", "check_identity"]
 
 WINDOW = 8  # chunks sent and not acknowledged
 PAUSES = (0.1, 10.0)  # seconds before the next try: the first, and the longest
@@ -29,6 +29,18 @@ REASONS = {  # from gRPC's words
 }
 ENDED = ("Socket closed", "Cancelling all calls", "Connection reset")  # of a server that was there
 HOPELESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED")  # another try would end the same
+
+
+def check_identity(camera: str, certificate: str | Path, key: str | Path, authority: str | Path) -> None:
+    """Refuses a certificate that is not a camera's, before anything else is done.
+
+    Raises:
+        WrongArgument: it is of another one.
+        FileProblem: as `certificates.checked`.
+    """
+    name = common_name(checked(certificate, key, authority)[0])
+    if name != camera:
+        raise WrongArgument(f"{certificate} is of {name!r}, and not of camera {camera!r}.")
 
 
 class Sender:
@@ -82,9 +94,7 @@ class Sender:
         self._files: tuple[str | Path, str | Path, str | Path] | None = None
         if certificate is not None and key is not None and authority is not None:
             self._files = (certificate, key, authority)
-            name = common_name(checked(*self._files)[0])
-            if name != spool.camera:
-                raise WrongArgument(f"{certificate} is of {name!r}, and not of camera {spool.camera!r}.")
+            check_identity(spool.camera, *self._files)
         else:
             check_plaintext(target, insecure=insecure)
             rpc()

@@ -31,8 +31,8 @@ class _Entry:
 class Spool:
     """A folder with a file for each chunk, named by its sequence; of one camera, in use by one process.
 
-    A file is on the disk before its chunk can be sent. Chunks stay until the server has stored all of their group and
-    the next one has begun: a server that was restarted needs the group from its key frame on.
+    A file is on the disk before its chunk can be sent. Chunks stay until the server has stored all of their group, and
+    that has ended: a server that was restarted needs the group from its key frame on.
 
     When it is full, the oldest group is given up as a whole, then the next oldest. Is the group that is being written
     the only one left, it is given up too, and so is what follows it: `needs_key` says that a new group must begin.
@@ -57,6 +57,7 @@ class Spool:
     def __init__(self, folder: str | Path, camera: str, *, limit: int = 256 << 20):
         self.folder, self.camera, self.limit = Path(folder), check_camera(camera), limit
         self.dropped, self.needs_key = 0, True
+        self._has_ended = False  # the newest group
         self._changed = threading.Condition()
         self._entries: list[_Entry] = []  # in order
         self._acknowledged = self.last = self._size = 0
@@ -207,6 +208,7 @@ class Spool:
                 self._size += size
             elif sequence < self.last:
                 path.unlink()
+        self._has_ended = last is not None and last.ends
         if last is not None and not last.ends:
             self._written(dataclasses.replace(last, packets=(), begins=False, ends=True))
 
@@ -242,7 +244,7 @@ class Spool:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return False
             raise
-        self.last = entry.sequence
+        self.last, self._has_ended = entry.sequence, chunk.ends
         self._entries.append(entry)
         self._size += entry.size
         return True
@@ -252,8 +254,10 @@ class Spool:
         self._remove(entries)
 
     def _forget_stored(self) -> None:
-        """Removes groups of which all is stored, but for the newest."""
-        while len(group := self._group(0)) < len(self._entries) and group[-1].sequence <= self._acknowledged:
+        """Removes groups of which all is stored, the newest when it has ended."""
+        while (group := self._group(0)) and group[-1].sequence <= self._acknowledged:
+            if len(group) == len(self._entries) and not self._has_ended:
+                return
             self._remove(group)
 
     def _remove(self, entries: list[_Entry]) -> None:

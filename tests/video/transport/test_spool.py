@@ -62,6 +62,20 @@ def test_chunks_stay_until_their_group_is_stored_and_the_next_has_begun(spool):
     assert spool.size == SIZE == sum(path.stat().st_size for path in spool.folder.glob("*.chunk"))
 
 
+def test_what_has_ended_and_is_stored_does_not_stay(spool, tmp_path):
+    group(spool)
+    spool.append(chunk(packets=[], ends=True))
+    spool.acknowledge(3)
+    assert held(spool) == [1, 2, 3, 4]
+    spool.acknowledge(4)
+    assert (held(spool), spool.size, spool.last) == ([], 0, 4)
+    spool.close()
+    again = Spool(tmp_path / "spool", "cam1", limit=10 * SIZE)
+    assert (held(again), again.last, again.needs_key) == ([], 4, True)
+    assert again.append(one(begins=True)) == 5
+    spool._lock = again._lock  # which the fixture closes
+
+
 def test_a_server_that_no_longer_has_what_it_had(spool):
     for _ in range(3):
         group(spool)
