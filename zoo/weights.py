@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -163,11 +164,10 @@ def _shapes_of(model: keras.Model) -> dict[str, tuple[int, ...]]:
     """What `_shapes_in` would say of the model's own file, which is written to memory: a full disk ends h5py hard."""
     from keras.src.saving import saving_lib
 
-    with io.BytesIO() as memory:
-        store = saving_lib.H5IOStore(memory, mode="w")
+    # The memory is never closed: what Ctrl-C leaves of the file would write to it while it is taken down, and crash.
+    with contextlib.closing(saving_lib.H5IOStore(io.BytesIO(), mode="w")) as store:
         saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
         shapes = {name: tuple(data.shape) for name, data in _arrays(store.h5_file, Path(f"own{_SUFFIX}"))}
-        store.close()
     return _without_optimizer(shapes)
 
 

@@ -6,6 +6,7 @@ lines on stderr; `--debug` adds the traceback. Nothing but typer and rich is imp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -73,19 +74,27 @@ def main() -> None:
         app(_flags_first(sys.argv[1:]), prog_name="keras-efficient")
     except KerasEfficientError as err:
         if out.interrupted:
-            sys.exit(130)
+            _leave(130)
         out.error(err.message, err.hint)
         sys.exit(2 if isinstance(err, WrongArgument) else 1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:  # the reader of our output is gone: `keras-efficient … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as err:
         if out.interrupted:
-            sys.exit(130)
+            _leave(130)
         out.error(f"{type(err).__name__}: {err}", "This is a bug, or a full disk or memory. --debug shows where.")
         sys.exit(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process at once: libraries whose loading was interrupted crash when they are taken down."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
