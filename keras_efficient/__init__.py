@@ -16,6 +16,7 @@ from keras_efficient import lazy
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "bayes",
     "compress",
     "deploy",
     "distribution",
