@@ -12,8 +12,6 @@ from keras_efficient.errors import WrongArgument
 
 __all__ = ["SGHMC", "SGLD", "CyclicCosine", "CyclicTemperature"]
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SGHMC(keras.optimizers.Optimizer):
@@ -47,12 +45,12 @@ class SGHMC(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float | Schedule = 0.01,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
         num_data: int = 1,
         *,
         alpha: float = 0.1,
         prior_sd: float | None = None,
-        temperature: float | Schedule = 1.0,
+        temperature: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
         restart_every: int | None = None,
         seed: int | None = None,
         name: str | None = None,
@@ -60,7 +58,7 @@ class SGHMC(keras.optimizers.Optimizer):
     ):
         if options.get("weight_decay") is not None:
             raise WrongArgument("`weight_decay` would be a second prior.", hint="Give `prior_sd` alone.")
-        is_number = not isinstance(temperature, Schedule)
+        is_number = not _is_schedule(temperature)
         if num_data < 1 or not 0 < alpha <= 1 or (prior_sd is not None and not prior_sd > 0):
             numbers = f"num_data={num_data!r}, alpha={alpha!r}, prior_sd={prior_sd!r}"
             raise WrongArgument(f"Data are 1 or more, alpha is above 0 and at most 1, a prior wider than 0: {numbers}.")
@@ -111,7 +109,7 @@ class SGHMC(keras.optimizers.Optimizer):
         config.pop("weight_decay", None)
         names = ("num_data", "alpha", "prior_sd", "restart_every", "seed")
         config |= {name: getattr(self, name) for name in names}
-        is_schedule = isinstance(self.temperature, Schedule)
+        is_schedule = _is_schedule(self.temperature)
         config["temperature"] = (
             keras.saving.serialize_keras_object(self.temperature) if is_schedule else self.temperature
         )
@@ -140,13 +138,18 @@ class SGLD(SGHMC):
     Source: Welling, Teh, ICML 2011.
     """
 
-    def __init__(self, learning_rate: float | Schedule = 0.01, num_data: int = 1, **options: Any):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        num_data: int = 1,
+        **options: Any,
+    ):
         if options.pop("alpha", 1.0) != 1.0:
             raise WrongArgument("SGLD has no momentum: `alpha` is 1.", hint="SGHMC has one.")
         super().__init__(learning_rate, num_data, alpha=1.0, **options)
 
 
-class _Cyclic(Schedule):
+class _Cyclic(keras.optimizers.schedules.LearningRateSchedule):
     """What begins anew after each cycle.
 
     Args:
@@ -205,4 +208,8 @@ class CyclicTemperature(_Cyclic):
 
 
 def _at(value: Any, step: Any) -> Any:
-    return value(step) if isinstance(value, Schedule) else value
+    return value(step) if _is_schedule(value) else value
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
