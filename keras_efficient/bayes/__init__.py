@@ -4,10 +4,24 @@
 
     from keras_efficient import bayes
 
-    optimizer = bayes.SGHMC(0.01, num_data=60000, prior_sd=0.2)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    members = bayes.Members.new(model_fn, 4, seed=0)
+    data = bayes.Data(images, labels)
+    for losses in bayes.trained(members, data, bayes.SGHMC(0.1, len(data), prior_sd=0.2), epochs=20):
+        print(losses)
 """
 
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
+from keras_efficient.bayes.training import TrainingFailed, trained
 
-__all__ = ["SGHMC", "SGLD", "CyclicCosine", "CyclicTemperature"]
+__all__ = [
+    "SGHMC",
+    "SGLD",
+    "CyclicCosine",
+    "CyclicTemperature",
+    "Data",
+    "Members",
+    "TrainingFailed",
+    "trained",
+]

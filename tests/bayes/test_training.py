@@ -1,0 +1,144 @@
+"""Members that are trained together are what each of them would be alone."""
+
+from __future__ import annotations
+
+import random
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_efficient.bayes import SGHMC, Data, Members, TrainingFailed, trained
+from keras_efficient.errors import WrongArgument
+
+RNG = np.random.default_rng(0)
+
+
+def small():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="relu")(inputs)
+    x = layers.BatchNormalization()(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+@pytest.fixture
+def data():
+    x = np.random.default_rng(1).normal(size=(50, 6))
+    return Data(x, (x[:, 0] > 0).astype(int) + (x[:, 1] > 0))
+
+
+def values(variables):
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.mark.contract
+def test_each_member_is_what_a_fit_of_its_own_makes(data):
+    members = Members.new(small, 3, seed=4)
+    alone = []
+    for index in range(3):
+        model = small()
+        for mine, stacked in (
+            (model.trainable_variables, members.trainable),
+            (model.non_trainable_variables, members.non_trainable),
+        ):
+            for variable, value in zip(mine, values(stacked), strict=True):
+                variable.assign(value[index])
+        alone.append(model)
+    losses = list(trained(members, data, keras.optimizers.SGD(0.1, momentum=0.9), epochs=2, batch_size=16, seed=7))
+    order = np.random.default_rng(7)
+    orders = [[order.permutation(50)[:48] for _ in range(3)] for _ in range(2)]
+    for index, model in enumerate(alone):
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+        for epoch in range(2):
+            some = orders[epoch][index]
+            history = model.fit(data.x[some], data.y[some], batch_size=16, shuffle=False, verbose=0)
+            assert losses[epoch][index] == pytest.approx(history.history["loss"][0], rel=1e-3)
+        for stacked, variable in zip(
+            (*members.trainable, *members.non_trainable),
+            (*model.trainable_variables, *model.non_trainable_variables),
+            strict=True,
+        ):
+            assert values([stacked])[0][index] == pytest.approx(values([variable])[0], abs=2e-5)
+
+
+@pytest.mark.contract
+def test_members_begin_apart_by_their_seed_and_leave_chance_as_it_was():
+    random.seed(3)
+    np.random.seed(3)
+    wanted = random.random(), np.random.rand()
+    random.seed(3)
+    np.random.seed(3)
+    first, again, other = (Members.new(small, 2, seed) for seed in (1, 1, 2))
+    assert (random.random(), np.random.rand()) == wanted
+    kernels = [values(some.trainable)[0] for some in (first, again, other)]
+    assert (kernels[0] == kernels[1]).all()
+    assert not np.allclose(kernels[0], kernels[2])
+    assert not np.allclose(kernels[0][0], kernels[0][1])
+
+
+@pytest.mark.contract
+def test_dropout_of_each_member_is_its_own_and_goes_on(data):
+    def model():
+        inputs = keras.Input((6,))
+        return keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs)))
+
+    members = Members.new(model, 2, seed=0)
+    before = values(members.non_trainable)
+    assert not (before[0][0] == before[0][1]).all()
+    list(trained(members, data, keras.optimizers.SGD(0.0), epochs=1, batch_size=25))
+    after = values(members.non_trainable)
+    assert (after[0] != before[0]).any(axis=1).all()
+
+
+@pytest.mark.contract
+def test_a_sampler_takes_members(data):
+    members = Members.new(small, 2, seed=0)
+    losses = list(trained(members, data, SGHMC(0.05, len(data), prior_sd=1.0, seed=1), epochs=30, batch_size=25))
+    assert losses[-1].max() < losses[0].min()
+
+
+@pytest.mark.contract
+def test_a_loss_that_is_not_finite_is_told(data):
+    members = Members.new(small, 2, seed=0)
+    bias = values(members.trainable)[-1]
+    bias[1] = np.nan
+    members.trainable[-1].assign(bias)
+    with pytest.raises(TrainingFailed, match="loss of member 1 is nan at step 0"):
+        list(trained(members, data, keras.optimizers.SGD(0.1), epochs=1))
+
+
+def test_what_is_refused(data):
+    members = Members.new(small, 1, seed=0)
+    for options in ({"epochs": 0}, {"epochs": 1, "batch_size": 0}):
+        with pytest.raises(WrongArgument):
+            next(trained(members, data, keras.optimizers.SGD(0.1), **options))
+    with pytest.raises(WrongArgument, match="clipvalue"):
+        next(trained(members, data, keras.optimizers.SGD(0.1, clipnorm=1.0), epochs=1))
+    with pytest.raises(WrongArgument, match="One member"):
+        Members.new(small, 0, seed=0)
+    with pytest.raises(WrongArgument, match="built Keras model"):
+        Members.new(lambda: keras.Sequential([layers.Dense(3)]), 1, seed=0)
+    widths = iter([3, 4])
+    with pytest.raises(WrongArgument, match="different shapes"):
+        Members.new(lambda: keras.Sequential([keras.Input((2,)), layers.Dense(next(widths))]), 2, seed=0)
+    with pytest.raises(WrongArgument, match="have weights"):
+        Members(members.model, values(members.trainable)[:1], values(members.non_trainable))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (np.zeros((3, 2)), [0, 1], "as many"),
+        (np.zeros((0, 2)), np.zeros(0, int), "as many"),
+        (np.zeros((2, 2)), [0.5, 1], "integers"),
+        (np.zeros((3, 2)), [0, 5, 1], "Label 5 of example 1"),
+        (np.zeros((3, 2)), [0, 1, -1], "Label -1 of example 2"),
+        (np.array([[0, 1], [np.nan, 0]]), [0, 1], "Example 1 has NaN"),
+    ],
+)
+def test_data_that_are_wrong(x, y, words):
+    with pytest.raises(WrongArgument, match=words):
+        Data(x, np.array(y), num_classes=3)
