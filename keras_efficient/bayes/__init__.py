@@ -8,11 +8,13 @@
     data = bayes.Data(images, labels)
     for losses in bayes.trained(members, data, bayes.SGHMC(0.1, len(data), prior_sd=0.2), epochs=20):
         print(losses)
+    probabilities = bayes.StackedPosterior(members).predict(others, reduce="mean")
 """
 
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
+from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.bayes.training import TrainingFailed, trained
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "CyclicTemperature",
     "Data",
     "Members",
+    "StackedPosterior",
     "TrainingFailed",
     "trained",
 ]
