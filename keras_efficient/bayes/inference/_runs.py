@@ -1,0 +1,58 @@
+"""What methods share that follow the gradient: members that are trained, and looked at after some epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.members import Members
+from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.bayes.training import trained
+
+__all__ = ["Drawn", "ModelFunction", "steps_of", "walked"]
+
+ModelFunction = Callable[[], keras.Model]
+
+
+class Drawn:
+    """Draws of weights as they come; in the end a posterior."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+        self._model: keras.Model | None = None
+
+    def add(self, members: Members) -> None:
+        """All members as they are now."""
+        self._model = members.model
+        both = (members.trainable, members.non_trainable)
+        trainable, others = ([np.array(ops.convert_to_numpy(one)) for one in some] for some in both)
+        self._kept.append((trainable, others))
+
+    def posterior(self) -> StackedPosterior:
+        assert self._model is not None
+        stacked = [
+            [np.concatenate(values) for values in zip(*(draw[kind] for draw in self._kept), strict=True)]
+            for kind in (0, 1)
+        ]
+        return StackedPosterior(Members(self._model, *stacked))
+
+
+def steps_of(data: Data, batch_size: int) -> int:
+    """Steps of an epoch."""
+    return len(data) // min(batch_size, len(data))
+
+
+def walked(
+    model_fn: ModelFunction, data: Data, optimizer: Any, *, members: int, epochs: int, batch_size: int, seed: int
+) -> Iterator[tuple[int, Members]]:
+    """New members after each epoch: the number of the epoch, from 1 on, and the members."""
+    weights, order = np.random.SeedSequence(seed).generate_state(2)
+    some = Members.new(model_fn, members, int(weights))
+    steps = trained(some, data, optimizer, epochs=epochs, batch_size=batch_size, seed=int(order))
+    for number, _ in enumerate(steps, 1):
+        yield number, some

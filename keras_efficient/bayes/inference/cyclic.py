@@ -1,0 +1,83 @@
+"""Samplers that go from mode to mode in cycles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.optimizers import SGHMC, CyclicCosine, CyclicTemperature
+from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.errors import WrongArgument
+
+__all__ = ["CSGHMC", "CSGLD"]
+
+
+@dataclass(frozen=True)
+class CSGHMC:
+    """Stochastic-gradient HMC in cycles: a large step finds a mode, small ones with noise draw from it.
+
+    Attributes:
+        learning_rate: at the beginning of each cycle.
+        alpha: friction.
+        prior_sd: standard deviation of the Gaussian prior on weights.
+        temperature: of the posterior; 1 is Bayes' own.
+        cycles, epochs_per_cycle: how long.
+        samples_per_cycle: draws, after each of a cycle's last epochs.
+        noise_from: part of a cycle after which there is noise.
+        chains: runs from initial weights of their own, all draws of which count.
+        batch_size: of training.
+
+    Source: Zhang, Li, Zhang, Chen, Wilson, ICLR 2020, https://arxiv.org/abs/1902.03932.
+    """
+
+    learning_rate: float = 0.1
+    alpha: float = 0.1
+    prior_sd: float = 0.234
+    temperature: float = 1.0
+    cycles: int = 6
+    epochs_per_cycle: int = 20
+    samples_per_cycle: int = 4
+    noise_from: float = 0.6
+    chains: int = 1
+    batch_size: int = 64
+
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+        """Draws of all cycles of all chains.
+
+        Raises:
+            WrongArgument: more samples in a cycle than epochs.
+        """
+        if not 1 <= self.samples_per_cycle <= self.epochs_per_cycle:
+            raise WrongArgument(f"A cycle of {self.epochs_per_cycle} epochs has no {self.samples_per_cycle} samples.")
+        steps = steps_of(data, self.batch_size) * self.epochs_per_cycle
+        optimizer = SGHMC(
+            CyclicCosine(self.learning_rate, steps),
+            len(data),
+            alpha=self.alpha,
+            prior_sd=self.prior_sd,
+            temperature=CyclicTemperature(self.temperature, steps, self.noise_from),
+            restart_every=steps,
+            seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
+        )
+        run = {"members": self.chains, "epochs": self.cycles * self.epochs_per_cycle, "batch_size": self.batch_size}
+        drawn = Drawn()
+        for epoch, some in walked(model_fn, data, optimizer, seed=seed, **run):
+            if (epoch - 1) % self.epochs_per_cycle >= self.epochs_per_cycle - self.samples_per_cycle:
+                drawn.add(some)
+        return drawn.posterior()
+
+
+@dataclass(frozen=True)
+class CSGLD(CSGHMC):
+    """As `CSGHMC`, without momentum.
+
+    Attributes:
+        learning_rate: ten times that of `CSGHMC` goes as far, since nothing is carried on.
+        alpha: 1.
+    """
+
+    learning_rate: float = 1.0
+    alpha: float = 1.0

@@ -1,0 +1,65 @@
+"""The most probable weights, once or several times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.optimizers import SGHMC
+from keras_efficient.bayes.posterior import StackedPosterior
+
+__all__ = ["MAP", "DeepEnsemble"]
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Maximum a posteriori by gradient descent with momentum, the learning rate along half a cosine.
+
+    Attributes:
+        learning_rate: at the beginning, of the mean loss.
+        alpha: one minus the momentum.
+        prior_sd: standard deviation of the Gaussian prior on weights; weight decay is 1 / (prior_sd² · examples).
+        epochs, batch_size: of training.
+    """
+
+    learning_rate: float = 0.1
+    alpha: float = 0.1
+    prior_sd: float = 0.234
+    epochs: int = 30
+    batch_size: int = 128
+
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+        """One draw."""
+        return _tops(self, 1, model_fn, data, seed)
+
+
+@dataclass(frozen=True)
+class DeepEnsemble(MAP):
+    """Several maxima, each from initial weights and in an order of its own, trained together.
+
+    Attributes:
+        members: how many.
+
+    Source: Lakshminarayanan, Pritzel, Blundell, NeurIPS 2017, https://arxiv.org/abs/1612.01474.
+    """
+
+    members: int = 8
+
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+        """A draw for each member."""
+        return _tops(self, self.members, model_fn, data, seed)
+
+
+def _tops(method: MAP, members: int, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+    steps = steps_of(data, method.batch_size) * method.epochs
+    rate = keras.optimizers.schedules.CosineDecay(method.learning_rate, steps)
+    optimizer = SGHMC(rate, len(data), alpha=method.alpha, prior_sd=method.prior_sd, temperature=0.0)
+    run = {"members": members, "epochs": method.epochs, "batch_size": method.batch_size, "seed": seed}
+    drawn = Drawn()
+    for epoch, some in walked(model_fn, data, optimizer, **run):
+        if epoch == method.epochs:
+            drawn.add(some)
+    return drawn.posterior()

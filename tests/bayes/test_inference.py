@@ -1,0 +1,60 @@
+"""Each method learns scikit-learn's digits, and comes out the same from the same seed."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_efficient.bayes import Data
+from keras_efficient.bayes.inference import CSGHMC, CSGLD, MAP, DeepEnsemble
+from keras_efficient.errors import WrongArgument
+
+METHODS = {
+    "map": (MAP(epochs=12, batch_size=32), 1),
+    "ensemble": (DeepEnsemble(epochs=12, batch_size=32, members=3), 3),
+    "csghmc": (CSGHMC(cycles=2, epochs_per_cycle=8, samples_per_cycle=2, temperature=0.1, chains=2), 8),
+    "csgld": (CSGLD(cycles=2, epochs_per_cycle=8, samples_per_cycle=2, temperature=0.1), 4),
+}
+
+
+def network():
+    inputs = keras.Input((64,))
+    return keras.Model(inputs, layers.Dense(10)(layers.Dense(32, activation="relu")(inputs)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] - 8) / 8, y[order]
+    return Data(x[:1300], y[:1300], 10), x[1300:], y[1300:]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("name", METHODS)
+def test_digits(digits, name):
+    method, draws = METHODS[name]
+    data, x, y = digits
+    posterior = method.fit(network, data, seed=0)
+    found = posterior.predict(x)
+    assert found.shape == (draws, len(x), 10)
+    assert (found.mean(axis=0).argmax(axis=1) != y).mean() < 0.06
+    assert all(not np.allclose(found[0], other, atol=1e-3) for other in found[1:])
+
+
+@pytest.mark.parametrize("name", ["map", "csghmc"])
+def test_a_seed_is_a_run(digits, name):
+    method, _ = METHODS[name]
+    data, x, _ = digits
+    first, again, other = (method.fit(network, data, seed=seed).predict(x[:50]) for seed in (1, 1, 2))
+    assert first == pytest.approx(again, abs=1e-3)
+    assert not np.allclose(first, other, atol=1e-2)
+
+
+def test_more_samples_than_epochs(digits):
+    with pytest.raises(WrongArgument, match="no 5 samples"):
+        CSGHMC(epochs_per_cycle=4, samples_per_cycle=5).fit(network, digits[0], seed=0)
