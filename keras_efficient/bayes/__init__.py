@@ -11,6 +11,7 @@
     probabilities = bayes.StackedPosterior(members).predict(others, reduce="mean")
 """
 
+from keras_efficient.bayes import inference, tasks
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
@@ -26,5 +27,7 @@ __all__ = [
     "Members",
     "StackedPosterior",
     "TrainingFailed",
+    "inference",
+    "tasks",
     "trained",
 ]
