@@ -401,7 +401,7 @@ def _found(result: dict[str, Any]) -> str:
     if not isinstance(found, dict):
         return f"nothing is known: {result.get('error', 'the server does not say why')}"
     if "boxes" in found:
-        counts = Counter(found["classes"])
+        counts: Counter[int] = Counter(found["classes"])
         return ", ".join(f"{count} of class {kind}" for kind, count in sorted(counts.items())) or "nothing"
     if "people" in found:
         return f"{len(found['people'])} people"
