@@ -71,8 +71,8 @@ SERVERS = {
     ),
     "pose": (
         ("pose_landmark_lite.onnx", "keypoints", "mediapipe-pose"),
-        # In the crowd it looks at the best 8 of 12 people, and which these are hangs on each coding. It is trained there,
-        # with all of them: else the others would be labelled as background.
+        # In the crowd it looks at the best 8 of 12 people, and which these are hangs on each coding. It is trained
+        # there, with all of them: else the others would be labelled as background.
         "person_indoor_768x432",
         ("people_street_800x450", "dashcam_highway_1280x720"),
         ("found", 8),
