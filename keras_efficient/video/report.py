@@ -260,8 +260,8 @@ def _savings(numbers: dict[str, Any]) -> str:
         parts.append(f"<h3>Bytes saved at equal {html.escape(name)}</h3>{_table(heads, rows)}")
     note = (
         "Below zero: more bytes. In brackets, where there are frames enough, what 95 % of a bootstrap over blocks of "
+        "frames hold. –: one of both does not reach that accuracy, or exceeds it at each of its settings."
     )
-    note += "frames hold. –: one of both does not reach that accuracy, or exceeds it at each of its settings."
     return "".join(parts) + f"<p class='note'>{note}</p>"
 
 
