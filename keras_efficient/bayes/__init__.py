@@ -13,9 +13,10 @@
 
 from keras_efficient.bayes import inference, tasks
 from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.files import load_posterior
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
-from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.bayes.posterior import Posterior, StackedPosterior, StochasticPosterior
 from keras_efficient.bayes.training import TrainingFailed, trained
 
 __all__ = [
@@ -25,9 +26,12 @@ __all__ = [
     "CyclicTemperature",
     "Data",
     "Members",
+    "Posterior",
     "StackedPosterior",
+    "StochasticPosterior",
     "TrainingFailed",
     "inference",
+    "load_posterior",
     "tasks",
     "trained",
 ]
