@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 from numpy.lib import format as npy
 
 from keras_efficient.atomic import replacing
@@ -98,10 +99,15 @@ def _header(file: zipfile.ZipFile) -> dict[str, Any]:
 
 def _model(config: dict[str, Any], file: zipfile.ZipFile, stacked: bool) -> keras.Model:
     """The network, whose weights are made only if the file holds as many."""
-    with keras.StatelessScope(initialize_variables=False):
-        planned = keras.saving.deserialize_keras_object(
-            copy.deepcopy(config), safe_mode=True
-        )  # it empties what it reads
+    # Keras remembers variables that have no value yet, and would give them one with the next model.
+    waiting = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(waiting, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            # A copy: reading empties it.
+            planned = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    finally:
+        global_state.set_global_attribute(waiting, before)
     for name, variables in _variables(planned).items():
         for number, variable in enumerate(variables):
             with file.open(f"{name}/{number}.npy") as entry:
