@@ -54,7 +54,7 @@ def refreshed(members: Members, data: Data, *, batch_size: int = 256) -> Members
             sums = [total + ops.convert_to_numpy(one) for total, one in zip(sums, batch, strict=True)]
         for (place, momentum), total in zip(found.items(), sums, strict=True):
             others[place][index] = total / len(starts) / (1 - momentum)
-    return Members(model, [ops.convert_to_tensor(one) for one in members.trainable], others)
+    return Members(model, [ops.convert_to_numpy(one) for one in members.trainable], others)
 
 
 def _statistics(model: keras.Model) -> dict[int, float]:
