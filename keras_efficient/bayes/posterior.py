@@ -155,6 +155,7 @@ class StackedPosterior(Posterior):
         both = (members.trainable, members.non_trainable)
         self._each = [tuple([one.value[index] for one in some] for some in both) for index in range(members.count)]
 
+    @property
     def members(self) -> Members:
         """The draws, as variables of their own."""
         return Members(self.model, **self.arrays())

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from keras_efficient.cli import advise, bench, env, export, upscale, video, zoo
+from keras_efficient.cli import advise, bench, env, export, upscale, ursabench, video, zoo
 from keras_efficient.cli.output import out
 from keras_efficient.errors import KerasEfficientError, WrongArgument
 
@@ -33,6 +33,7 @@ app.add_typer(zoo.app, name="zoo")
 app.command("export")(export.export)
 app.command("upscale")(upscale.upscale)
 app.add_typer(video.app, name="video")
+app.add_typer(ursabench.app, name="ursabench")
 app.command("bench")(bench.bench)
 app.command("advise")(advise.advise)
 app.command("env")(env.env)

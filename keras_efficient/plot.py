@@ -24,7 +24,7 @@ class Line:
 
     Attributes:
         name: in the legend and at its points.
-        x, y: of its points; x above 0.
+        x, y: of its points; on a logarithmic axis x is above 0.
         fit: y of the line through them; `None`: straight from point to point.
         band: lower and upper y of the line; `None`: none.
         is_thick: whether it is the one that matters.
@@ -40,35 +40,44 @@ class Line:
     colour: str = field(default=COLOURS[0])
 
 
-def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0) -> str:
-    """An SVG of some curves over a logarithmic axis.
+def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0, most: float = 1.0, is_log: bool = True) -> str:
+    """An SVG of some curves.
 
     Args:
         shown: the curves.
         x, y: what the axes are called.
-        least: of y; its axis ends at 1.
+        least, most: of y.
+        is_log: whether x is on a logarithmic axis.
     """
     every_x = [value for line in shown for value in line.x]
-    low, high = math.log(min(every_x)) - 0.03, math.log(max(every_x)) + 0.03
+    scale = math.log if is_log else float
+    room = 0.03 if is_log else 0.02 * (max(every_x) - min(every_x))
+    low, high = scale(min(every_x)) - room, scale(max(every_x)) + room
+    if low == high:
+        low, high = low - 0.5, high + 0.5
 
     def across(value: float) -> float:
-        return LEFT + (math.log(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (scale(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def down(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - least) / (1 - least) * (HEIGHT - BOTTOM - TOP)
+        return HEIGHT - BOTTOM - (value - least) / (most - least) * (HEIGHT - BOTTOM - TOP)
 
     def path(xs: Sequence[float], ys: Sequence[float]) -> str:
         return " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in zip(xs, ys, strict=True))
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{y} over {x}")}">']
-    for value in _steps(least, 1.0):
+    heights = _steps(least, most)
+    digits = max(2, -math.floor(math.log10(heights[1] - heights[0]) + 1e-9))
+    for value in heights:
         parts.append(f'<path class="grid" d="M{LEFT} {down(value):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for value in _ticks(math.exp(low), math.exp(high)):
+        parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
+    for value in _ticks(math.exp(low), math.exp(high)) if is_log else _steps(low, high):
         parts.append(f'<path class="grid" d="M{across(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}, logarithmic</text>')
+    parts.append(
+        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}{", logarithmic" if is_log else ""}</text>'
+    )
     turned = f"translate(13 {HEIGHT / 2 - 20:.0f}) rotate(-90)"
     parts.append(f'<text transform="{turned}" text-anchor="middle">{html.escape(y)}</text>')
     # A picture in the picture, which cuts off what is below the axis.

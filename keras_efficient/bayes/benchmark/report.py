@@ -1,0 +1,245 @@
+"""Results as a table of means, and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_efficient import plot
+from keras_efficient.bayes import tasks
+from keras_efficient.bayes.benchmark import scores
+from keras_efficient.bayes.benchmark.results import Results
+
+__all__ = ["Mean", "means", "page"]
+
+HIGHER = ("auroc", "aupr", "agreement")  # parts of names of metrics of which more is better
+NEUTRAL = ("coverage", "r_hat", "ess", "expected_cost", "seconds")  # of which neither is
+MAIN = ("error", "nll", "ece", "brier", "seconds")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric of a method, over seeds.
+
+    Attributes:
+        method, split, metric: of what.
+        mean: over seeds.
+        standard_error: of the mean; `None` for one seed.
+        seeds: how many.
+        is_best: whether no other method is better by more than two standard errors of the difference: several are best
+            where they tie. `None` where there is no better and worse, or one method only.
+    """
+
+    method: str
+    split: str
+    metric: str
+    mean: float
+    standard_error: float | None
+    seeds: int
+    is_best: bool | None = None
+
+
+def means(rows: Iterable[Mapping[str, Any]]) -> list[Mean]:
+    """Means over seeds of tidy rows, ties marked."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["value"] is not None and row["split"] is not None:
+            values[row["split"], row["metric"]][row["method"]].append(float(row["value"]))
+    found = []
+    for (split, metric), methods in values.items():
+        one = [
+            Mean(method, split, metric, float(np.mean(some)), _standard_error(some), len(some))
+            for method, some in methods.items()
+        ]
+        found += _with_ties(one)
+    return found
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _with_ties(some: list[Mean]) -> list[Mean]:
+    metric = some[0].metric
+    if len(some) < 2 or any(part in metric for part in NEUTRAL):
+        return some
+    sign = -1 if any(part in metric for part in HIGHER) else 1
+    best = min(some, key=lambda one: sign * one.mean)
+    found = []
+    for one in some:
+        width = 2 * math.hypot(one.standard_error or 0.0, best.standard_error or 0.0)
+        found.append(Mean(**{**vars(one), "is_best": sign * (one.mean - best.mean) <= width}))
+    return found
+
+
+def page(results: Results) -> str:
+    """One HTML page: the table, reliability, risk over coverage, NLL over members, NLL over cost, and what failed."""
+    rows = results.rows()
+    title = f"Bayesian networks: {results.name}"
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+    found = means(rows)
+    seeds = max((one.seeds for one in found), default=0)
+    about = (
+        f"{len({row['method'] for row in rows})} methods, {seeds} seed{'s' if seeds != 1 else ''}, each a run of its "
+        "own. Means over seeds ± standard errors; in bold what no other method beats by more than two standard errors "
+        "of the difference."
+    )
+    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"]
+    for split in dict.fromkeys(one.split for one in found if one.split != "train"):
+        body.append(f"<h2>{html.escape(_words(split))}</h2>{_table([one for one in found if one.split == split])}")
+    body.append(_figures(results, found))
+    body.append(_training(found))
+    body.append(_failures(rows))
+    return f"{head}<body>{''.join(body)}</body></html>\n"
+
+
+def _words(split: str) -> str:
+    if split == "test":
+        return "Test set"
+    return split.replace("outside/", "Against ").replace("shift", "Shifted test set").replace("/", ", ")
+
+
+def _table(found: Sequence[Mean]) -> str:
+    metrics = list(dict.fromkeys(one.metric for one in found))
+    cells = {(one.method, one.metric): one for one in found}
+    lines = []
+    for method in dict.fromkeys(one.method for one in found):
+        values = "".join(f"<td>{_value(cells.get((method, metric)))}</td>" for metric in metrics)
+        lines.append(f"<tr><th>{html.escape(method)}</th>{values}</tr>")
+    heads = "".join(f"<th>{html.escape(metric.replace('_', ' '))}</th>" for metric in ["method", *metrics])
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _value(one: Mean | None) -> str:
+    if one is None:
+        return "–"
+    error = "" if one.standard_error is None else f" <small>± {one.standard_error:.2g}</small>"
+    text = f"{one.mean:.4g}{error}"
+    return f"<b>{text}</b>" if one.is_best else text
+
+
+def _figures(results: Results, found: Sequence[Mean]) -> str:
+    """Plots of each method's first seed; the legend is one for all."""
+    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, label, cell in results.cells():
+        if label not in kept and cell["failed"] is None:
+            predictions = results.predictions(name)
+            if "logits/test" in predictions:
+                kept[label] = scores.probabilities(predictions, "test"), predictions["labels"]
+    if not kept:
+        return ""
+    colours = {label: _COLOURS[place % len(_COLOURS)] for place, label in enumerate(kept)}
+    drawings = [
+        ("Reliability", _reliability(kept, colours)),
+        ("Risk and coverage", _risk(kept, colours)),
+        ("NLL and members", _members(kept, colours)),
+        ("NLL and cost of training", _cost(found, colours)),
+    ]
+    figures = "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in drawings if svg)
+    keys = plot.legend([plot.Line(label, [], [], colour=colour) for label, colour in colours.items()])
+    note = (
+        "Reliability, risk and members: the first seed's test set. Reliability: accuracy of 15 bins of as many "
+        "examples; on the grey line confidence is right. Risk: mistakes among the surest part. Members: the mean over "
+        "the first so many."
+    )
+    return f'<h2>Curves</h2>{keys}<div class="plots">{figures}</div><p class="note">{note}</p>'
+
+
+Kept = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _reliability(kept: Kept, colours: Mapping[str, str]) -> str:
+    drawn = []
+    for label, (p, y) in kept.items():
+        curve = tasks.reliability(p, y, adaptive=True)
+        drawn.append(plot.Line(label, list(curve["confidence"]), list(curve["accuracy"]), colour=colours[label]))
+    low = math.floor(10 * min(min(min(one.x), min(one.y)) for one in drawn)) / 10
+    drawn.insert(0, plot.Line("confidence is right", [low, 1.0], [low, 1.0], colour="#94a3b8"))
+    return plot.lines(drawn, x="confidence", y="accuracy", least=low, is_log=False)
+
+
+def _risk(kept: Kept, colours: Mapping[str, str]) -> str:
+    drawn = []
+    for label, (p, y) in kept.items():
+        curve = tasks.risk_coverage(p, y)
+        some = np.unique(np.linspace(0, len(curve["risk"]) - 1, 60).astype(int))
+        some = some[curve["coverage"][some] >= 0.2]  # the risk of a few examples is noise
+        xs, ys = list(curve["coverage"][some]), list(curve["risk"][some])
+        drawn.append(plot.Line(label, xs, ys, colour=colours[label]))
+    most = max(max(max(one.y) for one in drawn) * 1.05, 1e-3)
+    return plot.lines(drawn, x="coverage", y="risk", most=most, is_log=False)
+
+
+def _members(kept: Kept, colours: Mapping[str, str]) -> str:
+    drawn = []
+    for label, (p, y) in kept.items():
+        counts = sorted({*(2**power for power in range(10) if 2**power <= len(p)), len(p)})
+        values = [tasks.prediction(p[:count], y)["nll"] for count in counts]
+        drawn.append(plot.Line(label, counts, values, colour=colours[label]))
+    low, high = _range([value for one in drawn for value in one.y])
+    return plot.lines(drawn, x="members", y="NLL", least=low, most=high)
+
+
+def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
+    """A point a method, and the line of those that no other beats in both."""
+    values = {(one.method, one.metric): one.mean for one in found if one.split in ("test", "train")}
+    points = {
+        label: (values[label, "seconds"], values[label, "nll"])
+        for label in colours
+        if (label, "seconds") in values and (label, "nll") in values
+    }
+    if len(points) < 2:
+        return ""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points.values()):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    drawn = [plot.Line("best for its cost", *map(list, zip(*front, strict=True)), colour="#94a3b8")]
+    drawn += [
+        plot.Line(label, [point[0]], [point[1]], colour=colours[label], is_thick=True)
+        for label, point in points.items()
+    ]
+    low, high = _range([point[1] for point in points.values()])
+    return plot.lines(drawn, x="seconds of training", y="NLL", least=low, most=high)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Of an axis, with some room; values far above most are cut off."""
+    low, high = min(values), min(max(values), 3 * float(np.median(values)))
+    room = 0.08 * (high - low) or 0.01
+    return low - room, high + room
+
+
+def _training(found: Sequence[Mean]) -> str:
+    some = [one for one in found if one.split == "train"]
+    return f"<h2>Training</h2>{_table(some)}" if some else ""
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    failed = [row for row in rows if row["metric"] == "failed"]
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li>{html.escape(row['method'])}, seed {row['seed']}: {html.escape(row['reason'])}</li>" for row in failed
+    )
+    return f"<h2>What failed</h2><ul>{items}</ul>"
+
+
+_COLOURS = (plot.OURS, *plot.COLOURS, "#0f766e", "#be185d", "#4338ca", "#a16207", "#475569", "#7c2d12", "#1d4ed8")
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem;color:#0f172a;
+background:#fff}h2{margin-top:2.5rem}table{border-collapse:collapse;font-size:14px}th,td{padding:.3rem .7rem;
+text-align:right;border-bottom:1px solid #e2e8f0;white-space:nowrap}tr>:first-child{text-align:left;position:sticky;
+left:0;background:#fff}thead th{vertical-align:bottom;white-space:normal}.scroll{overflow-x:auto}small{color:#64748b}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}figure{margin:0}
+figcaption{font-weight:600}svg{width:100%;height:auto}text{font:12px system-ui,sans-serif;fill:#475569}
+.grid{stroke:#cbd5e1;fill:none}.note{color:#64748b;font-size:14px}.legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;
+font-size:14px}.legend i{display:inline-block;width:1.2rem;height:.25rem;margin-right:.4rem;vertical-align:middle}
+@media(prefers-color-scheme:dark){body,tr>:first-child{background:#0f172a;color:#e2e8f0}th,td{border-color:#334155}
+text{fill:#cbd5e1}.grid{stroke:#334155}.note,small{color:#94a3b8}}"""

@@ -1,0 +1,111 @@
+"""Cells are run, here or on a cluster, and each finished one is kept at once."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficient.bayes.benchmark.results import Outcome, Results
+from keras_efficient.bayes.benchmark.suites import Cell, Suite, method_of, model_of
+
+__all__ = ["Benchmark", "Engine", "in_process", "run_cell"]
+
+Engine = Callable[[list[Cell]], Iterator[tuple[Cell, Outcome]]]
+
+
+def run_cell(spec: dict[str, Any]) -> Outcome:
+    """Fits a method to a suite's data and measures it; what goes wrong is the outcome, not an error."""
+    import keras
+
+    packages = ("keras_efficient", "keras", "numpy")
+    versions = {one: importlib.metadata.version(one.replace("_", "-")) for one in packages}
+    versions["backend"] = keras.backend.backend()
+    try:
+        return _measured(spec, versions)
+    except Exception as err:
+        lines = str(err).strip().splitlines() or [""]
+        return Outcome(failed=f"{type(err).__name__}: {lines[0]}"[:500], versions=versions)
+    finally:
+        gc.collect()  # compiled programs hold one another
+
+
+def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
+    from keras_efficient.bayes import datasets
+    from keras_efficient.bayes.benchmark import scores
+
+    splits = datasets.load(spec["data"])
+    began = time.perf_counter()
+    posterior = method_of(spec["method"]).fit(model_of(spec["model"]), splits.train, spec["seed"])
+    fitted = time.perf_counter()
+    predictions: dict[str, np.ndarray] = {"labels": splits.test.y}
+    for name, x in scores.inputs(spec["tasks"], splits, spec["seed"]):
+        predictions[f"logits/{name}"] = posterior.logits(x)
+    predicted = time.perf_counter()
+    rows = scores.rows(spec["tasks"], predictions, spec["seed"])
+    seconds = {"fit": fitted - began, "predict": predicted - fitted}
+    rows.append({"split": "train", "metric": "seconds", "value": seconds["fit"]})
+    rows += [{"split": "train", "metric": one, "value": value} for one, value in posterior.diagnostics.items()]
+    return Outcome(rows, predictions, seconds, posterior.diagnostics, None, versions)
+
+
+def in_process(cells: list[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    """One after the other, in this process."""
+    for cell in cells:
+        yield cell, run_cell(cell.spec)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A suite, run into a folder.
+
+    Attributes:
+        suite: what is compared.
+        folder: of results; those that are there already are not made again.
+        engine: what runs cells: `in_process`, or `on_ray(…)`.
+    """
+
+    suite: Suite
+    folder: str | Path
+    engine: Engine = in_process
+
+    def run(
+        self, *, retry_failed: bool = False, progress: Callable[[int, int, str], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """Runs the cells that have no result yet.
+
+        It may be killed at any moment: finished cells stay, the one under way is begun anew next time.
+
+        Args:
+            retry_failed: whether cells that failed are run again.
+            progress: is called with cells done, cells in all, and what was done last.
+
+        Returns:
+            Rows of all results in the folder: `method, seed, split, metric, value`.
+
+        Raises:
+            FileProblem: results of another suite, or what cannot be written.
+        """
+        results = Results(self.folder, self.suite)
+        cells = self.suite.cells()
+        left = [cell for cell in cells if not _is_done(results.outcome(cell.name), retry_failed)]
+        done = len(cells) - len(left)
+        if progress is not None:
+            progress(done, len(cells), "")
+        for cell, outcome in self.engine(left):
+            results.keep(cell, outcome)
+            done += 1
+            if progress is not None:
+                what = f"{cell.label}, seed {cell.seed}"
+                progress(done, len(cells), what if outcome.failed is None else f"{what}: {outcome.failed}")
+        return results.rows()
+
+
+def _is_done(outcome: dict[str, Any] | None, retry_failed: bool) -> bool:
+    return outcome is not None and not (retry_failed and outcome["failed"] is not None)

@@ -1,0 +1,149 @@
+"""From cached predictions to rows: which inputs the tasks of a suite need, and what they say of the answers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_efficient.bayes import tasks
+from keras_efficient.errors import UnknownName, WrongArgument
+
+if TYPE_CHECKING:
+    from keras_efficient.bayes.datasets import Splits
+
+__all__ = ["TASKS", "check", "fidelity_rows", "inputs", "probabilities", "rows"]
+
+Row = dict[str, Any]
+Predictions = Mapping[str, np.ndarray]
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def check(wanted: Options) -> None:
+    """Refuses unknown tasks and options.
+
+    Raises:
+        UnknownName: the nearest known name is the hint.
+    """
+    for task, options in wanted.items():
+        if task not in TASKS:
+            raise UnknownName("task", str(task), TASKS)
+        known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("predictions", "seed")]
+        for name in options:
+            if name not in known:
+                raise UnknownName(f"option of task {task!r}", str(name), known)
+
+
+def inputs(wanted: Options, splits: Splits, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and inputs of each split that the tasks need."""
+    yield "test", splits.test.x
+    for name, spec in wanted.get("out_of_distribution", {}).get("outside", {}).items():
+        yield f"outside/{name}", splits.outside(spec)
+    if "shift" in wanted:
+        options = wanted["shift"]
+        for corruption in options.get("corruptions", CORRUPTIONS):
+            for severity in options.get("severities", SEVERITIES):
+                yield f"shift/{corruption}/{severity}", splits.corrupted(corruption, severity, seed)
+
+
+def rows(wanted: Options, predictions: Predictions, seed: int) -> list[Row]:
+    """What the tasks measure of predictions: `split, metric, value` each, a value of `None` being not defined."""
+    found: list[Row] = []
+    for task, options in wanted.items():
+        for split, metrics in TASKS[task](predictions, seed, **options):
+            found += [{"split": split, "metric": name, "value": _plain(value)} for name, value in metrics.items()]
+    return found
+
+
+def probabilities(predictions: Predictions, split: str) -> np.ndarray:
+    """(members, n, classes) of logits that are kept."""
+    logits = predictions[f"logits/{split}"].astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return found
+
+
+def fidelity_rows(predictions: Predictions, reference: Predictions) -> list[Row]:
+    """Nearness of a cell's predictions to those of another one."""
+    metrics = tasks.fidelity(probabilities(predictions, "test"), probabilities(reference, "test"))
+    return [{"split": "test", "metric": name, "value": _plain(value)} for name, value in metrics.items()]
+
+
+Found = Iterator[tuple[str, Mapping[str, float | None]]]
+
+
+def _prediction(predictions: Predictions, seed: int) -> Found:
+    yield "test", tasks.prediction(probabilities(predictions, "test"), predictions["labels"])
+
+
+def _misclassification(predictions: Predictions, seed: int) -> Found:
+    found = tasks.misclassification(probabilities(predictions, "test"), predictions["labels"])
+    yield "test", {f"misclassification_{name}": value for name, value in found.items()}
+
+
+def _selective(predictions: Predictions, seed: int, coverages: Any = (0.5, 0.8, 0.9, 0.95)) -> Found:
+    found = tasks.selective_prediction(
+        probabilities(predictions, "test"), predictions["labels"], coverages=tuple(coverages)
+    )
+    yield "test", found
+
+
+def _outside(predictions: Predictions, seed: int, outside: Mapping[str, Any] | None = None) -> Found:
+    for name in outside or {}:
+        split = f"outside/{name}"
+        logits = predictions["logits/test"], predictions[f"logits/{split}"]
+        pair = [probabilities(predictions, one) for one in ("test", split)]
+        yield split, tasks.out_of_distribution(*pair, logits=logits)
+
+
+def _decisions(
+    predictions: Predictions, seed: int, classes: Any = (), cost: float = 1.0, other_cost: float = 0.1
+) -> Found:
+    p = probabilities(predictions, "test")
+    rare = tasks.RareClasses(tuple(classes), cost, 1.0, other_cost)
+    yield "test", tasks.decisions(p, predictions["labels"], rare.costs(p.shape[-1]))
+
+
+def _shift(predictions: Predictions, seed: int, corruptions: Any = None, severities: Any = None) -> Found:
+    answers = {}
+    for name in predictions:
+        if name.startswith("logits/shift/"):
+            _, _, corruption, severity = name.split("/")
+            answers[corruption, int(severity)] = probabilities(predictions, name.removeprefix("logits/"))
+    yield "shift", tasks.shift(answers, predictions["labels"])
+
+
+def _conformal(predictions: Predictions, seed: int, alpha: float = 0.1, method: Any = "lac") -> Found:
+    """The halves of the test set are drawn: one calibrates, the other is measured."""
+    p, y = probabilities(predictions, "test"), predictions["labels"]
+    order = np.random.default_rng(seed).permutation(len(y))
+    halves = [(p[:, part], y[part]) for part in np.array_split(order, 2)]
+    found = tasks.conformal(*halves, alpha=alpha, method=method, seed=seed)
+    yield "test", {f"conformal_{name}": value for name, value in found.items()}
+
+
+def _fidelity(predictions: Predictions, seed: int, reference: str = "HMC") -> Found:
+    """It needs another cell's predictions: `Results.rows` adds it."""
+    yield from ()
+
+
+TASKS: dict[str, Callable[..., Found]] = {
+    "prediction": _prediction,
+    "misclassification": _misclassification,
+    "selective": _selective,
+    "out_of_distribution": _outside,
+    "decisions": _decisions,
+    "shift": _shift,
+    "conformal": _conformal,
+    "fidelity": _fidelity,
+}
+SEVERITIES = (1, 2, 3, 4, 5)
+CORRUPTIONS = ("noise", "blur", "rotation")
+
+
+def _plain(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)

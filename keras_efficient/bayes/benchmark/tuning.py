@@ -1,0 +1,143 @@
+"""Hyper-parameters of a method, found on data that no test sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.inference.space import Choice, Float, Int
+from keras_efficient.bayes.tasks import prediction
+from keras_efficient.bayes.training import TrainingFailed
+from keras_efficient.errors import MissingDependency, UnknownName, WrongArgument
+
+__all__ = ["Tune", "Tuned"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best of some trials.
+
+    Attributes:
+        method: with its fields set.
+        value: its smoothed NLL on held-out data.
+        trials: fields and value of each, in their order; a value of `None`: it failed.
+    """
+
+    method: Any
+    value: float
+    trials: tuple[tuple[dict[str, Any], float | None], ...]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Searches a method's fields by Optuna; the objective is the smoothed NLL of held-out data.
+
+    Every trial begins with fresh weights, drawn from the same seed.
+
+    Attributes:
+        method: what is tuned; fields that are not searched keep their values.
+        trials: how many, those of before included where there is a file.
+        space: field to `Float`, `Int` or `Choice`; `None`: the method's own.
+        held_out: share of the data that is not trained on; 0.2 as in the paper.
+        path: of an SQLite file that keeps the trials, so that a search goes on where it was; `None`: none.
+
+    Raises:
+        WrongArgument: a field that the method lacks, or shares and numbers out of range.
+        MissingDependency: Optuna is not installed.
+    """
+
+    method: Any
+    trials: int = 30
+    space: dict[str, Float | Int | Choice] | None = None
+    held_out: float = 0.2
+    path: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        fields = [one.name for one in dataclasses.fields(self.method)]
+        for name in self.space or {}:
+            if name not in fields:
+                raise UnknownName(f"field of {type(self.method).__name__}", name, fields)
+        if self.trials < 1 or not 0 < self.held_out < 1:
+            raise WrongArgument(f"Trials are 1 or more, a share is between 0 and 1: {self.trials}, {self.held_out}.")
+
+    def run(
+        self,
+        model_fn: Callable[[], keras.Model],
+        data: Data,
+        seed: int,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tuned:
+        """Searches.
+
+        Args:
+            model_fn: gives the network.
+            data: of which a part is held out, the same in every trial.
+            seed: of the split, of the search and of each trial's training.
+            progress: is called with trials done, and in all.
+
+        Raises:
+            TrainingFailed: no trial gave a finite value.
+        """
+        optuna = _optuna()
+        space = self.space or type(self.method).space()
+        order = np.random.default_rng(seed).permutation(len(data))
+        count = round(self.held_out * len(data))
+        if not 1 <= count < len(data):
+            raise WrongArgument(f"{self.held_out:g} of {len(data)} examples cannot be held out.")
+        held, rest = (Data(data.x[part], data.y[part], data.num_classes) for part in (order[:count], order[count:]))
+
+        def objective(trial: Any) -> float:
+            method = dataclasses.replace(self.method, **{name: _asked(trial, name, one) for name, one in space.items()})
+            try:
+                p = method.fit(model_fn, rest, seed).predict(held.x, reduce="mean")
+            except (TrainingFailed, WrongArgument) as err:  # a combination that does not go
+                raise optuna.TrialPruned(str(err)) from err
+            return prediction(p, held.y)["nll_smoothed"]
+
+        study = self._study(optuna, seed)
+        while (done := sum(trial.state.is_finished() for trial in study.trials)) < self.trials:
+            if progress is not None:
+                progress(done, self.trials)
+            study.optimize(objective, n_trials=1)
+        return self._best(study)
+
+    def _study(self, optuna: Any, seed: int) -> Any:
+        storage = None if self.path is None else f"sqlite:///{Path(self.path).absolute()}"
+        # A search that goes on must not ask again for what its sampler asked at first.
+        name = f"{type(self.method).__name__}-{seed}"
+        made = {"study_name": name, "storage": storage, "load_if_exists": True}
+        study = optuna.create_study(direction="minimize", **made)
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+        return study
+
+    def _best(self, study: Any) -> Tuned:
+        trials = tuple((dict(one.params), one.value) for one in study.trials if one.state.is_finished())
+        if not any(value is not None for _, value in trials):
+            raise TrainingFailed(f"None of {len(trials)} trials of {type(self.method).__name__} ended with a number.")
+        return Tuned(dataclasses.replace(self.method, **study.best_params), float(study.best_value), trials)
+
+
+def _asked(trial: Any, name: str, one: Float | Int | Choice) -> Any:
+    if isinstance(one, Choice):
+        return trial.suggest_categorical(name, list(one.options))
+    suggest = trial.suggest_float if isinstance(one, Float) else trial.suggest_int
+    return suggest(name, one.low, one.high, log=one.log)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as err:
+        raise MissingDependency("optuna", "Tuning", "bayes") from err
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna

@@ -1,0 +1,88 @@
+"""Samplers whose step goes down to a small one, at which it stays while they draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.optimizers import SGHMC
+from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.errors import WrongArgument
+
+__all__ = ["SGHMCSampler", "SGLDSampler"]
+
+
+@dataclass(frozen=True)
+class SGHMCSampler:
+    """Stochastic-gradient HMC: from new weights to a mode while the step falls along half a cosine, then draws.
+
+    Attributes:
+        learning_rate, sampling_rate: at the beginning, and from the end of the burn-in on.
+        alpha: friction.
+        prior_sd: standard deviation of the Gaussian prior on weights.
+        temperature: of the posterior; 1 is Bayes' own. There is noise from the first step on.
+        burn_in: epochs before the first draw.
+        samples: draws of each chain.
+        thinning: epochs from a draw to the next.
+        chains: runs from initial weights of their own, all draws of which count.
+        batch_size: of training.
+
+    Source: Chen, Fox, Guestrin, ICML 2014, https://arxiv.org/abs/1402.4102.
+    """
+
+    learning_rate: float = 0.1
+    sampling_rate: float = 0.01
+    alpha: float = 0.1
+    prior_sd: float = 0.234
+    temperature: float = 1.0
+    burn_in: int = 30
+    samples: int = 10
+    thinning: int = 2
+    chains: int = 1
+    batch_size: int = 128
+
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+        """Draws of all chains.
+
+        Raises:
+            WrongArgument: numbers below 1.
+        """
+        if min(self.burn_in, self.samples, self.thinning, self.chains) < 1 or not self.learning_rate > 0:
+            raise WrongArgument(f"Epochs, draws and chains are 1 or more, a learning rate is above 0: {self}.")
+        steps = steps_of(data, self.batch_size) * self.burn_in
+        last = self.sampling_rate / self.learning_rate
+        optimizer = SGHMC(
+            keras.optimizers.schedules.CosineDecay(self.learning_rate, steps, alpha=last),
+            len(data),
+            alpha=self.alpha,
+            prior_sd=self.prior_sd,
+            temperature=self.temperature,
+            seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
+        )
+        epochs = self.burn_in + self.samples * self.thinning
+        run = {"members": self.chains, "epochs": epochs, "batch_size": self.batch_size}
+        drawn = Drawn()
+        for epoch, some in walked(model_fn, data, optimizer, seed=seed, **run):
+            if epoch > self.burn_in and (epoch - self.burn_in) % self.thinning == 0:
+                drawn.add(some)
+        return drawn.posterior()
+
+
+@dataclass(frozen=True)
+class SGLDSampler(SGHMCSampler):
+    """As `SGHMCSampler`, without momentum.
+
+    Attributes:
+        learning_rate, sampling_rate: ten times those of `SGHMCSampler` go as far, since nothing is carried on.
+        alpha: 1.
+
+    Source: Welling, Teh, ICML 2011.
+    """
+
+    learning_rate: float = 1.0
+    sampling_rate: float = 0.1
+    alpha: float = 1.0
