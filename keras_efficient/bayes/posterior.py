@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import keras
@@ -21,12 +21,19 @@ class StackedPosterior:
 
     Args:
         members: the draws; they are taken as they are now.
+        diagnostics: what the method that drew them says about them.
     """
 
-    def __init__(self, members: Members):
+    def __init__(self, members: Members, *, diagnostics: Mapping[str, float] | None = None):
         self.model, self.count = members.model, members.count
+        self.diagnostics = dict(diagnostics or {})
         self._weights = [[ops.copy(one.value) for one in some] for some in (members.trainable, members.non_trainable)]
         self._programs: dict[int, Callable[[Any], Any]] = {}
+
+    @property
+    def members(self) -> Members:
+        """The draws, as networks of their own."""
+        return Members(self.model, *self._weights)
 
     def predict(
         self,
