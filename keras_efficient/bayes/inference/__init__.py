@@ -1,6 +1,30 @@
 """Methods, each a frozen dataclass: `METHOD(...).fit(model_fn, data, seed)` gives a posterior."""
 
+from keras_efficient.bayes.inference.averaging import SWA, SWAG
 from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD
+from keras_efficient.bayes.inference.hamiltonian import HMC, NUTS
+from keras_efficient.bayes.inference.laplace import DiagonalLaplace, KroneckerLaplace, LastLayerLaplace
 from keras_efficient.bayes.inference.maximum import MAP, DeepEnsemble
+from keras_efficient.bayes.inference.scaling import TemperatureScaling
+from keras_efficient.bayes.inference.space import Choice, Float, Int
+from keras_efficient.bayes.inference.subspace import SubspaceSlice, SubspaceVI
 
-__all__ = ["CSGHMC", "CSGLD", "MAP", "DeepEnsemble"]
+__all__ = [
+    "CSGHMC",
+    "CSGLD",
+    "HMC",
+    "MAP",
+    "NUTS",
+    "SWA",
+    "SWAG",
+    "Choice",
+    "DeepEnsemble",
+    "DiagonalLaplace",
+    "Float",
+    "Int",
+    "KroneckerLaplace",
+    "LastLayerLaplace",
+    "SubspaceSlice",
+    "SubspaceVI",
+    "TemperatureScaling",
+]

@@ -13,8 +13,9 @@ from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.bayes.training import trained
+from keras_efficient.errors import WrongArgument
 
-__all__ = ["Drawn", "ModelFunction", "steps_of", "walked"]
+__all__ = ["Drawn", "ModelFunction", "divided", "steps_of", "walked"]
 
 ModelFunction = Callable[[], keras.Model]
 
@@ -40,6 +41,20 @@ class Drawn:
             for kind in (0, 1)
         ]
         return StackedPosterior(Members(self._model, *stacked))
+
+
+def divided(data: Data, part: float, seed: int) -> tuple[Data, Data]:
+    """A part of the data, drawn by chance, is held out: the rest, and that part.
+
+    Raises:
+        WrongArgument: one of the two would be empty.
+    """
+    count = round(part * len(data))
+    if not 1 <= count < len(data):
+        raise WrongArgument(f"{part!r} of {len(data)} examples leaves none on one side.")
+    order = np.random.default_rng([seed, 4]).permutation(len(data))
+    rest, held = (Data(data.x[some], data.y[some], data.num_classes) for some in (order[count:], order[:count]))
+    return rest, held
 
 
 def steps_of(data: Data, batch_size: int) -> int:

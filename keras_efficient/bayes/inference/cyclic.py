@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference.space import Choice, Float, Int, Space
 from keras_efficient.bayes.optimizers import SGHMC, CyclicCosine, CyclicTemperature
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.errors import WrongArgument
@@ -69,6 +70,19 @@ class CSGHMC:
                 drawn.add(some)
         return drawn.posterior()
 
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        return {
+            "learning_rate": Float(0.01, 0.5, log=True),
+            "alpha": Float(0.02, 1.0, log=True),
+            "prior_sd": Float(0.05, 2.0, log=True),
+            "epochs_per_cycle": Int(10, 50),
+            "samples_per_cycle": Int(1, 8),
+            "noise_from": Float(0.5, 0.95),
+            "batch_size": Choice((32, 64, 128, 256)),
+        }
+
 
 @dataclass(frozen=True)
 class CSGLD(CSGHMC):
@@ -81,3 +95,9 @@ class CSGLD(CSGHMC):
 
     learning_rate: float = 1.0
     alpha: float = 1.0
+
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        mine: Space = {name: some for name, some in super().space().items() if name != "alpha"}
+        return {**mine, "learning_rate": Float(0.1, 2.0, log=True)}

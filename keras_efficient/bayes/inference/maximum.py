@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import keras
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference._runs import ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference.space import Choice, Float, Space
+from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC
 from keras_efficient.bayes.posterior import StackedPosterior
 
-__all__ = ["MAP", "DeepEnsemble"]
+__all__ = ["MAP", "DeepEnsemble", "tops"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,17 @@ class MAP:
 
     def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
         """One draw."""
-        return _tops(self, 1, model_fn, data, seed)
+        return StackedPosterior(tops(self, 1, model_fn, data, seed))
+
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        return {
+            "learning_rate": Float(0.01, 0.5, log=True),
+            "alpha": Float(0.02, 1.0, log=True),
+            "prior_sd": Float(0.05, 2.0, log=True),
+            "batch_size": Choice((32, 64, 128, 256)),
+        }
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,14 @@ class DeepEnsemble(MAP):
 
     def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
         """A draw for each member."""
-        return _tops(self, self.members, model_fn, data, seed)
+        return StackedPosterior(tops(self, self.members, model_fn, data, seed))
 
 
-def _tops(method: MAP, members: int, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+def tops(method: MAP, members: int, model_fn: ModelFunction, data: Data, seed: int) -> Members:
+    """Members at the end of their training, where methods go on that begin at a maximum."""
     steps = steps_of(data, method.batch_size) * method.epochs
     rate = keras.optimizers.schedules.CosineDecay(method.learning_rate, steps)
     optimizer = SGHMC(rate, len(data), alpha=method.alpha, prior_sd=method.prior_sd, temperature=0.0)
     run = {"members": members, "epochs": method.epochs, "batch_size": method.batch_size, "seed": seed}
-    drawn = Drawn()
-    for epoch, some in walked(model_fn, data, optimizer, **run):
-        if epoch == method.epochs:
-            drawn.add(some)
-    return drawn.posterior()
+    *_, (_, some) = walked(model_fn, data, optimizer, **run)
+    return some
