@@ -74,10 +74,8 @@ def lines(shown: Sequence[Line], *, x: str, y: str, least: float = 0.0, most: fl
     for value in _ticks(math.exp(low), math.exp(high)) if is_log else _steps(low, high):
         parts.append(f'<path class="grid" d="M{across(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}{", logarithmic" if is_log else ""}</text>'
-    )
+    middle, below = (LEFT + WIDTH - RIGHT) / 2, f"{x}, logarithmic" if is_log else x
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(below)}</text>')
     turned = f"translate(13 {HEIGHT / 2 - 20:.0f}) rotate(-90)"
     parts.append(f'<text transform="{turned}" text-anchor="middle">{html.escape(y)}</text>')
     # A picture in the picture, which cuts off what is below the axis.

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.macroblocks import BLOCK
 from keras_efficient import plot
+from keras_efficient.macroblocks import BLOCK
 from keras_efficient.video.delay import TERMS, Link, bandwidth_for
 from keras_efficient.video.evaluation import Comparison, Evaluation, Point, Saving, saving
 from keras_efficient.video.frames import packages, rgb

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_efficient import video
+from keras_efficient import plot, video
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
-from keras_efficient import plot
 from keras_efficient.video import report
 from keras_efficient.video.accuracy import FrameF1, MeanIoU, PooledF1
 from keras_efficient.video.delay import bandwidth_for

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_efficient.bayes import tasks
-from keras_efficient.errors import UnknownName, WrongArgument
+from keras_efficient.errors import UnknownName
 
 if TYPE_CHECKING:
     from keras_efficient.bayes.datasets import Splits

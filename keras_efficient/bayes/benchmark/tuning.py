@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.inference._runs import divided
 from keras_efficient.bayes.inference.space import Choice, Float, Int
 from keras_efficient.bayes.tasks import prediction
 from keras_efficient.bayes.training import TrainingFailed
@@ -89,11 +89,7 @@ class Tune:
         """
         optuna = _optuna()
         space = self.space or type(self.method).space()
-        order = np.random.default_rng(seed).permutation(len(data))
-        count = round(self.held_out * len(data))
-        if not 1 <= count < len(data):
-            raise WrongArgument(f"{self.held_out:g} of {len(data)} examples cannot be held out.")
-        held, rest = (Data(data.x[part], data.y[part], data.num_classes) for part in (order[:count], order[count:]))
+        rest, held = divided(data, self.held_out, seed)
 
         def objective(trial: Any) -> float:
             method = dataclasses.replace(self.method, **{name: _asked(trial, name, one) for name, one in space.items()})

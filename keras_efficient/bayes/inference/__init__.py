@@ -1,10 +1,13 @@
 """Methods, each a frozen dataclass: `METHOD(...).fit(model_fn, data, seed)` gives a posterior."""
 
+from typing import Any
+
 from keras_efficient.bayes.inference.averaging import SWA, SWAG
-from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD
+from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD, SnapshotEnsemble
 from keras_efficient.bayes.inference.hamiltonian import HMC, NUTS
 from keras_efficient.bayes.inference.laplace import DiagonalLaplace, KroneckerLaplace, LastLayerLaplace
 from keras_efficient.bayes.inference.maximum import MAP, DeepEnsemble
+from keras_efficient.bayes.inference.sampling import SGHMCSampler, SGLDSampler
 from keras_efficient.bayes.inference.scaling import TemperatureScaling
 from keras_efficient.bayes.inference.space import Choice, Float, Int
 from keras_efficient.bayes.inference.subspace import SubspaceSlice, SubspaceVI
@@ -14,6 +17,7 @@ __all__ = [
     "CSGLD",
     "HMC",
     "MAP",
+    "METHODS",
     "NUTS",
     "SWA",
     "SWAG",
@@ -24,7 +28,33 @@ __all__ = [
     "Int",
     "KroneckerLaplace",
     "LastLayerLaplace",
+    "SGHMCSampler",
+    "SGLDSampler",
+    "SnapshotEnsemble",
     "SubspaceSlice",
     "SubspaceVI",
     "TemperatureScaling",
 ]
+
+METHODS: dict[str, Any] = {
+    one.__name__: one
+    for one in (
+        MAP,
+        DeepEnsemble,
+        SnapshotEnsemble,
+        SGLDSampler,
+        SGHMCSampler,
+        CSGLD,
+        CSGHMC,
+        HMC,
+        NUTS,
+        SWA,
+        SWAG,
+        SubspaceSlice,
+        SubspaceVI,
+        LastLayerLaplace,
+        DiagonalLaplace,
+        KroneckerLaplace,
+        TemperatureScaling,
+    )
+}

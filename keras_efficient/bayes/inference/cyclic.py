@@ -13,7 +13,7 @@ from keras_efficient.bayes.optimizers import SGHMC, CyclicCosine, CyclicTemperat
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["CSGHMC", "CSGLD"]
+__all__ = ["CSGHMC", "CSGLD", "SnapshotEnsemble"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,46 @@ class CSGLD(CSGHMC):
         """What a tuner may vary."""
         mine: Space = {name: some for name, some in super().space().items() if name != "alpha"}
         return {**mine, "learning_rate": Float(0.1, 2.0, log=True)}
+
+
+@dataclass(frozen=True)
+class SnapshotEnsemble:
+    """The network at the end of each cycle of a training whose learning rate begins anew: an ensemble for one run.
+
+    Attributes:
+        learning_rate: at the beginning of each cycle.
+        alpha: one minus the momentum.
+        prior_sd: standard deviation of the Gaussian prior on weights.
+        members: cycles, and snapshots.
+        epochs_per_cycle: epochs from one to the next.
+        batch_size: of training.
+
+    Source: Huang, Li, Pleiss, Liu, Hopcroft, Weinberger, ICLR 2017, https://arxiv.org/abs/1704.00109.
+    """
+
+    learning_rate: float = 0.1
+    alpha: float = 0.1
+    prior_sd: float = 0.234
+    members: int = 6
+    epochs_per_cycle: int = 20
+    batch_size: int = 128
+
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+        """A draw for each cycle."""
+        cycles = CSGHMC(
+            learning_rate=self.learning_rate,
+            alpha=self.alpha,
+            prior_sd=self.prior_sd,
+            temperature=0.0,
+            cycles=self.members,
+            epochs_per_cycle=self.epochs_per_cycle,
+            samples_per_cycle=1,
+            batch_size=self.batch_size,
+        )
+        return cycles.fit(model_fn, data, seed)
+
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        names = ("learning_rate", "alpha", "prior_sd", "epochs_per_cycle", "batch_size")
+        return {name: CSGHMC.space()[name] for name in names}

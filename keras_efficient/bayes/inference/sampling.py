@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.optimizers import SGHMC
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.errors import WrongArgument
@@ -71,6 +72,17 @@ class SGHMCSampler:
                 drawn.add(some)
         return drawn.posterior()
 
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        return {
+            "learning_rate": Float(0.01, 0.5, log=True),
+            "sampling_rate": Float(0.001, 0.1, log=True),
+            "alpha": Float(0.02, 1.0, log=True),
+            "prior_sd": Float(0.05, 2.0, log=True),
+            "batch_size": Choice((32, 64, 128, 256)),
+        }
+
 
 @dataclass(frozen=True)
 class SGLDSampler(SGHMCSampler):
@@ -86,3 +98,9 @@ class SGLDSampler(SGHMCSampler):
     learning_rate: float = 1.0
     sampling_rate: float = 0.1
     alpha: float = 1.0
+
+    @classmethod
+    def space(cls) -> Space:
+        """What a tuner may vary."""
+        mine: Space = {name: some for name, some in super().space().items() if name != "alpha"}
+        return {**mine, "learning_rate": Float(0.1, 2.0, log=True), "sampling_rate": Float(0.01, 1.0, log=True)}
