@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,13 @@ class Suite:
 
 def bundled() -> dict[str, Suite]:
     """The suites that come with the package."""
-    files = resources.files("keras_efficient.bayes.benchmark.suites")
-    return {
-        file.name.removesuffix(".yaml"): _parsed(file.read_text("utf-8"), file.name)
-        for file in sorted(files.iterdir(), key=lambda one: one.name)
-        if file.name.endswith(".yaml")
-    }
+    return {name: _parsed(file.read_text("utf-8"), name) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Traversable]:
+    folder = resources.files(__package__) / "bundled"
+    files = sorted(folder.iterdir(), key=lambda one: one.name)
+    return {one.name.removesuffix(".yaml"): one for one in files if one.name.endswith(".yaml")}
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -125,11 +127,10 @@ def load_suite(name: str | Path) -> Suite:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        known = [one.name.removesuffix(".yaml") for one in resources.files(f"{__package__}.suites").iterdir()]
-        known = [one for one in known if not one.startswith("_")]
-        if str(name) not in known:
-            raise UnknownName("suite", str(name), known, see="`keras-efficient ursabench list`")
-        return _parsed((resources.files(f"{__package__}.suites") / f"{name}.yaml").read_text("utf-8"), str(name))
+        files = _files()
+        if str(name) not in files:
+            raise UnknownName("suite", str(name), files, see="`keras-efficient ursabench list`")
+        return _parsed(files[str(name)].read_text("utf-8"), str(name))
     try:
         if path.stat().st_size > MOST_BYTES:
             raise FileProblem(path, f"holds over {MOST_BYTES} bytes.")
@@ -167,10 +168,8 @@ def method_of(spec: Mapping[str, Any]) -> Any:
 def model_of(spec: Mapping[str, Any]) -> Callable[[], Any]:
     """A function that makes the network that `{"name": …, argument: value, …}` says."""
     from keras_efficient import models
-    from keras_efficient.models import classifiers
 
-    known = {name: getattr(models, name) for name in classifiers.NAMES}
-    made = _function(spec, known, "network")
+    made = _function(spec, models.CLASSIFIERS, "network")
     values = {name: value for name, value in spec.items() if name != "name"}
     return lambda: made(**values)
 
