@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from benchmarks import harness
+from benchmarks import bayesian_samplers, harness
 from benchmarks.harness import Row
 from keras_efficient.atomic import replacing
 from keras_efficient.bayes import Data, tasks
@@ -101,7 +101,11 @@ def _idx(begins: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * count).reshape(np.frombuffer(content, ">u4", count, 4))
 
 
-SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {"mnist": mnist}
+SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "mnist": mnist,
+    "samplers": bayesian_samplers.samplers,
+    "hmc": bayesian_samplers.hmc,
+}
 
 if __name__ == "__main__":
     harness.main("ursabench", SECTIONS)
