@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from benchmarks import bayesian_speed, harness
+from benchmarks import bayesian_samplers, bayesian_speed, harness
 from benchmarks.harness import Row
 from keras_efficient.atomic import replacing
 from keras_efficient.bayes import Data, tasks
@@ -105,6 +105,8 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "mnist": mnist,
     "predict": bayesian_speed.predict,
     "together": bayesian_speed.together,
+    "samplers": bayesian_samplers.samplers,
+    "hmc": bayesian_samplers.hmc,
 }
 
 if __name__ == "__main__":
