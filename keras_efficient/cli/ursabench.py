@@ -42,12 +42,13 @@ def run(
         raise WrongArgument("`--address` is of a Ray cluster.", hint="Add --engine ray.")
     with out.hushed():
         from keras_efficient.bayes.benchmark import Benchmark, in_process, load_suite
+        from keras_efficient.bayes.benchmark.running import Engine
 
         wanted = load_suite(suite)
         wanted = wanted if data is None else wanted.with_path(data)
         if engine == "local":  # elsewhere it is the other machines that must have the data
             wanted.check_data()
-    runs = in_process
+    runs: Engine = in_process
     if engine == "ray":
         from keras_efficient.bayes.benchmark.ray_engine import on_ray
 
