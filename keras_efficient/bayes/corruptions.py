@@ -22,7 +22,7 @@ def corrupted(x: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
     | name | does | at severities 1 to 5 |
     |---|---|---|
     | `gaussian_noise` | adds noise | of sd 0.08, 0.12, 0.18, 0.26, 0.38 |
-    | `gaussian_blur` | smooths | by an sd of 3, 5, 7, 9, 11 % of a side |
+    | `gaussian_blur` | smooths | by an sd of 4, 6, 8, 10, 12 % of a side |
     | `rotation` | turns to either side | by 10, 20, 30, 45, 60 degrees |
     | `translation` | shifts in any direction | by 5, 10, 15, 20, 25 % of a side |
     | `contrast` | draws values to the picture's mean | to 0.75, 0.5, 0.35, 0.2, 0.1 of the distance |
@@ -74,7 +74,7 @@ def _blur(x: np.ndarray, severity: int, random: np.random.Generator) -> np.ndarr
         places = np.arange(size)
         # What lies beyond an edge is the edge's pixel: its weight is added to the edge's.
         wide = np.arange(-4 * size, 5 * size)
-        sd = (0.01 + 0.02 * severity) * size
+        sd = 0.02 * (1 + severity) * size
         kernel = np.exp(-0.5 * ((wide - places[:, None]) / sd) ** 2)
         found = np.zeros((size, size))
         np.add.at(found.T, np.clip(wide, 0, size - 1), kernel.T)

@@ -248,16 +248,18 @@ def _folder(path: str | None, name: str, wanted: tuple[str, ...]) -> Path:
 def _idx_pair(path: str | None, name: str, part: str) -> Part:
     images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
     folder = _folder(path, name, (images, f"{images}.gz"))
-    x, y = _idx(folder / images, (28, 28)), _idx(folder / labels, ())
+    # Plain or packed: where neither is there, it is the packed one that is missed.
+    plain = [folder / images, folder / labels]
+    paths = [one if one.exists() else one.with_name(f"{one.name}.gz") for one in plain]
+    x, y = _idx(paths[0], (28, 28)), _idx(paths[1], ())
     if len(x) != len(y):
-        raise FileProblem(folder / labels, f"has {len(y)} labels for {len(x)} pictures.")
-    _check_labels(folder / labels, y)
+        raise FileProblem(paths[1], f"has {len(y)} labels for {len(x)} pictures.")
+    _check_labels(paths[1], y)
     return x[..., None], y.astype(np.int64)
 
 
 def _idx(path: Path, sizes: tuple[int, ...]) -> np.ndarray:
     """An array of bytes, (n, *sizes): two zeros, the type 8, the number of sizes, each size in four bytes, values."""
-    path = path if path.exists() else path.with_name(f"{path.name}.gz")
     with _reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         axes = 1 + len(sizes)
         head = file.read(4 + 4 * axes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +90,9 @@ class Results:
         if not path.exists():
             return None
         found = _read(path, "")
+        missing = [one for one in ("suite", "spec", "failed", "rows") if one not in found]
+        if missing:
+            raise FileProblem(path, f"is damaged: it lacks `{missing[0]}`.", hint="Remove it, and run again.")
         if found["suite"] != self._suite:
             raise FileProblem(path, "is a result of another suite.", hint="Remove it.")
         return found
@@ -120,7 +125,7 @@ class Results:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {one: file[one] for one in file.files}
-        except (OSError, ValueError, KeyError) as err:
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as err:
             raise FileProblem(path, f"is damaged: {err}.", hint="Remove it and its cell, and run again.") from err
 
     def cells(self) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -14,6 +14,7 @@ import numpy as np
 import keras_efficient
 from keras_efficient.bayes.benchmark.results import Outcome, Results
 from keras_efficient.bayes.benchmark.suites import Cell, Suite, method_of, model_of
+from keras_efficient.bayes.training import TrainingFailed
 
 __all__ = ["Benchmark", "Engine", "in_process", "run_cell"]
 
@@ -52,6 +53,8 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
     predictions: dict[str, np.ndarray] = {"labels": splits.test.y}
     for name, x in scores.inputs(spec["tasks"], splits, spec["seed"]):
         logits = posterior.logits(x)
+        if not np.isfinite(logits).all():
+            raise TrainingFailed("There are predictions that are not finite.")
         # Corrupted test sets are many: what is measured of them is in the members' mean.
         predictions[f"logits/{name}"] = scores.averaged(logits) if name.startswith("shift/") else logits
     predicted = time.perf_counter()
