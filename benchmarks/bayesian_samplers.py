@@ -272,7 +272,7 @@ def _cyclic(seeds: tuple[int, ...], chains: int) -> Iterator[Row]:
         )
         worst = max(_deviation(_within(one), (np.array([MODE, 0.0]), np.ones(2))) for one in found)
         yield Row(
-            f"two Gaussians 6 sds apart, {name}, {CYCLES} cycles: largest deviation of a mode's mean or sd, in sds",
+            f"two Gaussians 6 sds apart, {name}, {CYCLES} cycles: largest deviation of a mean or sd within modes",
             round(worst, 4),
             "",
             bar="≤ 0.05",

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, compiled, derived
+from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, derived
 from keras_efficient.bayes.inference._runs import ModelFunction
 from keras_efficient.bayes.inference.averaging import SWA, drawn_at
 from keras_efficient.bayes.inference.space import Float, Int, Space
@@ -163,6 +164,9 @@ class _Subspace(SWA):
         if not (self.subspace_sd > 0 and self.temperature > 0 and self.draws >= 1):
             numbers = f"subspace_sd={self.subspace_sd!r}, temperature={self.temperature!r}, draws={self.draws!r}"
             raise WrongArgument(f"A subspace has a width, a temperature and draws above 0: {numbers}.")
+        self._check()
+        if not 1 <= self.rank < self.averaging_epochs:  # which `principal` says too, but after the training
+            raise WrongArgument(f"{self.averaging_epochs!r} epochs have no {self.rank!r} principal directions.")
         vectors = []
         for members in self.path(model_fn, data, seed):
             vectors.append(Vectors(members.model).of(members)[0])
@@ -176,6 +180,10 @@ class _Subspace(SWA):
         """What a tuner may vary."""
         mine: Space = {"rank": Int(2, 20), "subspace_sd": Float(0.3, 10.0, log=True), "averaging_epochs": Int(21, 50)}
         return {**super().space(), **mine, "temperature": Float(1.0, 10_000.0, log=True)}
+
+    def _check(self) -> None:
+        """Raises WrongArgument where a number of one of the two methods alone is out of range."""
+        raise NotImplementedError
 
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         """(draws, rank)"""
@@ -202,6 +210,10 @@ class SubspaceSlice(_Subspace):
 
     burn_in: int = 20
 
+    def _check(self) -> None:
+        if self.burn_in < 0:
+            raise WrongArgument(f"A burn-in has 0 draws or more, not {self.burn_in!r}.")
+
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         def log_likelihood(place: np.ndarray) -> float:
             return plane.log_likelihood(place) / self.temperature
@@ -223,6 +235,10 @@ class SubspaceVI(_Subspace):
     """
 
     steps: int = 2000
+
+    def _check(self) -> None:
+        if self.steps < 1:
+            raise WrongArgument(f"There is one step at least, not {self.steps!r}.")
 
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         derivative = plane.derivative(self.batch_size, random)
