@@ -4,6 +4,7 @@ from typing import Any
 
 from keras_efficient.bayes.inference.averaging import SWA, SWAG
 from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD, SnapshotEnsemble
+from keras_efficient.bayes.inference.distillation import Distillation
 from keras_efficient.bayes.inference.hamiltonian import HMC, NUTS
 from keras_efficient.bayes.inference.laplace import DiagonalLaplace, KroneckerLaplace, LastLayerLaplace
 from keras_efficient.bayes.inference.maximum import MAP, DeepEnsemble
@@ -24,6 +25,7 @@ __all__ = [
     "Choice",
     "DeepEnsemble",
     "DiagonalLaplace",
+    "Distillation",
     "Float",
     "Int",
     "KroneckerLaplace",
@@ -56,5 +58,6 @@ METHODS: dict[str, Any] = {
         DiagonalLaplace,
         KroneckerLaplace,
         TemperatureScaling,
+        Distillation,
     )
 }
