@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODES", "draw_noise", "ensemble_network", "export_posterior", "mean_network", "noise_network"]
 
-MODES = ("mean", "ensemble", "sample", "noise_input")
+MODES = ("mean", "ensemble", "sample", "noise_input", "distilled")
 LEAST_LIKENESS = 0.5  # of members' weights, as a cosine: below it they are networks of their own
 DRAWS = 64  # of a network that draws, from which standard deviations of its weights are known to 9 %
 INVOKES = 32  # of a file that draws, in which two answers at least are not the same
@@ -55,6 +55,8 @@ def export_posterior(
             of a network that draws itself, other weights for each row. Means over runs come near to `predict`.
             `noise_input`: a network with independent Gaussian weights, whose chance is a second input, `noise`;
             `draw_noise` gives it. The members' means and standard deviations are kept, not what they have in common.
+            `distilled`: the student that `inference.Distillation` makes of a posterior, with the expected entropy,
+            (n, 1), as a second output.
         members: of `ensemble` and `sample`, the first so many; `None`: all.
         target, precision: as of `export.save`. With int8, probabilities are in 16 bits: of 1/256, the step of an int8
             softmax, nothing is left that members could differ by.
@@ -82,7 +84,14 @@ def export_posterior(
     if mode == "sample":
         _check_sample(target, precision)
     check_target(path, overwrite=overwrite)
-    if mode == "mean":
+    if (len(posterior.model.outputs) == 2) != (mode == "distilled"):
+        raise WrongArgument(
+            f"Mode {mode!r} is not of a model with {len(posterior.model.outputs)} outputs.",
+            hint="Distillation(...).distil(posterior, ...) makes a student for mode 'distilled', and for that only.",
+        )
+    if mode == "distilled":
+        network = _student(posterior)
+    elif mode == "mean":
         network = mean_network(posterior)
     elif mode == "ensemble":
         network = ensemble_network(posterior, members)
@@ -239,6 +248,13 @@ def _middle(posterior: Posterior) -> keras.Model:
             hint="Choose mode 'ensemble', or distil them.",
         )
     return _deployed(posterior.model, *([_mean(values) for values in arrays[kind]] for kind in _KINDS))
+
+
+def _student(posterior: Posterior) -> keras.Model:
+    network = _middle(posterior)
+    logits, entropy = network.outputs
+    probabilities = keras.layers.Softmax(name="probabilities")(logits)
+    return keras.Model(network.inputs, [probabilities, entropy], name=posterior.model.name)
 
 
 def _one_of(posterior: StackedPosterior, members: int | None) -> keras.Model:

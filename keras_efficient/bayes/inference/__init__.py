@@ -4,6 +4,7 @@ from typing import Any
 
 from keras_efficient.bayes.inference.averaging import SWA, SWAG
 from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD, SnapshotEnsemble
+from keras_efficient.bayes.inference.distillation import Distillation
 from keras_efficient.bayes.inference.dropout import MCDropout
 from keras_efficient.bayes.inference.hamiltonian import HMC, NUTS
 from keras_efficient.bayes.inference.laplace import DiagonalLaplace, KroneckerLaplace, LastLayerLaplace
@@ -26,6 +27,7 @@ __all__ = [
     "Choice",
     "DeepEnsemble",
     "DiagonalLaplace",
+    "Distillation",
     "Float",
     "Int",
     "KroneckerLaplace",
@@ -62,5 +64,6 @@ METHODS: dict[str, Any] = {
         DiagonalLaplace,
         KroneckerLaplace,
         TemperatureScaling,
+        Distillation,
     )
 }
