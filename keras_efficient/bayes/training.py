@@ -78,7 +78,7 @@ def trained(
 
 def _refuse_second_prior(model: keras.Model) -> None:
     for layer in model._flatten_layers():
-        if isinstance(layer, BayesianWeights):
+        if issubclass(type(layer), BayesianWeights):
             raise UnsupportedLayer(layer.path, "it has a prior, and the optimizer has one.", hint="Use MeanFieldVI.")
         if any(variable.regularizer is not None for variable in layer._trainable_variables):
             reason = "its regularizer would be a second prior beside the optimizer's."

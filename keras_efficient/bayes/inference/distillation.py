@@ -141,7 +141,8 @@ def distilled_uncertainty(posterior: Posterior, x: Any, *, batch_size: int = 256
     if len(model.outputs) != 2:
         raise WrongArgument(f"Model {model.name!r} has no output for the expected entropy.", hint="Distil it.")
     run = compiled(lambda inputs, weights: model.stateless_call(*weights, inputs, training=False)[0])
-    logits, entropy = [], []
+    logits: list[np.ndarray] = []
+    entropy: list[np.ndarray] = []
     for start in range(0, len(x), batch_size):
         batch = ops.convert_to_tensor(np.asarray(x[start : start + batch_size], np.float32))
         for found, output in zip((logits, entropy), run(batch, posterior._member(0)), strict=True):

@@ -11,7 +11,7 @@ from keras_efficient.bayes.inference._runs import ModelFunction, steps_of, walke
 from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC
-from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.bayes.posterior import Posterior, StackedPosterior
 from keras_efficient.errors import WrongArgument
 
 __all__ = ["MAP", "DeepEnsemble", "tops"]
@@ -34,7 +34,7 @@ class MAP:
     epochs: int = 30
     batch_size: int = 128
 
-    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> Posterior:
         """One draw.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -52,7 +53,12 @@ class MeanFieldVI:
         """
         prior = Distribution("Normal", loc=0.0, scale=self.prior_sd)
         posterior = Distribution("Normal", loc=Parameter(), scale=Parameter(self.initial_sd))
-        options = {"num_data": len(data), "estimator": self.estimator, "prior": prior, "posterior": posterior}
+        options: dict[str, Any] = {
+            "num_data": len(data),
+            "estimator": self.estimator,
+            "prior": prior,
+            "posterior": posterior,
+        }
         steps = steps_of(data, self.batch_size) * self.epochs
         optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(self.learning_rate, steps))
         run = {"members": 1, "epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}

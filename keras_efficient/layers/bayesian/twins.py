@@ -184,7 +184,7 @@ def _staying_on(operation: Any, rate: float | None) -> MCDropout:
 
 
 def _given_dropout(model: keras.Model, rate: float) -> keras.Model:
-    behind = {layer.name for layer in model._flatten_layers() if isinstance(layer, tuple(TWINS))}
+    behind = {layer.name for layer in model._flatten_layers() if type(layer) in TWINS}
     made: dict[str, MCDropout] = {}
 
     def dropped(path: str, tensor: keras.KerasTensor) -> keras.KerasTensor:
