@@ -1,6 +1,10 @@
 """Drop-in Keras layers. Each has a training form and, by `keras_efficient.deploy`, a form of stock Keras layers."""
 
 from keras_efficient.layers.bayesian import (
+    BatchEnsembleConv1D,
+    BatchEnsembleConv2D,
+    BatchEnsembleConv3D,
+    BatchEnsembleDense,
     BayesianConv1D,
     BayesianConv1DTranspose,
     BayesianConv2D,
@@ -9,6 +13,7 @@ from keras_efficient.layers.bayesian import (
     BayesianConv3DTranspose,
     BayesianDense,
     MCDropout,
+    RandomFeatureGaussianProcess,
     bayesianize,
     drawn,
 )
@@ -19,6 +24,10 @@ from keras_efficient.layers.halos import HALOSOutput
 from keras_efficient.layers.saliency import MacroblockSaliencyHead
 
 __all__ = [
+    "BatchEnsembleConv1D",
+    "BatchEnsembleConv2D",
+    "BatchEnsembleConv3D",
+    "BatchEnsembleDense",
     "BayesianConv1D",
     "BayesianConv1DTranspose",
     "BayesianConv2D",
@@ -33,6 +42,7 @@ __all__ = [
     "MCDropout",
     "MEmComEmbedding",
     "MacroblockSaliencyHead",
+    "RandomFeatureGaussianProcess",
     "bayesianize",
     "drawn",
 ]

@@ -1,7 +1,14 @@
 """Layers that draw: distributions over weights, dropout that stays on, and what turns a network into its twin."""
 
+from keras_efficient.layers.bayesian.batch_ensemble import (
+    BatchEnsembleConv1D,
+    BatchEnsembleConv2D,
+    BatchEnsembleConv3D,
+    BatchEnsembleDense,
+)
 from keras_efficient.layers.bayesian.distributions import Distribution, Parameter
 from keras_efficient.layers.bayesian.dropout import MCDropout
+from keras_efficient.layers.bayesian.gaussian_process import PrecisionReset, RandomFeatureGaussianProcess
 from keras_efficient.layers.bayesian.layer import (
     BayesianConv1D,
     BayesianConv1DTranspose,
@@ -12,9 +19,13 @@ from keras_efficient.layers.bayesian.layer import (
     BayesianDense,
     BayesianWeights,
 )
-from keras_efficient.layers.bayesian.twins import bayesianize, drawn, with_dropout
+from keras_efficient.layers.bayesian.twins import bayesianize, drawn, member, with_dropout
 
 __all__ = [
+    "BatchEnsembleConv1D",
+    "BatchEnsembleConv2D",
+    "BatchEnsembleConv3D",
+    "BatchEnsembleDense",
     "BayesianConv1D",
     "BayesianConv1DTranspose",
     "BayesianConv2D",
@@ -26,7 +37,10 @@ __all__ = [
     "Distribution",
     "MCDropout",
     "Parameter",
+    "PrecisionReset",
+    "RandomFeatureGaussianProcess",
     "bayesianize",
     "drawn",
+    "member",
     "with_dropout",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from keras import ops
 from keras_efficient import probability
 from keras_efficient.errors import UnknownName, WrongArgument
 
-__all__ = ["Distribution", "Parameter", "divergence", "softplus_inverse"]
+__all__ = ["Distribution", "Parameter", "deserialized", "divergence", "softplus_inverse", "starting"]
 
 Variables = Mapping[str, Any]  # by the path of a parameter
 
@@ -191,6 +191,22 @@ def divergence(posterior: Distribution, prior: Distribution, own: Variables, its
     except NotImplementedError:
         return _log_probability(left, weights) - _log_probability(right, weights)
     return _summed(left, found, shape)
+
+
+def starting(initial: Any) -> Any:
+    """An initializer that gives what `Distribution.weights` says."""
+    if np.ndim(initial) == 0:
+        return keras.initializers.Constant(float(initial))
+    return lambda shape, dtype=None: ops.convert_to_tensor(initial, dtype)
+
+
+def deserialized(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A layer's configuration with distributions in the place of their own; the given one is not changed."""
+    found = dict(config)
+    for name in names:
+        if isinstance(found.get(name), dict):
+            found[name] = keras.saving.deserialize_keras_object(copy.deepcopy(found[name]))
+    return found
 
 
 def softplus_inverse(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +12,17 @@ from keras import ops
 from keras_efficient import probability
 from keras_efficient.errors import UnknownName, WrongArgument
 from keras_efficient.layers.bayesian import estimators
-from keras_efficient.layers.bayesian.distributions import Distribution, Parameter, divergence
+from keras_efficient.layers.bayesian.distributions import Distribution, Parameter, deserialized, divergence, starting
+from keras_efficient.layers.bayesian.operations import (
+    NOT_TAKEN,
+    Convolution,
+    Product,
+    TransposedConvolution,
+    drops_in,
+)
 
 __all__ = [
     "ESTIMATORS",
-    "NOT_TAKEN",
     "BayesianConv1D",
     "BayesianConv1DTranspose",
     "BayesianConv2D",
@@ -30,8 +34,6 @@ __all__ = [
 ]
 
 ESTIMATORS = ("reparameterization", "local_reparameterization", "flipout")
-# Arguments of stock layers that change a kernel which is drawn here.
-NOT_TAKEN = ("lora_rank", "lora_alpha", "quantization_config")
 
 
 def mean_field(scale: float = 0.02) -> Distribution:
@@ -72,20 +74,7 @@ class BayesianWeights:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        stock = [one for one in cls.__mro__ if one.__module__.partition(".")[0] == "keras"]
-        if not stock:  # what layers share
-            return
-        cls.stock = stock[0]
-        own = inspect.signature(BayesianWeights.__init__).parameters
-        theirs = inspect.signature(cls.stock.__init__).parameters
-
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            BayesianWeights.__init__(self, *args, **kwargs)
-
-        added = [one for one in own.values() if one.kind is one.KEYWORD_ONLY]
-        *kept, last = [one for one in theirs.values() if one.name not in NOT_TAKEN]
-        __init__.__signature__ = inspect.Signature([*kept, *added, last])  # type: ignore[attr-defined]
-        cls.__init__ = __init__  # type: ignore[method-assign]
+        drops_in(cls, BayesianWeights)
 
     def __init__(
         self,
@@ -187,25 +176,14 @@ class BayesianWeights:
 
     @classmethod
     def from_config(cls: Any, config: dict[str, Any]) -> Any:
-        config = dict(config)
-        for name in ("prior", "posterior", "bias_posterior"):
-            if isinstance(config.get(name), dict):
-                config[name] = keras.saving.deserialize_keras_object(copy.deepcopy(config[name]))
-        return super().from_config(config)  # type: ignore[misc]
+        named = ("prior", "posterior", "bias_posterior")
+        return super().from_config(deserialized(config, named))  # type: ignore[misc]
 
     def save_own_variables(self: Any, store: Any) -> None:
         keras.Layer.save_own_variables(self, store)
 
     def load_own_variables(self: Any, store: Any) -> None:
         keras.Layer.load_own_variables(self, store)
-
-    def linear(self, inputs: Any, kernel: Any) -> Any:
-        """Outputs before bias and activation, of any kernel and in its dtype."""
-        raise NotImplementedError("A layer says what it does with its kernel.")
-
-    def _axes(self) -> tuple[int, int]:
-        """How many axes are places that share the kernel, and which one has the features."""
-        raise NotImplementedError("A layer says which axes it has.")
 
     def _weights(self: Any, name: str, distribution: Distribution, place: Any) -> dict[str, Any]:
         """Variables of a distribution over the numbers of a stock layer's variable, which is its location."""
@@ -214,7 +192,7 @@ class BayesianWeights:
             if initial is None:
                 found[path] = place
                 continue
-            options = {"initializer": _starting(initial), "trainable": trainable}
+            options = {"initializer": starting(initial), "trainable": trainable}
             found[path] = self.add_weight(name=f"{name}_{path}", shape=shape, **options)
         return found
 
@@ -227,7 +205,7 @@ class BayesianWeights:
         values = self.posterior.values(self._kernel_posterior, tuple(self.mean.shape))
         mean, scale = values["loc"], values["scale"]
         if self.estimator == "flipout":
-            places, features = self._axes()
+            places, features = self.axes()
             outputs = estimators.flipout(self.linear, inputs, mean, scale, places, features, seeds)
         else:
             outputs = estimators.local_reparameterization(self.linear, inputs, mean, scale, seeds)
@@ -245,7 +223,7 @@ class BayesianWeights:
         self.add_loss(self._kl)
 
     def _beside_channels(self: Any, bias: Any) -> Any:
-        places, channels = self._axes()
+        places, channels = self.axes()
         return bias if channels == -1 else ops.reshape(bias, (1, -1, *([1] * places)))
 
     def _stock_layer(self: Any, of: Callable[..., Any]) -> keras.Layer:
@@ -266,7 +244,7 @@ class BayesianWeights:
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianDense(BayesianWeights, keras.layers.Dense):
+class BayesianDense(Product, BayesianWeights, keras.layers.Dense):
     """A `Dense` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`.
 
     ```python
@@ -276,69 +254,34 @@ class BayesianDense(BayesianWeights, keras.layers.Dense):
     Input shape: `(batch, …, features)`. Output shape: `(batch, …, units)`.
     """
 
-    def linear(self, inputs, kernel):
-        return ops.matmul(inputs, kernel)
-
-    def _axes(self):
-        return 0, -1
-
-
-class _BayesianConv(BayesianWeights):
-    """Of `Conv1D`, `Conv2D`, `Conv3D`."""
-
-    def linear(self: Any, inputs: Any, kernel: Any) -> Any:
-        padding = self.padding
-        if padding == "causal":  # Conv1D only
-            inputs, padding = ops.pad(inputs, self._compute_causal_padding()), "valid"
-        options = {"strides": self.strides, "dilation_rate": self.dilation_rate, "data_format": self.data_format}
-        return ops.conv(inputs, kernel, padding=padding, **options)
-
-    def _axes(self: Any) -> tuple[int, int]:
-        return self.rank, -1 if self.data_format == "channels_last" else 1
-
-
-class _BayesianConvTranspose(_BayesianConv):
-    """Of `Conv1DTranspose`, `Conv2DTranspose`, `Conv3DTranspose`."""
-
-    def linear(self: Any, inputs: Any, kernel: Any) -> Any:
-        return ops.conv_transpose(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
-
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv1D(_BayesianConv, keras.layers.Conv1D):
+class BayesianConv1D(Convolution, BayesianWeights, keras.layers.Conv1D):
     """A `Conv1D` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv2D(_BayesianConv, keras.layers.Conv2D):
+class BayesianConv2D(Convolution, BayesianWeights, keras.layers.Conv2D):
     """A `Conv2D` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv3D(_BayesianConv, keras.layers.Conv3D):
+class BayesianConv3D(Convolution, BayesianWeights, keras.layers.Conv3D):
     """A `Conv3D` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv1DTranspose(_BayesianConvTranspose, keras.layers.Conv1DTranspose):
+class BayesianConv1DTranspose(TransposedConvolution, BayesianWeights, keras.layers.Conv1DTranspose):
     """A `Conv1DTranspose` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv2DTranspose(_BayesianConvTranspose, keras.layers.Conv2DTranspose):
+class BayesianConv2DTranspose(TransposedConvolution, BayesianWeights, keras.layers.Conv2DTranspose):
     """A `Conv2DTranspose` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class BayesianConv3DTranspose(_BayesianConvTranspose, keras.layers.Conv3DTranspose):
+class BayesianConv3DTranspose(TransposedConvolution, BayesianWeights, keras.layers.Conv3DTranspose):
     """A `Conv3DTranspose` whose kernel is a distribution; arguments of its own are those of `BayesianWeights`."""
 
 
@@ -375,9 +318,3 @@ def _seed(seeds: keras.random.SeedGenerator) -> Any:
     """As tensorflow-probability takes it; on TensorFlow Keras keeps seeds as int64."""
     seed = seeds.next()
     return seed if keras.backend.backend() == "jax" else ops.cast(seed % (2**31 - 1), "int32")
-
-
-def _starting(initial: Any) -> Any:
-    if np.ndim(initial) == 0:
-        return keras.initializers.Constant(float(initial))
-    return lambda shape, dtype=None: ops.convert_to_tensor(initial, dtype)

@@ -12,10 +12,12 @@ from keras import ops
 from keras_efficient.deploy import deploy, rebuild
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.layers.bayesian import layer as bayesian
+from keras_efficient.layers.bayesian.batch_ensemble import SharedKernel
 from keras_efficient.layers.bayesian.distributions import Distribution, Parameter, softplus_inverse
 from keras_efficient.layers.bayesian.dropout import MCDropout
+from keras_efficient.layers.bayesian.operations import NOT_TAKEN
 
-__all__ = ["bayesianize", "drawn", "with_dropout"]
+__all__ = ["bayesianize", "drawn", "member", "with_dropout"]
 
 TWINS: dict[type, type] = {
     getattr(keras.layers, name.removeprefix("Bayesian")): getattr(bayesian, name)
@@ -137,10 +139,31 @@ def drawn(model: keras.Model, seed: int) -> keras.Model:
     return deploy(rebuilt)
 
 
+def member(model: keras.Model, index: int) -> keras.Model:
+    """One member of a network of `BatchEnsemble` layers: a deployed model (stock Keras layers) of plain rows.
+
+    Args:
+        model: a built functional or Sequential model. It is not changed.
+        index: from 0 on.
+
+    Raises:
+        WrongArgument: a model without such layers, or of fewer members.
+        UnsupportedLayer: as `keras_efficient.deploy.deploy`.
+    """
+    counts = {layer.members for layer in model._flatten_layers() if isinstance(layer, SharedKernel)}
+    if not counts or not 0 <= index < min(counts):
+        raise WrongArgument(f"Model {model.name!r} has {min(counts, default=0)} members, and no {index!r}.")
+
+    def of(operation: keras.Operation, path: str) -> keras.Operation | None:
+        return operation.member(index) if isinstance(operation, SharedKernel) else None
+
+    return deploy(rebuild(model, of))
+
+
 def _twin_of(layer: Any, options: dict[str, Any]) -> Any:
     config = layer.get_config() | options
     dropped = ["kernel_regularizer"] + ["bias_regularizer"] * (options["bias_posterior"] is not None)
-    for name in (*bayesian.NOT_TAKEN, *dropped):
+    for name in (*NOT_TAKEN, *dropped):
         config.pop(name, None)
     if layer.get_config().get("lora_rank") or getattr(layer, "quantization_mode", None):
         raise UnsupportedLayer(layer.path, "its kernel is adapted or quantized.", hint="Make it Bayesian before.")
