@@ -36,14 +36,14 @@ def data():
     return Data(x, (random.uniform(size=60) < 1 / (1 + np.exp(-1.5 * x[:, 0]))).astype(int))
 
 
-def moments_on_a_grid(data, mean, basis, temperature):
-    """Mean and standard deviation of z, the latter also from the precision's diagonal at the top."""
-    axis = np.linspace(-6, 6, 301)
+def moments_on_a_grid(data, mean, basis, temperature, prior_sd):
+    """Mean and standard deviation of z, the latter also as the precision's diagonal says."""
+    axis = np.linspace(-6, 6, 301) * prior_sd
     places = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     weights = mean + places @ basis.T
     signs = np.where(data.y == 1, 1.0, -1.0) * data.x[:, 0]
     likelihood = -np.logaddexp(0, -np.outer(weights[:, 1] - weights[:, 0], signs)).sum(axis=1)
-    height = likelihood / temperature - 0.5 * np.square(places).sum(axis=1)
+    height = likelihood / temperature - 0.5 * np.square(places / prior_sd).sum(axis=1)
     density = np.exp(height - height.max())
     density /= density.sum()
     middle = density @ places
@@ -58,7 +58,8 @@ def inner(method, data):
     posterior = method.fit(line, data, 2)
     drawn = Vectors(posterior.model).of(posterior.members)
     assert len(drawn) == method.draws
-    return moments_on_a_grid(data, mean, basis, method.temperature), (drawn - mean) @ np.linalg.pinv(basis).T
+    exact = moments_on_a_grid(data, mean, basis, method.temperature, method.subspace_sd)
+    return exact, (drawn - mean) @ np.linalg.pinv(basis).T
 
 
 def test_principal_directions_are_those_of_the_singular_values():
@@ -135,35 +136,32 @@ def test_the_nearest_independent_gaussian(prior_sd):
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("temperature", [1.0, 10.0])
-def test_slices_of_a_network_have_the_moments_of_the_grid(data, temperature):
-    method = SubspaceSlice(**QUICK, draws=1500, temperature=temperature)
+def test_slices_of_a_network_have_the_moments_of_the_grid(data):
+    method = SubspaceSlice(**QUICK, draws=800, temperature=2.0, subspace_sd=10.0)
     (mean, sd, _), drawn = inner(method, data)
-    assert np.abs(drawn.mean(axis=0) - mean) / sd == pytest.approx(0, abs=0.12)
-    assert drawn.std(axis=0) == pytest.approx(sd, rel=0.1)
+    assert np.abs(drawn.mean(axis=0) - mean) / sd == pytest.approx(0, abs=0.15)
+    assert drawn.std(axis=0) == pytest.approx(sd, rel=0.12)
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("temperature", [1.0, 10.0])
-def test_vi_of_a_network_has_the_precision_of_the_grid(data, temperature):
+def test_vi_of_a_network_has_the_precision_of_the_grid(data):
     """On batches of a third of the data, whose likelihood counts three times."""
-    method = SubspaceVI(**QUICK, draws=4000, steps=3000, temperature=temperature)
+    method = SubspaceVI(**QUICK, draws=4000, steps=800, temperature=2.0, subspace_sd=10.0)
     (mean, sd, narrow), drawn = inner(method, data)
     assert np.abs(drawn.mean(axis=0) - mean) / sd == pytest.approx(0, abs=0.15)
     assert drawn.std(axis=0) == pytest.approx(narrow, rel=0.12)
 
 
-@pytest.mark.parametrize("kind", [SubspaceSlice, SubspaceVI])
-def test_a_seed_is_a_run(data, kind):
-    method = kind(**QUICK, draws=5)
+@pytest.mark.parametrize("method", [SubspaceSlice(**QUICK, draws=5), SubspaceVI(**QUICK, draws=5, steps=20)])
+def test_a_seed_is_a_run(data, method):
     first, again, other = (method.fit(line, data, seed).predict(data.x) for seed in (1, 1, 2))
     assert first == pytest.approx(again, abs=1e-3)
     assert not np.allclose(first, other, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", [SubspaceSlice, SubspaceVI])
-def test_batch_normalisation_has_the_statistics_of_each_draw(data, kind):
-    posterior = kind(**QUICK, draws=3).fit(normalised, data, 0)
+@pytest.mark.parametrize("method", [SubspaceSlice(**QUICK, draws=3), SubspaceVI(**QUICK, draws=3, steps=20)])
+def test_batch_normalisation_has_the_statistics_of_each_draw(data, method):
+    posterior = method.fit(normalised, data, 0)
     arrays, model = posterior.arrays(), posterior.model
     values = dict(zip([one.path for one in model.trainable_variables], arrays["trainable"], strict=True))
     others = dict(zip([one.path for one in model.non_trainable_variables], arrays["non_trainable"], strict=True))
