@@ -42,17 +42,13 @@ def run(
         raise WrongArgument("`--address` is of a Ray cluster.", hint="Add --engine ray.")
     with out.hushed():
         from keras_efficient.bayes.benchmark import Benchmark, in_process, load_suite
-        from keras_efficient.bayes.benchmark.running import Engine
+        from keras_efficient.bayes.benchmark.ray_engine import on_ray
 
         wanted = load_suite(suite)
         wanted = wanted if data is None else wanted.with_path(data)
         if engine == "local":  # elsewhere it is the other machines that must have the data
             wanted.check_data()
-    runs: Engine = in_process
-    if engine == "ray":
-        from keras_efficient.bayes.benchmark.ray_engine import on_ray
-
-        runs = on_ray(address)
+        runs = on_ray(address) if engine == "ray" else in_process
     with out.progress(wanted.name) as show, out.hushed():
 
         def shown(done: int, total: int, what: str) -> None:

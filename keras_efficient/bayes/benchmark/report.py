@@ -19,8 +19,16 @@ from keras_efficient.bayes.benchmark.results import Results
 __all__ = ["Mean", "means", "page"]
 
 HIGHER = ("auroc", "aupr", "agreement")  # parts of names of metrics of which more is better
-NEUTRAL = ("coverage", "r_hat", "ess", "expected_cost", "seconds")  # of which neither is
-MAIN = ("error", "nll", "ece", "brier", "seconds")
+NEUTRAL = ("coverage", "empty", "expected_cost")  # of which neither is
+# Headings of the test set's tables, and how their metrics begin; what begins otherwise is in the first.
+TABLES = {
+    "Mistakes, found by uncertainty": ("misclassification_",),
+    "Answers for the surest only": ("risk_", "aurc"),
+    "Conformal sets": ("conformal_",),
+    "Decisions": ("total_cost", "mean_cost", "expected_cost"),
+    "Fidelity": ("agreement", "total_variation"),
+}
+ACRONYMS = ("nll", "ece", "auroc", "aupr", "aurc", "fpr95", "ess")
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 def _with_ties(some: list[Mean]) -> list[Mean]:
     metric = some[0].metric
-    if len(some) < 2 or any(part in metric for part in NEUTRAL):
+    if len(some) < 2 or some[0].split == "train" or any(part in metric for part in NEUTRAL):
         return some
     sign = -1 if any(part in metric for part in HIGHER) else 1
     best = min(some, key=lambda one: sign * one.mean)
@@ -86,42 +94,64 @@ def page(results: Results) -> str:
     head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
     found = means(rows)
     seeds = max((one.seeds for one in found), default=0)
-    about = (
-        f"{len({row['method'] for row in rows})} methods, {seeds} seed{'s' if seeds != 1 else ''}, each a run of its "
-        "own. Means over seeds ± standard errors; in bold what no other method beats by more than two standard errors "
-        "of the difference."
+    about = f"{len({row['method'] for row in rows})} methods, {seeds} seed{'s' if seeds != 1 else ''}. "
+    about += (
+        "Each seed is a run of its own: means over seeds ± standard errors, in bold what no other method beats by more "
+        "than two standard errors of the difference."
+        if seeds > 1
+        else "In bold the best; whether it is more than chance takes several seeds."
     )
     body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"]
-    for split in dict.fromkeys(one.split for one in found if one.split != "train"):
-        body.append(f"<h2>{html.escape(_words(split))}</h2>{_table([one for one in found if one.split == split])}")
+    for heading, some in _sections(found).items():
+        body.append(f"<h2>{html.escape(heading)}</h2>{_table(some)}")
     body.append(_figures(results, found))
     body.append(_training(found))
     body.append(_failures(rows))
     return f"{head}<body>{''.join(body)}</body></html>\n"
 
 
-def _words(split: str) -> str:
-    if split == "test":
-        return "Test set"
-    return split.replace("outside/", "Against ").replace("shift", "Shifted test set").replace("/", ", ")
+def _sections(found: Iterable[Mean]) -> dict[str, list[Mean]]:
+    """Means by the heading of their table."""
+    sections: dict[str, list[Mean]] = {"Test set": []}
+    for one in found:
+        if one.split == "train" or (one.split == "shift" and one.metric[-1].isdigit()):
+            continue  # severities are in a plot
+        heading = "Test set" if one.split == "test" else one.split.replace("outside/", "Against ")
+        heading = "Shifted test set, mean over corruptions" if one.split == "shift" else heading
+        for name, begins in TABLES.items():
+            if one.split == "test" and one.metric.startswith(begins):
+                heading = name
+        sections.setdefault(heading, []).append(one)
+    return {heading: some for heading, some in sections.items() if some}
 
 
 def _table(found: Sequence[Mean]) -> str:
     metrics = list(dict.fromkeys(one.metric for one in found))
     cells = {(one.method, one.metric): one for one in found}
+    # As many decimals in all of a column, four digits of its largest value.
+    largest = {metric: max(abs(one.mean) for one in found if one.metric == metric) for metric in metrics}
+    decimals = {
+        metric: min(max(3 - math.floor(math.log10(value)), 0), 6) if value else 0 for metric, value in largest.items()
+    }
     lines = []
     for method in dict.fromkeys(one.method for one in found):
-        values = "".join(f"<td>{_value(cells.get((method, metric)))}</td>" for metric in metrics)
+        values = "".join(f"<td>{_value(cells.get((method, metric)), decimals[metric])}</td>" for metric in metrics)
         lines.append(f"<tr><th>{html.escape(method)}</th>{values}</tr>")
-    heads = "".join(f"<th>{html.escape(metric.replace('_', ' '))}</th>" for metric in ["method", *metrics])
+    heads = "".join(f"<th>{html.escape(_words(metric))}</th>" for metric in ["method", *metrics])
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _value(one: Mean | None) -> str:
+def _words(metric: str) -> str:
+    for start in ("misclassification_", "conformal_"):
+        metric = metric.removeprefix(start)
+    return " ".join(word.upper() if word in ACRONYMS else word for word in metric.split("_"))
+
+
+def _value(one: Mean | None, decimals: int) -> str:
     if one is None:
         return "–"
-    error = "" if one.standard_error is None else f" <small>± {one.standard_error:.2g}</small>"
-    text = f"{one.mean:.4g}{error}"
+    error = "" if one.standard_error is None else f" <small>± {one.standard_error:.{decimals}f}</small>"
+    text = f"{one.mean:.{decimals}f}{error}"
     return f"<b>{text}</b>" if one.is_best else text
 
 
@@ -140,6 +170,7 @@ def _figures(results: Results, found: Sequence[Mean]) -> str:
         ("Reliability", _reliability(kept, colours)),
         ("Risk and coverage", _risk(kept, colours)),
         ("NLL and members", _members(kept, colours)),
+        ("NLL and severity of a shift", _severities(found, colours)),
         ("NLL and cost of training", _cost(found, colours)),
     ]
     figures = "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in drawings if svg)
@@ -147,7 +178,7 @@ def _figures(results: Results, found: Sequence[Mean]) -> str:
     note = (
         "Reliability, risk and members: the first seed's test set. Reliability: accuracy of 15 bins of as many "
         "examples; on the grey line confidence is right. Risk: mistakes among the surest part. Members: the mean over "
-        "the first so many."
+        "the first so many. Severity: the mean over seeds and corruptions; 0 is the test set as it is."
     )
     return f'<h2>Curves</h2>{keys}<div class="plots">{figures}</div><p class="note">{note}</p>'
 
@@ -185,6 +216,24 @@ def _members(kept: Kept, colours: Mapping[str, str]) -> str:
         drawn.append(plot.Line(label, counts, values, colour=colours[label]))
     low, high = _range([value for one in drawn for value in one.y])
     return plot.lines(drawn, x="members", y="NLL", least=low, most=high)
+
+
+def _severities(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    for one in found:
+        if (one.split, one.metric) == ("test", "nll"):
+            values[one.method][0] = one.mean
+        elif one.split == "shift" and one.metric.startswith("nll_") and one.metric[4:].isdigit():
+            values[one.method][int(one.metric[4:])] = one.mean
+    drawn = [
+        plot.Line(label, sorted(some), [some[level] for level in sorted(some)], colour=colours[label])
+        for label, some in values.items()
+        if label in colours and len(some) > 1
+    ]
+    if not drawn:
+        return ""
+    low, high = _range([value for one in drawn for value in one.y])
+    return plot.lines(drawn, x="severity", y="NLL", least=max(low, 0.0), most=high, is_log=False)
 
 
 def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
@@ -238,7 +287,7 @@ _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem 
 background:#fff}h2{margin-top:2.5rem}table{border-collapse:collapse;font-size:14px}th,td{padding:.3rem .7rem;
 text-align:right;border-bottom:1px solid #e2e8f0;white-space:nowrap}tr>:first-child{text-align:left;position:sticky;
 left:0;background:#fff}thead th{vertical-align:bottom;white-space:normal}.scroll{overflow-x:auto}small{color:#64748b}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}figure{margin:0}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(32rem,100%),1fr));gap:1rem}figure{margin:0}
 figcaption{font-weight:600}svg{width:100%;height:auto}text{font:12px system-ui,sans-serif;fill:#475569}
 .grid{stroke:#cbd5e1;fill:none}.note{color:#64748b;font-size:14px}.legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;
 font-size:14px}.legend i{display:inline-block;width:1.2rem;height:.25rem;margin-right:.4rem;vertical-align:middle}
