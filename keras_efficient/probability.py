@@ -42,5 +42,6 @@ def _mend_jax() -> None:
     import jax
     from jax.interpreters import xla
 
-    if not hasattr(xla, "pytype_aval_mappings") and hasattr(jax._src.core, "pytype_aval_mappings"):
-        xla.pytype_aval_mappings = jax._src.core.pytype_aval_mappings
+    name = "pytype_aval_mappings"
+    if not hasattr(xla, name) and hasattr(jax._src.core, name):
+        setattr(xla, name, getattr(jax._src.core, name))

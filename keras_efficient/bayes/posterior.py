@@ -154,8 +154,11 @@ class StackedPosterior(Posterior):
 
     def __init__(self, members: Members, *, diagnostics: Mapping[str, float] | None = None):
         super().__init__(members.model, members.count, diagnostics)
-        both = (members.trainable, members.non_trainable)
-        self._each = [tuple([one.value[index] for one in some] for some in both) for index in range(members.count)]
+        trainable, others = members.trainable, members.non_trainable
+        self._each = [
+            ([one.value[index] for one in trainable], [one.value[index] for one in others])
+            for index in range(members.count)
+        ]
 
     @property
     def members(self) -> Members:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,10 @@ app = typer.Typer(help="Bayesian networks: methods compared on a data set.", no_
 def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A bundled suite (`ursabench list`), or a .yaml file.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="For results; those that are there stay.")],
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where the suite's data are.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Where the suite's data sets are; else KERAS_EFFICIENT_DATA says."),
+    ] = None,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray: on a Ray cluster.")] = "local",
     address: Annotated[
         str | None, typer.Option("--address", help="Of the cluster; without: one on this machine.")
@@ -40,11 +42,13 @@ def run(
         raise WrongArgument("`--address` is of a Ray cluster.", hint="Add --engine ray.")
     with out.hushed():
         from keras_efficient.bayes.benchmark import Benchmark, in_process, load_suite
+        from keras_efficient.bayes.benchmark.running import Engine
 
         wanted = load_suite(suite)
-    if data is not None:
-        wanted = dataclasses.replace(wanted, data={**wanted.data, "path": str(data)})
-    runs = in_process
+        wanted = wanted if data is None else wanted.with_path(data)
+        if engine == "local":  # elsewhere it is the other machines that must have the data
+            wanted.check_data()
+    runs: Engine = in_process
     if engine == "ray":
         from keras_efficient.bayes.benchmark.ray_engine import on_ray
 

@@ -16,6 +16,7 @@ __all__ = ["CLASSIFIERS"]
 # Each takes `input_shape`, `num_classes`, `dropout` and `name`.
 CLASSIFIERS: Mapping[str, Callable[..., keras.Model]] = MappingProxyType(
     {
+        "mlp": MLP,
         "mlp200": partial(MLP, 200),
         "mlp400": partial(MLP, 400),
         "mlp600": partial(MLP, 600),

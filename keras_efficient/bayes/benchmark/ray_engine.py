@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from keras_efficient.bayes import datasets
 from keras_efficient.bayes.benchmark.results import Outcome
 from keras_efficient.bayes.benchmark.running import Engine, run_cell
 from keras_efficient.bayes.benchmark.suites import Cell
@@ -54,7 +55,8 @@ def _connect(ray: Any, address: str | None) -> bool:
     """Whether it was this call that connected."""
     if ray.is_initialized():
         return False
-    passed = {name: os.environ[name] for name in ("KERAS_BACKEND", "KERAS_HOME") if name in os.environ}
+    names = ("KERAS_BACKEND", "KERAS_HOME", datasets.VARIABLE)
+    passed = {name: os.environ[name] for name in names if name in os.environ}
     options = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": passed}}
     try:
         ray.init(address=address, include_dashboard=False if address is None else None, **options)

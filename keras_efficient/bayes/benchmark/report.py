@@ -201,7 +201,8 @@ def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
     for point in sorted(points.values()):
         if not front or point[1] < front[-1][1]:
             front.append(point)
-    drawn = [plot.Line("best for its cost", *map(list, zip(*front, strict=True)), colour="#94a3b8")]
+    xs, ys = zip(*front, strict=True)
+    drawn = [plot.Line("best for its cost", xs, ys, colour="#94a3b8")]
     drawn += [
         plot.Line(label, [point[0]], [point[1]], colour=colours[label], is_thick=True)
         for label, point in points.items()

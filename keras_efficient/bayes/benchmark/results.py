@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficient.atomic import replacing
+from keras_efficient.bayes.benchmark import scores
 from keras_efficient.bayes.benchmark.suites import Cell, Suite
 from keras_efficient.errors import FileProblem
 
@@ -36,7 +39,7 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     predictions: Mapping[str, np.ndarray] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Mapping[str, float | None] = field(default_factory=dict)
     failed: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,6 +90,9 @@ class Results:
         if not path.exists():
             return None
         found = _read(path, "")
+        missing = [one for one in ("suite", "spec", "failed", "rows") if one not in found]
+        if missing:
+            raise FileProblem(path, f"is damaged: it lacks `{missing[0]}`.", hint="Remove it, and run again.")
         if found["suite"] != self._suite:
             raise FileProblem(path, "is a result of another suite.", hint="Remove it.")
         return found
@@ -119,7 +125,7 @@ class Results:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {one: file[one] for one in file.files}
-        except (OSError, ValueError, KeyError) as err:
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as err:
             raise FileProblem(path, f"is damaged: {err}.", hint="Remove it and its cell, and run again.") from err
 
     def cells(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -131,13 +137,27 @@ class Results:
 
     def rows(self) -> list[dict[str, Any]]:
         """Tidy: `method, seed, split, metric, value` each; a failed cell has one whose metric is `failed`."""
+        cells = list(self.cells())
+        references = self._references(cells)
         found = []
-        for _, label, cell in self.cells():
+        for name, label, cell in cells:
             own = {"method": label, "seed": cell["spec"]["seed"]}
             if cell["failed"] is not None:
                 found.append({**own, "split": None, "metric": "failed", "value": 1.0, "reason": cell["failed"]})
+                continue
             found += [{**own, **row} for row in cell["rows"]]
+            reference = references.get(own["seed"])
+            if reference is not None and label != scores.reference_of(cell["spec"]["tasks"]):
+                found += [{**own, **row} for row in scores.fidelity_rows(self.predictions(name), reference)]
         return found
+
+    def _references(self, cells: list[tuple[str, str, dict[str, Any]]]) -> dict[int, dict[str, np.ndarray]]:
+        """By seed, predictions of the method that the others are held against."""
+        return {
+            cell["spec"]["seed"]: self.predictions(name)
+            for name, label, cell in cells
+            if label == scores.reference_of(cell["spec"]["tasks"]) and cell["failed"] is None
+        }
 
 
 def _write(path: Path, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+import keras_efficient
 from keras_efficient.bayes.benchmark.results import Outcome, Results
 from keras_efficient.bayes.benchmark.suites import Cell, Suite, method_of, model_of
+from keras_efficient.bayes.training import TrainingFailed
 
 __all__ = ["Benchmark", "Engine", "in_process", "run_cell"]
 
@@ -24,9 +25,12 @@ def run_cell(spec: dict[str, Any]) -> Outcome:
     """Fits a method to a suite's data and measures it; what goes wrong is the outcome, not an error."""
     import keras
 
-    packages = ("keras_efficient", "keras", "numpy")
-    versions = {one: importlib.metadata.version(one.replace("_", "-")) for one in packages}
-    versions["backend"] = keras.backend.backend()
+    versions = {
+        "keras-efficient": keras_efficient.__version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "numpy": np.__version__,
+    }
     try:
         return _measured(spec, versions)
     except Exception as err:
@@ -42,17 +46,24 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
 
     splits = datasets.load(spec["data"])
     began = time.perf_counter()
-    posterior = method_of(spec["method"]).fit(model_of(spec["model"]), splits.train, spec["seed"])
+    shapes = {"input_shape": splits.train.x.shape[1:], "num_classes": splits.train.num_classes}
+    model_fn = model_of({**shapes, **spec["model"]})
+    posterior = method_of(spec["method"]).fit(model_fn, splits.train, spec["seed"])
     fitted = time.perf_counter()
     predictions: dict[str, np.ndarray] = {"labels": splits.test.y}
     for name, x in scores.inputs(spec["tasks"], splits, spec["seed"]):
-        predictions[f"logits/{name}"] = posterior.logits(x)
+        logits = posterior.logits(x)
+        if not np.isfinite(logits).all():
+            raise TrainingFailed("There are predictions that are not finite.")
+        # Corrupted test sets are many: what is measured of them is in the members' mean.
+        predictions[f"logits/{name}"] = scores.averaged(logits) if name.startswith("shift/") else logits
     predicted = time.perf_counter()
     rows = scores.rows(spec["tasks"], predictions, spec["seed"])
     seconds = {"fit": fitted - began, "predict": predicted - fitted}
-    rows.append({"split": "train", "metric": "seconds", "value": seconds["fit"]})
-    rows += [{"split": "train", "metric": one, "value": value} for one, value in posterior.diagnostics.items()]
-    return Outcome(rows, predictions, seconds, posterior.diagnostics, None, versions)
+    diagnostics = {name: scores.plain(value) for name, value in posterior.diagnostics.items()}
+    own = {"seconds": seconds["fit"], **diagnostics}
+    rows += [{"split": "train", "metric": name, "value": value} for name, value in own.items()]
+    return Outcome(rows, predictions, seconds, diagnostics, None, versions)
 
 
 def in_process(cells: list[Cell]) -> Iterator[tuple[Cell, Outcome]]:
@@ -99,6 +110,8 @@ class Benchmark:
         if progress is not None:
             progress(done, len(cells), "")
         for cell, outcome in self.engine(left):
+            if outcome.failed is not None and progress is not None:
+                progress(done, len(cells), "")  # raises where an interruption came up as another error
             results.keep(cell, outcome)
             done += 1
             if progress is not None:

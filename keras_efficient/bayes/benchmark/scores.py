@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_efficient.bayes import tasks
-from keras_efficient.errors import UnknownName
+from keras_efficient.bayes.corruptions import CORRUPTIONS, SEVERITIES
+from keras_efficient.errors import UnknownName, WrongArgument
 
 if TYPE_CHECKING:
     from keras_efficient.bayes.datasets import Splits
 
-__all__ = ["TASKS", "check", "fidelity_rows", "inputs", "probabilities", "rows"]
+__all__ = ["TASKS", "averaged", "check", "fidelity_rows", "inputs", "plain", "probabilities", "reference_of", "rows"]
+
+REFERENCE = "HMC"  # the method, where `fidelity` names none
 
 Row = dict[str, Any]
 Predictions = Mapping[str, np.ndarray]
@@ -23,10 +26,11 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def check(wanted: Options) -> None:
-    """Refuses unknown tasks and options.
+    """Refuses unknown tasks, options and corruptions.
 
     Raises:
         UnknownName: the nearest known name is the hint.
+        WrongArgument: another severity.
     """
     for task, options in wanted.items():
         if task not in TASKS:
@@ -35,6 +39,13 @@ def check(wanted: Options) -> None:
         for name in options:
             if name not in known:
                 raise UnknownName(f"option of task {task!r}", str(name), known)
+    shift = wanted.get("shift", {})
+    for name in shift.get("corruptions", ()):
+        if name not in CORRUPTIONS:
+            raise UnknownName("corruption", str(name), CORRUPTIONS)
+    for severity in shift.get("severities", ()):
+        if severity not in SEVERITIES:
+            raise WrongArgument(f"A severity is one of {', '.join(map(str, SEVERITIES))}, not {severity!r}.")
 
 
 def inputs(wanted: Options, splits: Splits, seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -54,7 +65,7 @@ def rows(wanted: Options, predictions: Predictions, seed: int) -> list[Row]:
     found: list[Row] = []
     for task, options in wanted.items():
         for split, metrics in TASKS[task](predictions, seed, **options):
-            found += [{"split": split, "metric": name, "value": _plain(value)} for name, value in metrics.items()]
+            found += [{"split": split, "metric": name, "value": plain(value)} for name, value in metrics.items()]
     return found
 
 
@@ -66,10 +77,23 @@ def probabilities(predictions: Predictions, split: str) -> np.ndarray:
     return found
 
 
+def averaged(logits: np.ndarray) -> np.ndarray:
+    """Logits of one member, (1, n, classes), whose probabilities are the means of those of (members, n, classes)."""
+    parts = [logits[:, start : start + 1024].astype(np.float64) for start in range(0, logits.shape[1], 1024)]
+    logs = [part - np.logaddexp.reduce(part, axis=-1, keepdims=True) for part in parts]
+    means = [np.logaddexp.reduce(one, axis=0, keepdims=True) - math.log(len(one)) for one in logs]
+    return np.concatenate(means, axis=1).astype(np.float32)
+
+
+def reference_of(wanted: Options) -> str | None:
+    """The method that `fidelity` holds the others against; `None`: the task is not wanted."""
+    return wanted["fidelity"].get("reference", REFERENCE) if "fidelity" in wanted else None
+
+
 def fidelity_rows(predictions: Predictions, reference: Predictions) -> list[Row]:
     """Nearness of a cell's predictions to those of another one."""
     metrics = tasks.fidelity(probabilities(predictions, "test"), probabilities(reference, "test"))
-    return [{"split": "test", "metric": name, "value": _plain(value)} for name, value in metrics.items()]
+    return [{"split": "test", "metric": name, "value": plain(value)} for name, value in metrics.items()]
 
 
 Found = Iterator[tuple[str, Mapping[str, float | None]]]
@@ -125,7 +149,7 @@ def _conformal(predictions: Predictions, seed: int, alpha: float = 0.1, method: 
     yield "test", {f"conformal_{name}": value for name, value in found.items()}
 
 
-def _fidelity(predictions: Predictions, seed: int, reference: str = "HMC") -> Found:
+def _fidelity(predictions: Predictions, seed: int, reference: str = REFERENCE) -> Found:
     """It needs another cell's predictions: `Results.rows` adds it."""
     yield from ()
 
@@ -140,10 +164,8 @@ TASKS: dict[str, Callable[..., Found]] = {
     "conformal": _conformal,
     "fidelity": _fidelity,
 }
-SEVERITIES = (1, 2, 3, 4, 5)
-CORRUPTIONS = ("noise", "blur", "rotation")
 
 
-def _plain(value: float | None) -> float | None:
+def plain(value: float | None) -> float | None:
     """JSON has no NaN."""
     return None if value is None or not math.isfinite(value) else float(value)

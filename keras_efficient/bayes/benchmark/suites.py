@@ -10,11 +10,16 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from keras_efficient import models
+from keras_efficient.bayes import datasets
+from keras_efficient.bayes.benchmark import scores
+from keras_efficient.bayes.inference import METHODS
 from keras_efficient.errors import FileProblem, UnknownName, WrongArgument
 
 __all__ = ["Cell", "Suite", "bundled", "fingerprint", "load_suite", "method_of", "model_of"]
@@ -70,8 +75,6 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"prediction": {}})
 
     def __post_init__(self) -> None:
-        from keras_efficient.bayes.benchmark import scores
-
         object.__setattr__(self, "seeds", tuple(self.seeds))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise WrongArgument(f"Suite {self.name!r} needs seeds, each once: {list(self.seeds)!r}.")
@@ -80,11 +83,43 @@ class Suite:
         for seed in self.seeds:
             if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
                 raise WrongArgument(f"A seed is a whole number from 0 on, not {seed!r}.")
-        _function(self.data, _datasets(), "data set")
+        _function(self.data, datasets.DATASETS, "data set")
         model_of(self.model)
-        for one in self.methods.values():
+        labels: dict[str, str] = {}
+        for label, one in self.methods.items():
             method_of(one)
+            same = labels.setdefault(fingerprint(one), label)
+            if same != label:
+                raise WrongArgument(f"Suite {self.name!r}: {same!r} and {label!r} are the same method.")
         scores.check(self.tasks)
+        for one in _outside(self.tasks).values():
+            _function(one, datasets.OUTSIDE, "data set")
+        reference = scores.reference_of(self.tasks)
+        if reference is not None and reference not in self.methods:
+            raise UnknownName("reference among the methods", reference, self.methods)
+
+    def with_path(self, path: str | Path) -> Suite:
+        """The suite with all its data sets in a folder; results hang on what data sets hold, not on where they are."""
+
+        def moved(spec: Mapping[str, Any]) -> dict[str, Any]:
+            takes = "path" in inspect.signature(datasets.OUTSIDE[spec["name"]]).parameters
+            return {**spec, "path": str(Path(path).absolute())} if takes else dict(spec)
+
+        found = _plain(self.tasks)
+        outside = {name: moved(spec) for name, spec in _outside(found).items()}
+        if outside:
+            found["out_of_distribution"] = {**found["out_of_distribution"], "outside": outside}
+        return dataclasses.replace(self, data=moved(self.data), tasks=found)
+
+    def check_data(self) -> None:
+        """Reads the data sets, so that what is wrong with them is found before anything is trained.
+
+        Raises:
+            FileProblem, MissingDependency, WrongArgument: as `datasets.load`.
+        """
+        splits = datasets.load(self.data)
+        for one in _outside(self.tasks).values():
+            splits.outside(one)
 
     def cells(self) -> list[Cell]:
         """Every method with every seed; seeds outside, so that a suite cut short has a run of each method."""
@@ -107,12 +142,13 @@ class Suite:
 
 def bundled() -> dict[str, Suite]:
     """The suites that come with the package."""
-    files = resources.files("keras_efficient.bayes.benchmark.suites")
-    return {
-        file.name.removesuffix(".yaml"): _parsed(file.read_text("utf-8"), file.name)
-        for file in sorted(files.iterdir(), key=lambda one: one.name)
-        if file.name.endswith(".yaml")
-    }
+    return {name: _parsed(file.read_text("utf-8"), name) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Traversable]:
+    folder = resources.files(__package__) / "bundled"
+    files = sorted(folder.iterdir(), key=lambda one: one.name)
+    return {one.name.removesuffix(".yaml"): one for one in files if one.name.endswith(".yaml")}
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -125,11 +161,10 @@ def load_suite(name: str | Path) -> Suite:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        known = [one.name.removesuffix(".yaml") for one in resources.files(f"{__package__}.suites").iterdir()]
-        known = [one for one in known if not one.startswith("_")]
-        if str(name) not in known:
-            raise UnknownName("suite", str(name), known, see="`keras-efficient ursabench list`")
-        return _parsed((resources.files(f"{__package__}.suites") / f"{name}.yaml").read_text("utf-8"), str(name))
+        files = _files()
+        if str(name) not in files:
+            raise UnknownName("suite", str(name), files, see="`keras-efficient ursabench list`")
+        return _parsed(files[str(name)].read_text("utf-8"), str(name))
     try:
         if path.stat().st_size > MOST_BYTES:
             raise FileProblem(path, f"holds over {MOST_BYTES} bytes.")
@@ -147,8 +182,6 @@ def method_of(spec: Mapping[str, Any]) -> Any:
     Raises:
         WrongArgument: an unknown method or field, or a value that is none of the field's.
     """
-    from keras_efficient.bayes.inference import METHODS
-
     made = _function(spec, METHODS, "method")
     wanted = {one.name: one for one in dataclasses.fields(made)}
     hints = typing.get_type_hints(made)
@@ -166,11 +199,7 @@ def method_of(spec: Mapping[str, Any]) -> Any:
 
 def model_of(spec: Mapping[str, Any]) -> Callable[[], Any]:
     """A function that makes the network that `{"name": …, argument: value, …}` says."""
-    from keras_efficient import models
-    from keras_efficient.models import classifiers
-
-    known = {name: getattr(models, name) for name in classifiers.NAMES}
-    made = _function(spec, known, "network")
+    made = _function(spec, models.CLASSIFIERS, "network")
     values = {name: value for name, value in spec.items() if name != "name"}
     return lambda: made(**values)
 
@@ -209,7 +238,10 @@ def _parsed(text: str, source: str) -> Suite:
         if not isinstance(method, dict):
             raise WrongArgument(f"{source}: method {label!r} should be `name: …` and its fields, not {method!r}.")
     if "tasks" in found:
-        found["tasks"] = {name: options or {} for name, options in found["tasks"].items()}
+        found["tasks"] = {name: {} if options is None else options for name, options in found["tasks"].items()}
+        for name, options in found["tasks"].items():
+            if not isinstance(options, dict):
+                raise WrongArgument(f"{source}: the options of task {name!r} should be `key: value`, not {options!r}.")
     if not isinstance(found.get("seeds", []), list):
         raise WrongArgument(f"{source}: `seeds` should be a list, not {found['seeds']!r}.")
     try:
@@ -261,7 +293,9 @@ def _plain(value: Any) -> Any:
     return {name: _plain(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
-def _datasets() -> dict[str, Any]:
-    from keras_efficient.bayes import datasets
-
-    return dict(datasets.DATASETS)
+def _outside(wanted: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Data sets of the task `out_of_distribution`, by the names that a suite has for them."""
+    found = wanted.get("out_of_distribution", {}).get("outside", {})
+    if not isinstance(found, Mapping) or not all(isinstance(one, Mapping) for one in found.values()):
+        raise WrongArgument(f"`outside` is `label: {{name: …}}` for each data set, not {found!r}.")
+    return found

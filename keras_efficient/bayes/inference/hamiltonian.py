@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import probability
+from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, compiled, without_batch_statistics
+from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, without_batch_statistics
 from keras_efficient.bayes.inference._runs import ModelFunction
 from keras_efficient.bayes.inference.space import Float, Int, Space
 from keras_efficient.bayes.members import Members
@@ -197,9 +198,10 @@ def convergence(values: np.ndarray, chains: int) -> tuple[np.ndarray, np.ndarray
     constant = (split == split[:1, :1]).all(axis=(0, 1))
     tensor = ops.convert_to_tensor(split)
     rhat = mcmc.potential_scale_reduction(tensor, split_chains=True)
-    # Chains of which there is one have nothing across.
+    # Chains of which there is one have nothing across, and keep their axis.
     across = 1 if chains > 1 else None
     ess = mcmc.effective_sample_size(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True)
+    ess = ops.reshape(ess, constant.shape)
     return np.where(constant, 1.0, ops.convert_to_numpy(rhat)), np.where(constant, np.nan, ops.convert_to_numpy(ess))
 
 
@@ -224,7 +226,7 @@ def _checked(draws: np.ndarray, heights: np.ndarray, accepted: np.ndarray, sizes
     rhat, ess = convergence(heights.T.reshape(-1), heights.shape[1])
     said = {
         "rhat_log_density": float(rhat),
-        "ess_log_density": float(np.sum(ess)),
+        "ess_log_density": float(ess),
         "acceptance": float(accepted.mean()),
         "step_size": float(np.ravel(sizes)[-1]),
     }
