@@ -136,10 +136,11 @@ def mean_network(posterior: Posterior) -> keras.Model:
 def ensemble_network(posterior: Posterior, members: int | None = None) -> keras.Model:
     """Deployed members side by side in one model, which gives the mean of their probabilities.
 
-    Of a network that draws weights, these are the draws that `predict` takes.
+    Of a network that draws weights for all rows, these are the draws that `predict` takes. What draws for each row
+    draws once for all of them here.
 
     Raises:
-        WrongArgument: more members than there are, or layers that draw for each row.
+        WrongArgument: more members than there are, or layers that have no `drawn(seed)`.
     """
     return _with_probabilities(posterior.model, list(_networks(posterior, _count(posterior, members))))
 
@@ -214,9 +215,9 @@ def _networks(posterior: Posterior, count: int, without: Sequence[str] = ()) -> 
         def frozen(operation: Any, path: str, seeds: Any = seeds) -> Any:
             if not _draws(operation) or path in without:
                 return None
-            if isinstance(operation, keras.layers.Dropout) or not hasattr(operation, "drawn"):
+            if not hasattr(operation, "drawn"):
                 raise WrongArgument(
-                    f"Layer {path!r} draws for each row: there are no members to write down.",
+                    f"Layer {path!r} draws for each row and has no `drawn`: there are no members to write down.",
                     hint="Choose mode 'mean', 'sample' or 'noise_input'.",
                 )
             return operation.drawn(int(ops.convert_to_numpy(seeds[id(operation._seed_generators[0].state)])[0]))
