@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from benchmarks import bayesian_samplers, bayesian_speed, harness
+from benchmarks import bayesian_exports, bayesian_layers, bayesian_samplers, bayesian_speed, harness
 from benchmarks.harness import Row
 from keras_efficient.atomic import replacing
 from keras_efficient.bayes import Data, tasks
@@ -33,7 +33,7 @@ METHODS: dict[str, Any] = {
     "cSGHMC, T = 0.1": CSGHMC(temperature=0.1),
     "cSGHMC, T = 1": CSGHMC(temperature=1.0, prior_sd=0.14),
     "ensemble of 8": DeepEnsemble(),
-    "SWAG": SWAG(),
+    "SWAG": SWAG(averaging_rate=0.05),
     "last-layer Laplace": LastLayerLaplace(),
 }
 # Against the MAP of the same seed: SWAG and Laplace begin at the very weights of it. Whether a tie is enough.
@@ -122,10 +122,12 @@ def _idx(begins: str) -> np.ndarray:
 
 SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "mnist": mnist,
-    "predict": bayesian_speed.predict,
-    "together": bayesian_speed.together,
     "samplers": bayesian_samplers.samplers,
     "hmc": bayesian_samplers.hmc,
+    "predict": bayesian_speed.predict,
+    "together": bayesian_speed.together,
+    "layers": bayesian_layers.layers,
+    "exports": bayesian_exports.exports,
 }
 
 if __name__ == "__main__":
