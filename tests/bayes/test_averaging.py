@@ -144,7 +144,9 @@ def test_batch_normalisation_has_the_statistics_of_each_draw(data):
     for index in range(3):
         kernel, bias = (arrays["trainable"][places[f"first/{name}"]][index] for name in ("kernel", "bias"))
         inner = data.x @ kernel + bias
-        mean, variance = (arrays["non_trainable"][others[f"norm/moving_{name}"]][index] for name in ("mean", "variance"))
+        mean, variance = (
+            arrays["non_trainable"][others[f"norm/moving_{name}"]][index] for name in ("mean", "variance")
+        )
         assert mean == pytest.approx(inner.mean(axis=0), abs=1e-4)
         assert variance == pytest.approx(inner.var(axis=0), rel=1e-3)
     assert np.ptp(arrays["non_trainable"][others["norm/moving_mean"]], axis=0).min() > 1e-4
