@@ -131,6 +131,7 @@ class HMC:
         if not self.step_size > 0 or not 0 < self.acceptance < 1:
             numbers = f"step_size={self.step_size!r}, acceptance={self.acceptance!r}"
             raise WrongArgument(f"A step is above 0, an acceptance between 0 and 1: {numbers}.")
+        self._check()
         mcmc = probability.library().mcmc
         kernel = mcmc.DualAveragingStepSizeAdaptation(
             self._kernel(mcmc, log_density),
@@ -150,6 +151,11 @@ class HMC:
         draws, traced = compiled(run)(start, _key(seed))
         heights, accepted, sizes = (ops.convert_to_numpy(one) for one in traced)
         return _checked(ops.convert_to_numpy(draws), heights, accepted, sizes)
+
+    def _check(self) -> None:
+        """Raises WrongArgument where the length of a path is out of range."""
+        if self.leapfrog_steps < 1:
+            raise WrongArgument(f"A draw takes one step at least: leapfrog_steps={self.leapfrog_steps!r}.")
 
     def _kernel(self, mcmc: Any, log_density: LogDensity) -> Any:
         return mcmc.HamiltonianMonteCarlo(log_density, self.step_size, self.leapfrog_steps)
@@ -172,6 +178,10 @@ class NUTS(HMC):
     def space(cls) -> Space:
         """What a tuner may vary."""
         return {"prior_sd": super().space()["prior_sd"], "max_tree_depth": Int(4, 10)}
+
+    def _check(self) -> None:
+        if self.max_tree_depth < 1:
+            raise WrongArgument(f"A tree has a depth of 1 at least: max_tree_depth={self.max_tree_depth!r}.")
 
     def _kernel(self, mcmc: Any, log_density: LogDensity) -> Any:
         return mcmc.NoUTurnSampler(log_density, self.step_size, max_tree_depth=self.max_tree_depth)
