@@ -50,7 +50,9 @@ def files(
     x = splits.test.x[:examples]
     for target in targets:
         for mode in modes:
-            options: dict[str, Any] = {"calibration": splits.train.x[:CALIBRATED]} if precision == "int8" else {}
+            options: dict[str, Any] = {}
+            if precision in export.targets[target].calibrated:
+                options["calibration"] = splits.train.x[:CALIBRATED]
             if mode in ("ensemble", "sample"):
                 options["members"] = count
             with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_efficient import export
 from keras_efficient.bayes import tasks
 from keras_efficient.bayes.benchmark import devices
 from keras_efficient.bayes.corruptions import CORRUPTIONS, SEVERITIES
+from keras_efficient.bayes.exporting import MODES
 from keras_efficient.errors import UnknownName, WrongArgument
 
 if TYPE_CHECKING:
@@ -47,6 +49,14 @@ def check(wanted: Options) -> None:
     for severity in shift.get("severities", ()):
         if severity not in SEVERITIES:
             raise WrongArgument(f"A severity is one of {', '.join(map(str, SEVERITIES))}, not {severity!r}.")
+    files = wanted.get("export", {})
+    for kind, known in (("mode", MODES), ("target", export.targets)):
+        for name in files.get(f"{kind}s", ()):
+            if name not in known:
+                raise UnknownName(kind, str(name), known)
+    for name in files.get("targets", ()):
+        if files.get("precision", "float32") not in (known := export.targets[name].precisions):
+            raise UnknownName(f"precision of {name}", str(files.get("precision", "float32")), known)
 
 
 def inputs(wanted: Options, splits: Splits, seed: int) -> Iterator[tuple[str, np.ndarray]]:
