@@ -202,7 +202,6 @@ LAYERS = (
         input_shape=(None, None, 6),
         stock=keras.layers.Dropout,
         approximates=_DRAWS,
-        exports=False,
     ),
     LayerRow(
         name="RandomFeatureGaussianProcess",

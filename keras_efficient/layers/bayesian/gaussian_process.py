@@ -77,7 +77,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         if likelihood not in LIKELIHOODS:
             raise UnknownName("likelihood", likelihood, LIKELIHOODS)
         positive = {"length_scale": length_scale, "ridge": ridge, "noise_variance": noise_variance}

@@ -24,7 +24,8 @@ def drops_in(cls: Any, mixed_in: type) -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         mixed_in.__init__(self, *args, **kwargs)  # type: ignore[misc]
 
-    own, theirs = (inspect.signature(one.__init__).parameters.values() for one in (mixed_in, cls.stock))
+    own = inspect.signature(mixed_in.__init__).parameters.values()  # type: ignore[misc]
+    theirs = inspect.signature(cls.stock.__init__).parameters.values()
     added = [one for one in own if one.kind is one.KEYWORD_ONLY]
     *kept, last = [one for one in theirs if one.name not in NOT_TAKEN]
     __init__.__signature__ = inspect.Signature([*kept, *added, last])  # type: ignore[attr-defined]
