@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,9 +212,22 @@ def convergence(values: np.ndarray, chains: int) -> tuple[np.ndarray, np.ndarray
     rhat = mcmc.potential_scale_reduction(tensor, split_chains=True)
     # Chains of which there is one have nothing across, and keep their axis.
     across = 1 if chains > 1 else None
-    ess = mcmc.effective_sample_size(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True)
+    with _quiet():
+        ess = mcmc.effective_sample_size(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True)
     ess = ops.reshape(ess, constant.shape)
     return np.where(constant, 1.0, ops.convert_to_numpy(rhat)), np.where(constant, np.nan, ops.convert_to_numpy(ess))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """tensorflow-probability drops imaginary parts that are zero, of which TensorFlow warns."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _density_of(results: Any) -> Any:
