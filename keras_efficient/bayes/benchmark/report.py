@@ -131,7 +131,7 @@ def _table(found: Sequence[Mean]) -> str:
     # As many decimals in all of a column, four digits of its largest value.
     largest = {metric: max(abs(one.mean) for one in found if one.metric == metric) for metric in metrics}
     decimals = {
-        metric: min(max(3 - math.floor(math.log10(value)), 0), 6) if value else 0 for metric, value in largest.items()
+        metric: min(max(3 - math.floor(math.log10(value)), 0), 5) if value else 0 for metric, value in largest.items()
     }
     lines = []
     for method in dict.fromkeys(one.method for one in found):
@@ -232,8 +232,8 @@ def _severities(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
     ]
     if not drawn:
         return ""
-    low, high = _range([value for one in drawn for value in one.y])
-    return plot.lines(drawn, x="severity", y="NLL", least=max(low, 0.0), most=high, is_log=False)
+    most = max(max(one.y) for one in drawn) * 1.05
+    return plot.lines(drawn, x="severity", y="NLL", most=most, is_log=False)
 
 
 def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
