@@ -102,7 +102,9 @@ def page(results: Results) -> str:
         else "In bold the best; whether it is more than chance takes several seeds."
     )
     body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"]
+    reference = next((scores.reference_of(cell["spec"]["tasks"]) for _, _, cell in results.cells()), None)
     for heading, some in _sections(found).items():
+        heading = f"Fidelity to {reference}" if heading == "Fidelity" else heading
         body.append(f"<h2>{html.escape(heading)}</h2>{_table(some)}")
     body.append(_figures(results, found))
     body.append(_training(found))
@@ -282,7 +284,7 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>What failed</h2><ul>{items}</ul>"
 
 
-_COLOURS = (plot.OURS, *plot.COLOURS, "#0f766e", "#be185d", "#4338ca", "#a16207", "#475569", "#7c2d12", "#1d4ed8")
+_COLOURS = (plot.OURS, *plot.COLOURS, "#f97316", "#2dd4bf", "#c084fc", "#f472b6", "#a16207", "#3b82f6", "#059669")
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem;color:#0f172a;
 background:#fff}h2{margin-top:2.5rem}table{border-collapse:collapse;font-size:14px}th,td{padding:.3rem .7rem;
 text-align:right;border-bottom:1px solid #e2e8f0;white-space:nowrap}tr>:first-child{text-align:left;position:sticky;

@@ -20,10 +20,11 @@ METHODS = {f"MAP {number}": {"name": "MAP", "epochs": number} for number in (1, 
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Three nodes of one processor each, as processes of this machine; cells go to the two that may be lost."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for every other test
     small = {"object_store_memory": 80 * 2**20}
     made = Cluster()
     try:
