@@ -47,3 +47,13 @@ def test_accmpeg(repo_root, tmp_path, capsys):
     assert found["camera"] < found["uniform"]
     assert {path.name for path in tmp_path.iterdir()} == {"camera.tflite", "signs-1.mp4", "signs-2.mp4"}
     assert "rank correlation" in capsys.readouterr().out
+
+
+def test_ursabench(repo_root, tmp_path, capsys):
+    scores = load(repo_root / "examples" / "ursabench.py").main(tmp_path, epochs=8)
+    assert set(scores) == {"MAP", "ensemble of 5", "cyclic SGHMC", "SWAG", "last-layer Laplace", "file"}
+    assert all(found["error"] < 0.06 for found in scores.values())
+    assert abs(scores["file"]["error"] - scores["ensemble of 5"]["error"]) <= 0.005
+    assert scores["MAP"]["noise"] > 0.9
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-ensemble.tflite"]
+    assert "the digit that it doubts most" in capsys.readouterr().out

@@ -106,6 +106,10 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     A network of free height and width is calibrated on crops, then fixed to the request's size: to run the float
     network on whole frames of 1080 × 1920 would take the calibrator minutes.
     """
+    return (*_convert(model, request, path), *tflite.widened(path, request))
+
+
+def _convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
     from keras_efficient.export.fixed_shapes import fix_shapes
 
     freed = _with_free_size(model, request)
@@ -543,6 +547,7 @@ def _targets() -> Iterator[Target]:
                 "memory_mode": Option(None, f"Vela's memory mode, by default {default.memory_mode}", (None, *modes)),
                 "allow_cpu": Option(False, "leave operators to the CPU that the NPU cannot run", (False, True)),
                 "tile": Option("auto", "compute the image in tiles: (height, width), auto or None"),
+                "wide_probabilities": tflite.WIDE_PROBABILITIES,
             },
             summary=f"Arm Ethos-{accelerator.removeprefix('ethos-').upper()} NPU, by Vela",
         )

@@ -58,6 +58,7 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     names = [spec.name for spec in request.inputs]
     _rename(proto.graph, dict(zip((*inputs, *outputs), (*names, *signature.output_names(model)), strict=True)))
     _rewrite_erfc(proto.graph)
+    _leave_out_no_seeds(proto.graph)
     _name_free_axes(proto.graph, request)
     proto.producer_name = "keras_efficient"
     proto.producer_version = request.metadata["keras_efficient"]
@@ -180,6 +181,16 @@ def _rewrite_erfc(graph: Any) -> None:
             ]
         del inner.node[:]
         inner.node.extend(nodes)
+
+
+def _leave_out_no_seeds(graph: Any) -> None:
+    """TensorFlow's seed of 0 is none; in ONNX it would be one, and each session would draw the same."""
+    for inner in _graphs(graph):
+        for node in inner.node:
+            if node.op_type.startswith("Random"):
+                kept = [one for one in node.attribute if one.name != "seed" or one.f]
+                del node.attribute[:]
+                node.attribute.extend(kept)
 
 
 def _name_free_axes(graph: Any, request: Request) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, FileProblem, KerasEfficientError
 from keras_efficient.export import flatbuffer, lowerings, signature
-from keras_efficient.export.targets import Lowered, Request, Target
+from keras_efficient.export.targets import Lowered, Option, Request, Target
 
 if TYPE_CHECKING:
     import keras
@@ -24,6 +24,7 @@ __all__ = [
     "CALIBRATED",
     "PRECISIONS",
     "TARGETS",
+    "WIDE_PROBABILITIES",
     "check",
     "convert",
     "convert_plainly",
@@ -32,10 +33,12 @@ __all__ = [
     "needed_lowerings",
     "tracing_error",
     "weight_bytes",
+    "widened",
 ]
 
 PRECISIONS = ("float32", "float16", "int8", "int16x8", "dynamic", "int8-weights", "int4-weights")
 CALIBRATED = ("int8", "int16x8")
+WIDE_PROBABILITIES = Option(False, "int8: give softmaxes, and means of them, in 16 bits", (False, True))
 
 
 def lower(model: keras.Model, request: Request) -> Iterator[Lowered]:
@@ -82,7 +85,7 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
     """
     notes = convert_plainly(model, request, path)
     if request.precision in CALIBRATED:
-        return (*notes, *_rewrite_integers(path))
+        return (*notes, *_rewrite_integers(path), *widened(path, request))
     return (*notes, *_rewrite_tables(path, request.precision))
 
 
@@ -126,6 +129,15 @@ def _rewrite_integers(path: Path) -> Iterator[str]:
 
     for summary in _rewrite(path, (IDLE_CLIPS, DOUBLED_CONVOLUTION)):
         yield f"Rewritten after quantisation: {summary}."
+
+
+def widened(path: Path, request: Request) -> Iterator[str]:
+    """Probabilities of a quantised file in 16 bits, where the request wants it; yields a note."""
+    from keras_efficient.export.lowerings.wide_probabilities import WIDE_PROBABILITIES as lowering
+
+    if request.precision == "int8" and request.options["wide_probabilities"]:
+        notes = [f"Rewritten after quantisation: {summary}." for summary in _rewrite(path, (lowering,))]
+        yield from notes or ["No output is a softmax or a mean of some, which could be in 16 bits."]
 
 
 def _rewrite_tables(path: Path, precision: str) -> Iterator[str]:
@@ -460,6 +472,7 @@ TARGETS = (
         open=open_file,
         inspect=inspect,
         write_metadata=flatbuffer.write_metadata,
+        options={"wide_probabilities": WIDE_PROBABILITIES},
         default=True,
         summary="LiteRT (TensorFlow Lite) on phones, microcontrollers and computers",
     ),

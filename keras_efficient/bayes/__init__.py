@@ -11,8 +11,9 @@
     probabilities = bayes.StackedPosterior(members).predict(others, reduce="mean")
 """
 
-from keras_efficient.bayes import inference, tasks
+from keras_efficient.bayes import corruptions, datasets, inference, tasks
 from keras_efficient.bayes.data import Data
+from keras_efficient.bayes.exporting import export_posterior
 from keras_efficient.bayes.files import load_posterior
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
@@ -30,6 +31,9 @@ __all__ = [
     "StackedPosterior",
     "StochasticPosterior",
     "TrainingFailed",
+    "corruptions",
+    "datasets",
+    "export_posterior",
     "inference",
     "load_posterior",
     "tasks",

@@ -75,9 +75,17 @@ class Members:
         return cls(model, *stacked)
 
     def logits(self, index: int, trainable: Sequence[Any], others: Sequence[Any], x: Any, *, training: bool) -> Any:
-        """Of one member, from stacked weights: outputs, and its non-trainable weights afterwards."""
+        """Of one member, from stacked weights: outputs, its non-trainable weights afterwards, and a list of the losses
+        that its layers add."""
         mine = ([value[index] for value in some] for some in (trainable, others))
-        return self.model.stateless_call(*mine, x, training=training)
+        return self.model.stateless_call(*mine, x, training=training, return_losses=True)
+
+    def network(self, index: int) -> keras.Model:
+        """The model itself, with the weights of a member put into it."""
+        model_weights = (*self.model.trainable_variables, *self.model.non_trainable_variables)
+        for variable, stacked in zip(model_weights, (*self.trainable, *self.non_trainable), strict=True):
+            variable.assign(stacked.value[index])
+        return self.model
 
 
 @contextlib.contextmanager

@@ -134,7 +134,9 @@ class Posterior:
 
             def run(x: Any, each: Any) -> Any:
                 found = [model.stateless_call(*mine, x, training=False)[0] for mine in each]
-                return ops.cast(ops.stack(found), "float32")
+                # What a student says besides its logits is its own affair.
+                logits = [keras.tree.flatten(outputs)[0] for outputs in found]
+                return ops.cast(ops.stack(logits), "float32")
 
             self._program = compiled(run)
         return self._program

@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
-from keras_efficient.errors import KerasEfficientError, WrongArgument
+from keras_efficient.errors import KerasEfficientError, UnsupportedLayer, WrongArgument
+from keras_efficient.layers.bayesian import BayesianWeights
 
 __all__ = ["TrainingFailed", "trained"]
 
@@ -31,7 +32,8 @@ def trained(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Trains members by the cross-entropy of their logits; gives the mean loss of each after each epoch.
+    """Trains members by the cross-entropy of their logits and the losses that their layers add (a KL, a regularizer);
+    gives the mean loss of each after each epoch.
 
     Each member sees the examples in an order of its own. What is left of an epoch behind its last whole batch is not
     seen in it. The optimizer works on all members' weights at once, so it must treat each number on its own, as all of
@@ -46,6 +48,7 @@ def trained(
 
     Raises:
         WrongArgument: clipped norms, numbers below 1, a backend that is neither TensorFlow nor JAX.
+        UnsupportedLayer: a layer with a regularizer or a prior of its own, where the optimizer has one.
         TrainingFailed: a loss is NaN or infinite; its step and its member are named.
     """
     if optimizer.clipnorm is not None or optimizer.global_clipnorm is not None:
@@ -55,6 +58,8 @@ def trained(
     kinds = {"tensorflow": _tensorflow_epoch, "jax": _jax_epoch}
     if keras.backend.backend() not in kinds:
         raise WrongArgument(f"Training runs on TensorFlow and JAX, not on {keras.backend.backend()!r}.")
+    if getattr(optimizer, "prior_sd", None) is not None:
+        _refuse_second_prior(members.model)
     size = min(batch_size, len(data))
     steps = len(data) // size
     optimizer.build(members.trainable)
@@ -71,6 +76,15 @@ def trained(
         yield losses.mean(axis=0)
 
 
+def _refuse_second_prior(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        if issubclass(type(layer), BayesianWeights):
+            raise UnsupportedLayer(layer.path, "it has a prior, and the optimizer has one.", hint="Use MeanFieldVI.")
+        if any(variable.regularizer is not None for variable in layer._trainable_variables):
+            reason = "its regularizer would be a second prior beside the optimizer's."
+            raise UnsupportedLayer(layer.path, reason, hint="Make the layer without, or give `prior_sd=None`.")
+
+
 def _step_of(members: Members) -> Callable[..., tuple[Any, list[Any]]]:
     """(trainable, others, x, y) with a leading member axis to losses (members,) and others afterwards.
 
@@ -81,9 +95,9 @@ def _step_of(members: Members) -> Callable[..., tuple[Any, list[Any]]]:
     def losses(trainable: Any, others: Any, x: Any, y: Any) -> tuple[Any, list[Any]]:
         found, left = [], []
         for index in range(members.count):
-            logits, after = members.logits(index, trainable, others, x[index], training=True)
+            logits, after, added = members.logits(index, trainable, others, x[index], training=True)
             loss = keras.losses.sparse_categorical_crossentropy(y[index], logits, from_logits=True)
-            found.append(ops.mean(ops.cast(loss, "float32")))
+            found.append(ops.mean(ops.cast(loss, "float32")) + sum(ops.sum(ops.cast(one, "float32")) for one in added))
             left.append(after)
         return ops.stack(found), [ops.stack(values) for values in zip(*left, strict=True)]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_efficient.bayes import Data
-from keras_efficient.bayes.inference import CSGHMC, CSGLD, MAP, DeepEnsemble
+from keras_efficient.bayes import Data, load_posterior
+from keras_efficient.bayes.inference import CSGHMC, CSGLD, MAP, DeepEnsemble, MCDropout, MeanFieldVI
 from keras_efficient.errors import WrongArgument
 
 METHODS = {
@@ -58,3 +58,44 @@ def test_a_seed_is_a_run(digits, name):
 def test_more_samples_than_epochs(digits):
     with pytest.raises(WrongArgument, match="no 5 samples"):
         CSGHMC(epochs_per_cycle=4, samples_per_cycle=5).fit(network, digits[0], seed=0)
+
+
+STOCHASTIC = {
+    "dropout": MCDropout(epochs=12, batch_size=32, draws=6),
+    "mean-field": MeanFieldVI(learning_rate=0.01, epochs=30, batch_size=32, draws=6),
+    "mean-field-local": MeanFieldVI(
+        learning_rate=0.01, epochs=30, batch_size=32, draws=6, estimator="local_reparameterization"
+    ),
+}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_networks_that_draw(digits, name, tmp_path):
+    data, x, y = digits
+    posterior = STOCHASTIC[name].fit(network, data, seed=0)
+    found = posterior.predict(x)
+    assert found.shape == (6, len(x), 10)
+    assert (found.mean(axis=0).argmax(axis=1) != y).mean() < 0.06
+    assert all(not np.allclose(found[0], other, atol=1e-3) for other in found[1:])
+    # Draws are of the seed, not of the call.
+    assert posterior.predict(x) == pytest.approx(found, abs=1e-6)
+    posterior.save(tmp_path / "posterior.zip")
+    assert load_posterior(tmp_path / "posterior.zip").predict(x) == pytest.approx(found, abs=1e-5)
+
+
+def test_dropout_of_the_model_and_of_the_method(digits):
+    with pytest.raises(WrongArgument, match="no dropout"):
+        MCDropout(rate=None, epochs=1).fit(network, digits[0], seed=0)
+
+    def twin():
+        inputs = keras.Input((64,))
+        x = layers.Dropout(0.1)(layers.BatchNormalization()(layers.Dense(32, activation="relu")(inputs)))
+        return keras.Model(inputs, layers.Dense(10)(x))
+
+    posterior = MCDropout(rate=None, epochs=1, draws=2).fit(twin, digits[0], seed=0)
+    assert [layer.rate for layer in posterior.model.layers if hasattr(layer, "rate")] == [0.1]
+    # Batch normalisation does not see who else is in the batch.
+    first = posterior.predict(digits[1][:8])
+    other = np.concatenate([digits[1][:4], 5 * digits[1][4:8]])
+    assert posterior.predict(other)[:, :4] == pytest.approx(first[:, :4], abs=1e-6)

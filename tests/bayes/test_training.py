@@ -10,7 +10,8 @@ import pytest
 from keras import layers, ops
 
 from keras_efficient.bayes import SGHMC, Data, Members, TrainingFailed, trained
-from keras_efficient.errors import WrongArgument
+from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.layers import bayesianize
 
 RNG = np.random.default_rng(0)
 
@@ -142,3 +143,32 @@ def test_what_is_refused(data):
 def test_data_that_are_wrong(x, y, words):
     with pytest.raises(WrongArgument, match=words):
         Data(x, np.array(y), num_classes=3)
+
+
+@pytest.mark.contract
+def test_losses_that_layers_add_are_trained(data):
+    def shrinking():
+        inputs = keras.Input((6,))
+        return keras.Model(inputs, layers.Dense(3, kernel_regularizer=keras.regularizers.L2(5.0))(inputs))
+
+    members = Members.new(shrinking, 2, seed=4)
+    before = values(members.trainable)[0]
+    (losses,) = trained(members, data, keras.optimizers.SGD(0.01), epochs=1, batch_size=16, seed=7)
+    after = values(members.trainable)[0]
+    assert np.abs(after).mean() < 0.9 * np.abs(before).mean()
+    assert (losses > 2 * (after**2).sum(axis=(1, 2))).all()
+
+
+def test_a_second_prior_is_refused(data):
+    def with_regularizer():
+        inputs = keras.Input((6,))
+        return keras.Model(inputs, layers.Dense(3, kernel_regularizer="l2")(inputs))
+
+    def with_prior():
+        return bayesianize(small(), num_data=50)
+
+    for model_fn in (with_regularizer, with_prior):
+        members = Members.new(model_fn, 1, seed=0)
+        with pytest.raises(UnsupportedLayer, match="prior"):
+            next(iter(trained(members, data, SGHMC(0.1, 50, prior_sd=1.0), epochs=1)))
+        next(iter(trained(members, data, SGHMC(0.01, 50), epochs=1)))

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_efficient import layers
+from keras_efficient.layers.bayesian import Distribution, Parameter
 from keras_efficient.layers.halos import HashPlan, Index, RouterPlan
 
 
@@ -103,6 +104,27 @@ def _compressed(method: str, **options) -> LayerRow:
     )
 
 
+_DRAWS = "inference draws, the deployed form is the mean"
+_BAYESIAN = ("num_data", "estimator", "prior", "posterior", "bias_posterior", "seed")
+_NOT_OF_DENSE = ("lora_rank", "lora_alpha", "quantization_config")
+_LOCAL = "local_reparameterization"
+_FACTORS = ("members", "num_data", "posterior", "prior", "seed")
+_POSTERIOR = Distribution("Normal", loc=Parameter(), scale=Parameter(0.05))
+
+
+def _bayesian(name: str, stock: type[keras.Layer], shape: tuple[int | None, ...], *arguments, **options) -> LayerRow:
+    kind = getattr(layers, f"Bayesian{stock.__name__}")
+    return LayerRow(
+        name=f"{kind.__name__}-{name}",
+        make=lambda **k: kind(*arguments, num_data=100, seed=3, **options, **k),
+        input_shape=shape,
+        stock=stock,
+        extra=_BAYESIAN,
+        changed=_NOT_OF_DENSE,
+        approximates=_DRAWS,
+    )
+
+
 LAYERS = (
     LayerRow(
         name="CollapsibleLinearBlock",
@@ -168,5 +190,41 @@ LAYERS = (
         name="MacroblockSaliencyHead-coarse",
         make=lambda **k: layers.MacroblockSaliencyHead(32, 8, frame_size=(40, 100), **k),
         input_shape=(None, 2, 4, 6),
+    ),
+    _bayesian("flipout", keras.layers.Dense, (None, 6), 5, estimator="flipout", bias_posterior=_POSTERIOR),
+    _bayesian("reparameterization", keras.layers.Dense, (None, 4, 6), 5, activation="relu"),
+    _bayesian("local", keras.layers.Conv1D, (None, None, 4), 5, 3, padding="causal", estimator=_LOCAL),
+    _bayesian("flipout", keras.layers.Conv2D, (None, None, None, 4), 6, 3, groups=2, strides=2, estimator="flipout"),
+    _bayesian("local", keras.layers.Conv2DTranspose, (None, None, None, 4), 6, 3, estimator=_LOCAL),
+    LayerRow(
+        name="MCDropout",
+        make=lambda **k: layers.MCDropout(0.4, seed=3, **k),
+        input_shape=(None, None, 6),
+        stock=keras.layers.Dropout,
+        approximates=_DRAWS,
+    ),
+    LayerRow(
+        name="RandomFeatureGaussianProcess",
+        make=lambda **k: layers.RandomFeatureGaussianProcess(5, 32, seed=3, **k),
+        input_shape=(None, 6),
+        prepare=lambda layer: layer(np.random.default_rng(0).normal(size=(40, 6)), training=True),
+    ),
+    LayerRow(
+        name="BatchEnsembleDense",
+        make=lambda **k: layers.BatchEnsembleDense(5, members=2, activation="relu", bias_initializer="normal", **k),
+        input_shape=(None, 6),
+        stock=keras.layers.Dense,
+        extra=_FACTORS,
+        changed=_NOT_OF_DENSE,
+    ),
+    LayerRow(
+        name="BatchEnsembleConv2D-rank-1",
+        make=lambda **k: layers.BatchEnsembleConv2D(
+            4, 3, groups=2, members=3, posterior=_POSTERIOR, num_data=100, seed=3, **k
+        ),
+        input_shape=(None, None, None, 4),
+        stock=keras.layers.Conv2D,
+        extra=_FACTORS,
+        approximates=_DRAWS,
     ),
 )

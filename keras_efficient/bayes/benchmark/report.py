@@ -119,6 +119,8 @@ def _sections(found: Iterable[Mean]) -> dict[str, list[Mean]]:
         if one.split == "train" or (one.split == "shift" and one.metric[-1].isdigit()):
             continue  # severities are in a plot
         heading = "Test set" if one.split == "test" else one.split.replace("outside/", "Against ")
+        if one.split.startswith("file/"):
+            heading = "File: " + ", ".join(one.split.split("/")[1:])
         heading = "Shifted test set, mean over corruptions" if one.split == "shift" else heading
         for name, begins in TABLES.items():
             if one.split == "test" and one.metric.startswith(begins):
@@ -174,6 +176,7 @@ def _figures(results: Results, found: Sequence[Mean]) -> str:
         ("NLL and members", _members(kept, colours)),
         ("NLL and severity of a shift", _severities(found, colours)),
         ("NLL and cost of training", _cost(found, colours)),
+        ("NLL and latency", _latency(found, colours)),
     ]
     figures = "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in drawings if svg)
     keys = plot.legend([plot.Line(label, [], [], colour=colour) for label, colour in colours.items()])
@@ -239,27 +242,39 @@ def _severities(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
 
 
 def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
-    """A point a method, and the line of those that no other beats in both."""
     values = {(one.method, one.metric): one.mean for one in found if one.split in ("test", "train")}
-    points = {
-        label: (values[label, "seconds"], values[label, "nll"])
+    points = [
+        (label, values[label, "seconds"], values[label, "nll"])
         for label in colours
         if (label, "seconds") in values and (label, "nll") in values
-    }
+    ]
+    return _front(points, colours, "seconds of training")
+
+
+def _latency(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
+    """Of the files that ran here."""
+    values = {(one.method, one.split, one.metric): one.mean for one in found if one.split.startswith("file/")}
+    points = [
+        (method, value, values[method, split, "nll"])
+        for (method, split, metric), value in values.items()
+        if metric == "latency_ms" and (method, split, "nll") in values
+    ]
+    return _front(points, colours, "milliseconds of a file")
+
+
+def _front(points: Sequence[tuple[str, float, float]], colours: Mapping[str, str], x: str) -> str:
+    """Methods' costs and NLLs as points, and the line of those that no other beats in both."""
     if len(points) < 2:
         return ""
     front: list[tuple[float, float]] = []
-    for point in sorted(points.values()):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
+    for _, cost, nll in sorted(points, key=lambda one: one[1:]):
+        if not front or nll < front[-1][1]:
+            front.append((cost, nll))
     xs, ys = zip(*front, strict=True)
     drawn = [plot.Line("best for its cost", xs, ys, colour="#94a3b8")]
-    drawn += [
-        plot.Line(label, [point[0]], [point[1]], colour=colours[label], is_thick=True)
-        for label, point in points.items()
-    ]
-    low, high = _range([point[1] for point in points.values()])
-    return plot.lines(drawn, x="seconds of training", y="NLL", least=low, most=high)
+    drawn += [plot.Line(label, [cost], [nll], colour=colours[label], is_thick=True) for label, cost, nll in points]
+    low, high = _range([nll for _, _, nll in points])
+    return plot.lines(drawn, x=x, y="NLL", least=low, most=high)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

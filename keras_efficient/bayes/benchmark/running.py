@@ -42,7 +42,7 @@ def run_cell(spec: dict[str, Any]) -> Outcome:
 
 def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
     from keras_efficient.bayes import datasets
-    from keras_efficient.bayes.benchmark import scores
+    from keras_efficient.bayes.benchmark import devices, scores
 
     splits = datasets.load(spec["data"])
     began = time.perf_counter()
@@ -58,6 +58,8 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
         # Corrupted test sets are many: what is measured of them is in the members' mean.
         predictions[f"logits/{name}"] = scores.averaged(logits) if name.startswith("shift/") else logits
     predicted = time.perf_counter()
+    if "export" in spec["tasks"]:
+        predictions |= devices.files(posterior, splits, **spec["tasks"]["export"])
     rows = scores.rows(spec["tasks"], predictions, spec["seed"])
     seconds = {"fit": fitted - began, "predict": predicted - fitted}
     diagnostics = {name: scores.plain(value) for name, value in posterior.diagnostics.items()}

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_efficient import export
 from keras_efficient.bayes import tasks
+from keras_efficient.bayes.benchmark import devices
 from keras_efficient.bayes.corruptions import CORRUPTIONS, SEVERITIES
+from keras_efficient.bayes.exporting import MODES
 from keras_efficient.errors import UnknownName, WrongArgument
 
 if TYPE_CHECKING:
@@ -46,6 +49,14 @@ def check(wanted: Options) -> None:
     for severity in shift.get("severities", ()):
         if severity not in SEVERITIES:
             raise WrongArgument(f"A severity is one of {', '.join(map(str, SEVERITIES))}, not {severity!r}.")
+    files = wanted.get("export", {})
+    for kind, known in (("mode", MODES), ("target", export.targets)):
+        for name in files.get(f"{kind}s", ()):
+            if name not in known:
+                raise UnknownName(kind, str(name), known)
+    for name in files.get("targets", ()):
+        if files.get("precision", "float32") not in (known := export.targets[name].precisions):
+            raise UnknownName(f"precision of {name}", str(files.get("precision", "float32")), known)
 
 
 def inputs(wanted: Options, splits: Splits, seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -154,6 +165,35 @@ def _fidelity(predictions: Predictions, seed: int, reference: str = REFERENCE) -
     yield from ()
 
 
+def _export(
+    predictions: Predictions,
+    seed: int,
+    modes: Any = ("ensemble",),
+    targets: Any = ("tflite",),
+    precision: str = "float32",
+    members: int | None = None,
+    examples: int = 1000,
+) -> Found:
+    """Files were written and run by `devices.files`; those that did not run here have figures only."""
+    for name, figures in predictions.items():
+        kind, _, rest = name.partition("/")
+        if kind != "file" or not name.endswith("/figures"):
+            continue
+        known = {key: value for key, value in zip(devices.FIGURES, figures, strict=True) if math.isfinite(value)}
+        answers = predictions.get(name.replace("/figures", "/probabilities"))
+        if answers is not None:
+            found = tasks.prediction(_normalised(answers), predictions["labels"][: len(answers)])
+            known |= {key: found[key] for key in ("error", "nll_smoothed", "nll")}
+        yield f"file/{rest.removesuffix('/figures')}", known
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """Rounded probabilities need not add up to 1."""
+    values = np.maximum(values.astype(np.float64), 0.0)
+    found: np.ndarray = values / np.maximum(values.sum(axis=-1, keepdims=True), 1e-12)
+    return found
+
+
 TASKS: dict[str, Callable[..., Found]] = {
     "prediction": _prediction,
     "misclassification": _misclassification,
@@ -163,6 +203,7 @@ TASKS: dict[str, Callable[..., Found]] = {
     "shift": _shift,
     "conformal": _conformal,
     "fidelity": _fidelity,
+    "export": _export,
 }
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from keras_efficient.bayes.inference.averaging import SWA, SWAG
 from keras_efficient.bayes.inference.cyclic import CSGHMC, CSGLD, SnapshotEnsemble
+from keras_efficient.bayes.inference.distillation import Distillation
+from keras_efficient.bayes.inference.dropout import MCDropout
 from keras_efficient.bayes.inference.hamiltonian import HMC, NUTS
 from keras_efficient.bayes.inference.laplace import DiagonalLaplace, KroneckerLaplace, LastLayerLaplace
 from keras_efficient.bayes.inference.maximum import MAP, DeepEnsemble
@@ -11,6 +13,7 @@ from keras_efficient.bayes.inference.sampling import SGHMCSampler, SGLDSampler
 from keras_efficient.bayes.inference.scaling import TemperatureScaling
 from keras_efficient.bayes.inference.space import Choice, Float, Int
 from keras_efficient.bayes.inference.subspace import SubspaceSlice, SubspaceVI
+from keras_efficient.bayes.inference.variational import MeanFieldVI
 
 __all__ = [
     "CSGHMC",
@@ -24,10 +27,13 @@ __all__ = [
     "Choice",
     "DeepEnsemble",
     "DiagonalLaplace",
+    "Distillation",
     "Float",
     "Int",
     "KroneckerLaplace",
     "LastLayerLaplace",
+    "MCDropout",
+    "MeanFieldVI",
     "SGHMCSampler",
     "SGLDSampler",
     "SnapshotEnsemble",
@@ -41,6 +47,8 @@ METHODS: dict[str, Any] = {
     for one in (
         MAP,
         DeepEnsemble,
+        MCDropout,
+        MeanFieldVI,
         SnapshotEnsemble,
         SGLDSampler,
         SGHMCSampler,
@@ -56,5 +64,6 @@ METHODS: dict[str, Any] = {
         DiagonalLaplace,
         KroneckerLaplace,
         TemperatureScaling,
+        Distillation,
     )
 }

@@ -14,7 +14,7 @@ from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.errors import UnsupportedLayer
 
-__all__ = ["Likelihood", "Vectors", "compiled", "derived", "without_batch_statistics"]
+__all__ = ["Likelihood", "Vectors", "derived", "without_batch_statistics"]
 
 
 class Vectors:
@@ -91,17 +91,6 @@ class Likelihood:
             for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
                 some = order[start : start + self.batch_size]
                 yield self.data.x[some], self.data.y[some]
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of arrays, traced once for each shape of them."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, reduce_retracing=True)
-    import jax
-
-    return jax.jit(function)
 
 
 def derived(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:

@@ -12,6 +12,7 @@ from keras import ops
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.bayes.statistics import refreshed
 from keras_efficient.bayes.training import trained
 from keras_efficient.errors import WrongArgument
 
@@ -21,9 +22,14 @@ ModelFunction = Callable[[], keras.Model]
 
 
 class Drawn:
-    """Draws of weights as they come; in the end a posterior."""
+    """Draws of weights as they come; in the end a posterior.
 
-    def __init__(self) -> None:
+    Args:
+        data: on which batch normalisation gets statistics of each draw's own, since those of the path lag behind.
+    """
+
+    def __init__(self, data: Data):
+        self._data = data
         self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self._model: keras.Model | None = None
 
@@ -40,7 +46,7 @@ class Drawn:
             [np.concatenate(values) for values in zip(*(draw[kind] for draw in self._kept), strict=True)]
             for kind in (0, 1)
         ]
-        return StackedPosterior(Members(self._model, *stacked))
+        return StackedPosterior(refreshed(Members(self._model, *stacked), self._data))
 
 
 def divided(data: Data, part: float, seed: int) -> tuple[Data, Data]:

@@ -101,7 +101,7 @@ class SWA(MAP):
     Source: Izmailov et al., UAI 2018, https://arxiv.org/abs/1803.05407.
     """
 
-    averaging_rate: float = 0.02
+    averaging_rate: float = 0.05
     averaging_epochs: int = 20
 
     def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:

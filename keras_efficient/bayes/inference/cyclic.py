@@ -49,8 +49,11 @@ class CSGHMC:
         """Draws of all cycles of all chains.
 
         Raises:
-            WrongArgument: more samples in a cycle than epochs.
+            WrongArgument: more samples in a cycle than epochs, or no cycle.
         """
+        if self.cycles < 1 or not self.learning_rate > 0:
+            numbers = f"cycles={self.cycles!r}, learning_rate={self.learning_rate!r}"
+            raise WrongArgument(f"There is one cycle at least, and a learning rate above 0: {numbers}.")
         if not 1 <= self.samples_per_cycle <= self.epochs_per_cycle:
             raise WrongArgument(f"A cycle of {self.epochs_per_cycle} epochs has no {self.samples_per_cycle} samples.")
         steps = steps_of(data, self.batch_size) * self.epochs_per_cycle
@@ -64,7 +67,7 @@ class CSGHMC:
             seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
         )
         run = {"members": self.chains, "epochs": self.cycles * self.epochs_per_cycle, "batch_size": self.batch_size}
-        drawn = Drawn()
+        drawn = Drawn(data)
         for epoch, some in walked(model_fn, data, optimizer, seed=seed, **run):
             if (epoch - 1) % self.epochs_per_cycle >= self.epochs_per_cycle - self.samples_per_cycle:
                 drawn.add(some)

@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import probability
+from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, compiled, without_batch_statistics
+from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, without_batch_statistics
 from keras_efficient.bayes.inference._runs import ModelFunction
 from keras_efficient.bayes.inference.space import Float, Int, Space
 from keras_efficient.bayes.members import Members
@@ -130,6 +131,7 @@ class HMC:
         if not self.step_size > 0 or not 0 < self.acceptance < 1:
             numbers = f"step_size={self.step_size!r}, acceptance={self.acceptance!r}"
             raise WrongArgument(f"A step is above 0, an acceptance between 0 and 1: {numbers}.")
+        self._check()
         mcmc = probability.library().mcmc
         kernel = mcmc.DualAveragingStepSizeAdaptation(
             self._kernel(mcmc, log_density),
@@ -149,6 +151,11 @@ class HMC:
         draws, traced = compiled(run)(start, _key(seed))
         heights, accepted, sizes = (ops.convert_to_numpy(one) for one in traced)
         return _checked(ops.convert_to_numpy(draws), heights, accepted, sizes)
+
+    def _check(self) -> None:
+        """Raises WrongArgument where the length of a path is out of range."""
+        if self.leapfrog_steps < 1:
+            raise WrongArgument(f"A draw takes one step at least: leapfrog_steps={self.leapfrog_steps!r}.")
 
     def _kernel(self, mcmc: Any, log_density: LogDensity) -> Any:
         return mcmc.HamiltonianMonteCarlo(log_density, self.step_size, self.leapfrog_steps)
@@ -171,6 +178,10 @@ class NUTS(HMC):
     def space(cls) -> Space:
         """What a tuner may vary."""
         return {"prior_sd": super().space()["prior_sd"], "max_tree_depth": Int(4, 10)}
+
+    def _check(self) -> None:
+        if self.max_tree_depth < 1:
+            raise WrongArgument(f"A tree has a depth of 1 at least: max_tree_depth={self.max_tree_depth!r}.")
 
     def _kernel(self, mcmc: Any, log_density: LogDensity) -> Any:
         return mcmc.NoUTurnSampler(log_density, self.step_size, max_tree_depth=self.max_tree_depth)
@@ -197,9 +208,10 @@ def convergence(values: np.ndarray, chains: int) -> tuple[np.ndarray, np.ndarray
     constant = (split == split[:1, :1]).all(axis=(0, 1))
     tensor = ops.convert_to_tensor(split)
     rhat = mcmc.potential_scale_reduction(tensor, split_chains=True)
-    # Chains of which there is one have nothing across.
+    # Chains of which there is one have nothing across, and keep their axis.
     across = 1 if chains > 1 else None
     ess = mcmc.effective_sample_size(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True)
+    ess = ops.reshape(ess, constant.shape)
     return np.where(constant, 1.0, ops.convert_to_numpy(rhat)), np.where(constant, np.nan, ops.convert_to_numpy(ess))
 
 
@@ -224,7 +236,7 @@ def _checked(draws: np.ndarray, heights: np.ndarray, accepted: np.ndarray, sizes
     rhat, ess = convergence(heights.T.reshape(-1), heights.shape[1])
     said = {
         "rhat_log_density": float(rhat),
-        "ess_log_density": float(np.sum(ess)),
+        "ess_log_density": float(ess),
         "acceptance": float(accepted.mean()),
         "step_size": float(np.ravel(sizes)[-1]),
     }

@@ -12,8 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._likelihood import compiled, derived
+from keras_efficient.bayes.inference._likelihood import derived
 from keras_efficient.bayes.inference._runs import ModelFunction, divided
 from keras_efficient.bayes.inference.maximum import MAP, tops
 from keras_efficient.bayes.members import Members

@@ -11,7 +11,8 @@ from keras_efficient.bayes.inference._runs import ModelFunction, steps_of, walke
 from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC
-from keras_efficient.bayes.posterior import StackedPosterior
+from keras_efficient.bayes.posterior import Posterior, StackedPosterior
+from keras_efficient.errors import WrongArgument
 
 __all__ = ["MAP", "DeepEnsemble", "tops"]
 
@@ -33,8 +34,12 @@ class MAP:
     epochs: int = 30
     batch_size: int = 128
 
-    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StackedPosterior:
-        """One draw."""
+    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> Posterior:
+        """One draw.
+
+        Raises:
+            WrongArgument: no epoch, or a learning rate not above 0.
+        """
         return StackedPosterior(tops(self, 1, model_fn, data, seed))
 
     @classmethod
@@ -67,6 +72,9 @@ class DeepEnsemble(MAP):
 
 def tops(method: MAP, members: int, model_fn: ModelFunction, data: Data, seed: int) -> Members:
     """Members at the end of their training, where methods go on that begin at a maximum."""
+    if method.epochs < 1 or not method.learning_rate > 0:
+        numbers = f"epochs={method.epochs!r}, learning_rate={method.learning_rate!r}"
+        raise WrongArgument(f"A maximum takes one epoch at least, and a learning rate above 0: {numbers}.")
     steps = steps_of(data, method.batch_size) * method.epochs
     rate = keras.optimizers.schedules.CosineDecay(method.learning_rate, steps)
     optimizer = SGHMC(rate, len(data), alpha=method.alpha, prior_sd=method.prior_sd, temperature=0.0)

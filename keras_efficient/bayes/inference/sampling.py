@@ -50,10 +50,11 @@ class SGHMCSampler:
         """Draws of all chains.
 
         Raises:
-            WrongArgument: numbers below 1.
+            WrongArgument: numbers below 1, or rates not above 0.
         """
-        if min(self.burn_in, self.samples, self.thinning, self.chains) < 1 or not self.learning_rate > 0:
-            raise WrongArgument(f"Epochs, draws and chains are 1 or more, a learning rate is above 0: {self}.")
+        rates_are_above_zero = self.learning_rate > 0 and self.sampling_rate > 0
+        if min(self.burn_in, self.samples, self.thinning, self.chains) < 1 or not rates_are_above_zero:
+            raise WrongArgument(f"Epochs, draws and chains are 1 or more, learning rates above 0: {self}.")
         steps = steps_of(data, self.batch_size) * self.burn_in
         last = self.sampling_rate / self.learning_rate
         optimizer = SGHMC(
@@ -66,7 +67,7 @@ class SGHMCSampler:
         )
         epochs = self.burn_in + self.samples * self.thinning
         run = {"members": self.chains, "epochs": epochs, "batch_size": self.batch_size}
-        drawn = Drawn()
+        drawn = Drawn(data)
         for epoch, some in walked(model_fn, data, optimizer, seed=seed, **run):
             if epoch > self.burn_in and (epoch - self.burn_in) % self.thinning == 0:
                 drawn.add(some)

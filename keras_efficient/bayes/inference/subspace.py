@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, compiled, derived
+from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, derived
 from keras_efficient.bayes.inference._runs import ModelFunction
 from keras_efficient.bayes.inference.averaging import SWA, drawn_at
 from keras_efficient.bayes.inference.space import Float, Int, Space
@@ -98,8 +99,8 @@ def mean_field(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The Gaussian of independent numbers that is nearest to a posterior with the prior N(0, prior_sd² I).
 
-    It climbs the evidence lower bound with Adam on reparameterised draws, half of the steps at the learning rate and
-    half along a falling one:
+    It climbs the evidence lower bound with Adam on reparameterised draws, and gives the mean of m and of ln s over the
+    second half of the steps, in which the chance of single draws goes out:
 
     ```
     ELBO = E log likelihood(m + s ε) − KL(N(m, s²) ‖ N(0, prior_sd²))        ε ~ N(0, I)
@@ -114,10 +115,16 @@ def mean_field(
 
     Returns:
         m, s of (size,) each.
+
+    Raises:
+        WrongArgument: no step.
+        TrainingFailed: a gradient is not finite.
     """
+    if steps < 1:
+        raise WrongArgument(f"One step at least, not {steps!r}.")
     # Rows are m / prior_sd and log(s / prior_sd); the widths begin small, where the likelihood is smooth.
     place = np.stack([np.zeros(size), np.full(size, np.log(0.1))])
-    first, second = np.zeros_like(place), np.zeros_like(place)
+    first, second, total = np.zeros_like(place), np.zeros_like(place), np.zeros_like(place)
     for step in range(1, steps + 1):
         noise, width = random.standard_normal(size), np.exp(place[1])
         slope = prior_sd * derivative(prior_sd * (place[0] + width * noise))
@@ -126,9 +133,11 @@ def mean_field(
             raise TrainingFailed(f"The gradient of the likelihood is not finite at step {step - 1}.")
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * np.square(gradient)
-        falling = min(1.0, 2 * (1 - step / (steps + 1)))
         move = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        place = place + learning_rate * falling * move
+        place = place + learning_rate * move
+        if step > steps // 2:
+            total = total + place
+    place = total / (steps - steps // 2)
     return prior_sd * place[0], prior_sd * np.exp(place[1])
 
 
@@ -155,6 +164,9 @@ class _Subspace(SWA):
         if not (self.subspace_sd > 0 and self.temperature > 0 and self.draws >= 1):
             numbers = f"subspace_sd={self.subspace_sd!r}, temperature={self.temperature!r}, draws={self.draws!r}"
             raise WrongArgument(f"A subspace has a width, a temperature and draws above 0: {numbers}.")
+        self._check()
+        if not 1 <= self.rank < self.averaging_epochs:  # which `principal` says too, but after the training
+            raise WrongArgument(f"{self.averaging_epochs!r} epochs have no {self.rank!r} principal directions.")
         vectors = []
         for members in self.path(model_fn, data, seed):
             vectors.append(Vectors(members.model).of(members)[0])
@@ -168,6 +180,10 @@ class _Subspace(SWA):
         """What a tuner may vary."""
         mine: Space = {"rank": Int(2, 20), "subspace_sd": Float(0.3, 10.0, log=True), "averaging_epochs": Int(21, 50)}
         return {**super().space(), **mine, "temperature": Float(1.0, 10_000.0, log=True)}
+
+    def _check(self) -> None:
+        """Raises WrongArgument where a number of one of the two methods alone is out of range."""
+        raise NotImplementedError
 
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         """(draws, rank)"""
@@ -194,6 +210,10 @@ class SubspaceSlice(_Subspace):
 
     burn_in: int = 20
 
+    def _check(self) -> None:
+        if self.burn_in < 0:
+            raise WrongArgument(f"A burn-in has 0 draws or more, not {self.burn_in!r}.")
+
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         def log_likelihood(place: np.ndarray) -> float:
             return plane.log_likelihood(place) / self.temperature
@@ -215,6 +235,10 @@ class SubspaceVI(_Subspace):
     """
 
     steps: int = 2000
+
+    def _check(self) -> None:
+        if self.steps < 1:
+            raise WrongArgument(f"There is one step at least, not {self.steps!r}.")
 
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         derivative = plane.derivative(self.batch_size, random)
