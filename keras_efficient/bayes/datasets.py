@@ -234,8 +234,9 @@ def _resized(x: np.ndarray, axis: int, size: int) -> np.ndarray:
 def _folder(path: str | None, name: str, wanted: tuple[str, ...]) -> Path:
     """The folder that holds one of the wanted files."""
     given = path or os.environ.get(VARIABLE)
-    if given is None:
-        raise FileProblem(name, "no folder of this data set is known.", hint=f"Say `path`, or set {VARIABLE}.")
+    if not given:
+        hint = f"Say `path` (on the command line --data), or set {VARIABLE}."
+        raise FileProblem(name, "no folder of this data set is known.", hint=hint)
     names = [name, f"{name}-subset", "cifar-10-batches-bin"] if name == "cifar10" else [name]
     tried = [Path(given), *(Path(given) / above / one for above in ("", "cls") for one in names)]
     for folder in tried:

@@ -209,7 +209,9 @@ def test_zips_that_are_not_what_they_should_be(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.delenv(datasets.VARIABLE, raising=False)
-    with pytest.raises(FileProblem, match=r"is known\.\nSay `path`, or set KERAS_EFFICIENT_"):
+    with pytest.raises(
+        FileProblem, match=r"is known\.\nSay `path` \(on the command line --data\), or set KERAS_EFFICIENT_"
+    ):
         datasets.load({"name": "mnist"})
     with pytest.raises(FileProblem, match=r"is here\.\n`path`, or KERAS_EFFICIENT_DATA, is the folder with"):
         load(tmp_path)

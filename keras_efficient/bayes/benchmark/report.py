@@ -102,7 +102,9 @@ def page(results: Results) -> str:
         else "In bold the best; whether it is more than chance takes several seeds."
     )
     body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"]
+    reference = next((scores.reference_of(cell["spec"]["tasks"]) for _, _, cell in results.cells()), None)
     for heading, some in _sections(found).items():
+        heading = f"Fidelity to {reference}" if heading == "Fidelity" else heading
         body.append(f"<h2>{html.escape(heading)}</h2>{_table(some)}")
     body.append(_figures(results, found))
     body.append(_training(found))
@@ -133,7 +135,7 @@ def _table(found: Sequence[Mean]) -> str:
     # As many decimals in all of a column, four digits of its largest value.
     largest = {metric: max(abs(one.mean) for one in found if one.metric == metric) for metric in metrics}
     decimals = {
-        metric: min(max(3 - math.floor(math.log10(value)), 0), 6) if value else 0 for metric, value in largest.items()
+        metric: min(max(3 - math.floor(math.log10(value)), 0), 5) if value else 0 for metric, value in largest.items()
     }
     lines = []
     for method in dict.fromkeys(one.method for one in found):
@@ -235,8 +237,8 @@ def _severities(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
     ]
     if not drawn:
         return ""
-    low, high = _range([value for one in drawn for value in one.y])
-    return plot.lines(drawn, x="severity", y="NLL", least=max(low, 0.0), most=high, is_log=False)
+    most = max(max(one.y) for one in drawn) * 1.05
+    return plot.lines(drawn, x="severity", y="NLL", most=most, is_log=False)
 
 
 def _cost(found: Sequence[Mean], colours: Mapping[str, str]) -> str:
@@ -297,7 +299,7 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>What failed</h2><ul>{items}</ul>"
 
 
-_COLOURS = (plot.OURS, *plot.COLOURS, "#0f766e", "#be185d", "#4338ca", "#a16207", "#475569", "#7c2d12", "#1d4ed8")
+_COLOURS = (plot.OURS, *plot.COLOURS, "#f97316", "#2dd4bf", "#c084fc", "#f472b6", "#a16207", "#3b82f6", "#059669")
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem;color:#0f172a;
 background:#fff}h2{margin-top:2.5rem}table{border-collapse:collapse;font-size:14px}th,td{padding:.3rem .7rem;
 text-align:right;border-bottom:1px solid #e2e8f0;white-space:nowrap}tr>:first-child{text-align:left;position:sticky;

@@ -20,15 +20,21 @@ METHODS = {f"MAP {number}": {"name": "MAP", "epochs": number} for number in (1, 
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Three nodes of one processor each, as processes of this machine; cells go to the two that may be lost."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
-    made.wait_for_nodes()
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for every other test
+    small = {"object_store_memory": 80 * 2**20}
+    made = Cluster()
     try:
-        yield made, nodes
+        try:
+            made.add_node(num_cpus=0, include_dashboard=False, **small)
+            nodes = [made.add_node(num_cpus=1, **small) for _ in range(2)]
+            made.wait_for_nodes()
+        except Exception as err:  # what it gives up with where a machine is too busy has no class of its own
+            pytest.skip(f"Ray starts no cluster here: {err}")
+        yield made, nodes, small
     finally:
         ray.shutdown()
         made.shutdown()
@@ -49,7 +55,7 @@ def near(rows, others):
 
 @pytest.mark.timeout(600)  # each node starts a TensorFlow of its own
 def test_a_node_is_lost_in_mid_run(small, tmp_path, cluster):
-    made, (node, _) = cluster
+    made, (node, _), small_node = cluster
     suite = small(methods=METHODS, seeds=(0, 1))
     seen = []
 
@@ -57,7 +63,7 @@ def test_a_node_is_lost_in_mid_run(small, tmp_path, cluster):
         seen.append(what)
         if done == 1:  # the other node is at work now
             made.remove_node(node, allow_graceful=False)
-            made.add_node(num_cpus=1)
+            made.add_node(num_cpus=1, **small_node)
 
     rows = Benchmark(suite, tmp_path / "cluster", on_ray(made.address, at_once=3)).run(progress=progress)
     assert len([what for what in seen if what]) == 4  # each cell once

@@ -141,7 +141,14 @@ def test_the_page_is_well_formed(small, tmp_path):
     words = " ".join(checker.text)
     assert "<b>MAP & more</b>" in words  # as text
     assert "3 methods, 2 seeds" in words
-    for heading in ("Test set", "Mistakes, found by", "Against noise", "Shifted test set", "Fidelity", "What failed"):
+    for heading in (
+        "Test set",
+        "Mistakes, found by",
+        "Against noise",
+        "Shifted test set",
+        "Fidelity to two",
+        "What failed",
+    ):
         assert heading in words, heading
     assert "TrainingFailed: <nan>" in words
     assert checker.counts["figure"] == 5
