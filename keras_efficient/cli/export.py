@@ -10,7 +10,7 @@ import typer
 
 from keras_efficient.cli import parse
 from keras_efficient.cli.output import out
-from keras_efficient.errors import CalibrationError, UnknownName
+from keras_efficient.errors import CalibrationError, UnknownName, WrongArgument
 
 if TYPE_CHECKING:
     import keras
@@ -21,7 +21,9 @@ __all__ = ["export"]
 
 
 def export(
-    model: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="A zoo model, or a .keras file.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="A zoo model, a .keras file, or the .zip of a posterior.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="Where it will run; see --list-targets. By default by -o's suffix.")
@@ -35,6 +37,13 @@ def export(
     ] = None,
     behind: Annotated[
         str | None, typer.Option("--behind", metavar="LAYER", help="Export what comes after this layer alone.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="Posterior: ensemble (by default), mean, sample, noise_input or distilled."),
+    ] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=1, help="Posterior: the first so many; by default all.")
     ] = None,
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", metavar="SIZE", help="Fixes the size: 1080x1920, 64 or a=64,b=8.")
@@ -73,8 +82,15 @@ def export(
         "verify": not no_verify,
         **options,
     }
+    drawn = {name: value for name, value in (("mode", mode), ("members", members)) if value is not None}
     out.begin(as_json=as_json)
-    _show(_export(model, output, target, precision, behind, request))
+    if Path(model).suffix.lower() == ".zip":
+        if behind is not None:
+            raise WrongArgument("--behind cuts a Keras model, not a posterior.")
+        return _show(_export_posterior(Path(model), output, target, precision, {**request, **drawn}))
+    if drawn:
+        raise WrongArgument(f"--{next(iter(drawn))} is of a posterior, a .zip; {model!r} is none.")
+    return _show(_export(model, output, target, precision, behind, request))
 
 
 def _export(
@@ -103,6 +119,22 @@ def _export(
             on_progress=show,
             **request,
         )
+
+
+def _export_posterior(
+    path: Path, output: Path, target: str | None, precision: str | None, request: dict[str, Any]
+) -> Report:
+    from keras_efficient.cli.models import open_posterior
+    from keras_efficient.export.targets import registry
+
+    chosen = registry.find(target, output)
+    precision = precision or chosen.precisions[0]
+    _refuse_early(chosen, precision, output, request)
+    posterior = open_posterior(path)
+    with out.stages("exporting") as show, out.hushed():
+        from keras_efficient.bayes.exporting import export_posterior
+
+        return export_posterior(posterior, output, target=chosen.name, precision=precision, on_progress=show, **request)
 
 
 def _calibration(path: Path, model: keras.Model, *, pictures: bool) -> Any:

@@ -11,9 +11,19 @@ from keras_efficient.errors import FileProblem, KerasEfficientError, UnknownName
 if TYPE_CHECKING:
     import keras
 
+    from keras_efficient.bayes import Posterior
     from keras_efficient.export.runtime import ExportedModel
 
-__all__ = ["ExportedUpscaler", "is_file", "is_image_model", "metadata_of", "open_exported", "open_keras", "part_behind"]
+__all__ = [
+    "ExportedUpscaler",
+    "is_file",
+    "is_image_model",
+    "metadata_of",
+    "open_exported",
+    "open_keras",
+    "open_posterior",
+    "part_behind",
+]
 
 EXPORTED = (".tflite", ".onnx")
 _FILES = (".keras", ".h5", *EXPORTED)
@@ -61,6 +71,22 @@ def _open_keras_file(path: Path) -> keras.Model:
         raise FileProblem(
             path, f"Keras cannot open it: {reason}", hint="Is it damaged, or made of layers of your own?"
         ) from err
+
+
+def open_posterior(path: Path) -> Posterior:
+    """What `Posterior.save` wrote.
+
+    Raises:
+        FileProblem: missing, damaged, or no posterior.
+    """
+    if not path.is_file():
+        raise FileProblem(path, "no such file.", hint="Save the posterior with posterior.save('NAME.zip').")
+    _start_keras()
+    with out.hushed():
+        import keras_efficient.layers  # noqa: F401 - registers our layers for files that hold them
+        from keras_efficient.bayes import load_posterior
+
+        return load_posterior(path)
 
 
 def _start_keras() -> None:

@@ -93,3 +93,43 @@ def _environment(tmp_path):
 
     (tmp_path / "temporary").mkdir()
     return {**os.environ, "KERAS_BACKEND": "tensorflow", "TMPDIR": str(tmp_path / "temporary")}
+
+
+@pytest.fixture(scope="module")
+def posterior_file(tmp_path_factory):
+    import keras
+
+    from keras_efficient.bayes import Members, StackedPosterior
+
+    def network():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, keras.layers.Dense(3)(inputs))
+
+    path = tmp_path_factory.mktemp("posterior") / "three.zip"
+    StackedPosterior(Members.new(network, 3, seed=0)).save(path)
+    return path
+
+
+def test_a_posterior_is_exported(posterior_file, tmp_path):
+    import numpy as np
+
+    from keras_efficient import export
+    from keras_efficient.bayes import load_posterior
+
+    path = tmp_path / "two.tflite"
+    done = program("export", posterior_file, "-o", path, "--members", "2", "--json")
+    assert json.loads(done.stdout)["bytes"] == path.stat().st_size, done.stderr
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    expected = load_posterior(posterior_file).predict(x, members=2, reduce="mean")
+    np.testing.assert_allclose(export.load(path)(x), expected, atol=1e-5)
+
+
+def test_what_is_of_a_posterior_is_of_no_other_file(posterior_file, keras_file, tmp_path):
+    done = program("export", keras_file, "-o", tmp_path / "m.tflite", "--mode", "mean")
+    assert done.returncode == 2
+    assert "--mode is of a posterior" in done.stderr
+    done = program("export", posterior_file, "-o", tmp_path / "m.tflite", "--mode", "men")
+    assert done.returncode == 2
+    assert "mean" in done.stderr
+    done = program("export", tmp_path / "none.zip", "-o", tmp_path / "m.tflite")
+    assert "no such file" in done.stderr
