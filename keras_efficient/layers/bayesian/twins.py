@@ -65,8 +65,10 @@ def bayesianize(
     """
     options: dict[str, Any] = {"num_data": num_data, "estimator": estimator, "posterior": posterior}
     options |= {"prior": prior if moped is None else _around_weights(prior), "bias_posterior": bias_posterior}
-    if moped is not None and (not moped > 0 or any(one and not one.is_normal for one in (posterior, bias_posterior))):
-        raise WrongArgument(f"MOPED takes a factor above 0, not {moped!r}, and Gaussian posteriors only.")
+    if moped is not None and not (moped > 0 and all(map(_has_own_scales, (posterior, bias_posterior)))):
+        raise WrongArgument(
+            f"MOPED takes a factor above 0, not {moped!r}, and Gaussians of a scale for each weight."
+        )
     found = []
 
     def twin(operation: keras.Operation, path: str) -> keras.Operation | None:
@@ -180,6 +182,13 @@ def _around_weights(prior: Distribution | None) -> Distribution:
     if prior is not None and not prior.is_normal:
         raise WrongArgument(f"MOPED takes a Gaussian prior, not {prior.family}.")
     return Distribution("Normal", loc=Parameter(0.0, trainable=False), scale=scale)
+
+
+def _has_own_scales(posterior: Distribution | None) -> bool:
+    if posterior is None:
+        return True
+    scale = posterior.parameters.get("scale")
+    return posterior.is_normal and isinstance(scale, Parameter) and scale.shape is None
 
 
 def _set_moped(made: Any, factor: float) -> None:
