@@ -66,9 +66,7 @@ def bayesianize(
     options: dict[str, Any] = {"num_data": num_data, "estimator": estimator, "posterior": posterior}
     options |= {"prior": prior if moped is None else _around_weights(prior), "bias_posterior": bias_posterior}
     if moped is not None and not (moped > 0 and all(map(_has_own_scales, (posterior, bias_posterior)))):
-        raise WrongArgument(
-            f"MOPED takes a factor above 0, not {moped!r}, and Gaussians of a scale for each weight."
-        )
+        raise WrongArgument(f"MOPED takes a factor above 0, not {moped!r}, and Gaussians of a scale for each weight.")
     found = []
 
     def twin(operation: keras.Operation, path: str) -> keras.Operation | None:
@@ -216,7 +214,8 @@ def _staying_on(operation: Any, rate: float | None) -> MCDropout:
 
 
 def _given_dropout(model: keras.Model, rate: float) -> keras.Model:
-    behind = {layer.name for layer in model._flatten_layers() if isinstance(layer, tuple(TWINS))}
+    layers: list[keras.layers.Layer] = list(model._flatten_layers())
+    behind = {layer.name for layer in layers if type(layer) in TWINS}
     made: dict[str, MCDropout] = {}
 
     def dropped(path: str, tensor: keras.KerasTensor) -> keras.KerasTensor:
