@@ -13,6 +13,7 @@ from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.errors import KerasEfficientError, UnsupportedLayer, WrongArgument
 from keras_efficient.layers.bayesian import BayesianWeights
+from keras_efficient.layers.bayesian.batch_ensemble import SharedKernel
 
 __all__ = ["TrainingFailed", "trained"]
 
@@ -78,11 +79,12 @@ def trained(
 
 def _refuse_second_prior(model: keras.Model) -> None:
     for layer in model._flatten_layers():
-        if issubclass(type(layer), BayesianWeights):
-            raise UnsupportedLayer(layer.path, "it has a prior, and the optimizer has one.", hint="Use MeanFieldVI.")
+        path = layer.path
+        if isinstance(layer, BayesianWeights | SharedKernel) and layer.posterior is not None:
+            raise UnsupportedLayer(path, "it has a prior, and the optimizer has one.", hint="Use MeanFieldVI.")
         if any(variable.regularizer is not None for variable in layer._trainable_variables):
             reason = "its regularizer would be a second prior beside the optimizer's."
-            raise UnsupportedLayer(layer.path, reason, hint="Make the layer without, or give `prior_sd=None`.")
+            raise UnsupportedLayer(path, reason, hint="Make the layer without, or give `prior_sd=None`.")
 
 
 def _step_of(members: Members) -> Callable[..., tuple[Any, list[Any]]]:

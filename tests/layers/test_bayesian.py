@@ -125,6 +125,7 @@ def test_golden_divergences(own, its, wanted):
 
 FAMILIES = {
     "normal": (None, Distribution("Normal", loc=0.3, scale=0.5)),
+    "normal-one-scale": (Distribution("Normal", loc=Parameter(), scale=Parameter(0.1, shape=())), None),
     "normal-trained-prior": (None, Distribution("Normal", loc=Parameter(0.1, shape=()), scale=Parameter(0.7))),
     "laplace": (
         Distribution("Laplace", loc=Parameter(), scale=Parameter(0.2)),
@@ -338,6 +339,9 @@ def test_which_layers_become_bayesian():
         bayesianize(network(), num_data=50, which=lambda layer: False)
     with pytest.raises(WrongArgument, match="Gaussian"):
         bayesianize(network(), num_data=50, moped=0.1, prior=Distribution("Laplace", loc=0.0, scale=1.0))
+    for wrong in ({"moped": -1.0}, {"moped": 0.1, "posterior": FAMILIES["normal-one-scale"][0]}):
+        with pytest.raises(WrongArgument, match="MOPED"):
+            bayesianize(network(), num_data=50, **wrong)
 
 
 @pytest.mark.contract

@@ -30,7 +30,9 @@ class MCDropout(MAP):
     rate: float | None = 0.2
     draws: int = 30
 
-    def fit(self, model_fn: ModelFunction, data: Data, seed: int) -> StochasticPosterior:
+    def fit(  # type: ignore[override]  # a maximum that draws
+        self, model_fn: ModelFunction, data: Data, seed: int
+    ) -> StochasticPosterior:
         """One network with masks of its own for each draw.
 
         Raises:

@@ -53,15 +53,11 @@ class MeanFieldVI:
         """
         prior = Distribution("Normal", loc=0.0, scale=self.prior_sd)
         posterior = Distribution("Normal", loc=Parameter(), scale=Parameter(self.initial_sd))
-        options: dict[str, Any] = {
-            "num_data": len(data),
-            "estimator": self.estimator,
-            "prior": prior,
-            "posterior": posterior,
-        }
+        options: dict[str, Any] = {"num_data": len(data), "estimator": self.estimator}
+        options |= {"prior": prior, "posterior": posterior}
         steps = steps_of(data, self.batch_size) * self.epochs
         optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(self.learning_rate, steps))
-        run = {"members": 1, "epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
+        run: dict[str, Any] = {"members": 1, "epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
         *_, (_, members) = walked(lambda: bayesianize(model_fn(), **options), data, optimizer, **run)
         return StochasticPosterior(members.network(0), self.draws, seed=seed)
 

@@ -217,12 +217,12 @@ def softplus_inverse(value: Any) -> Any:
 
 def _divergence_of_normals(own: Mapping[str, Any], its: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
     mean, scale, centre, width = own["loc"], own["scale"], its["loc"], its["scale"]
-    count = math.prod(shape)
-    if len(width.shape) == 0:  # sums first: one division for all
+    if len(width.shape) == 0 and tuple(scale.shape) == shape:  # sums first: one division for all
         squares = ops.sum(ops.square(scale)) + ops.sum(ops.square(mean - centre))
-        return count * (ops.log(width) - 0.5) - ops.sum(ops.log(scale)) + squares / (2 * ops.square(width))
+        constant = math.prod(shape) * (ops.log(width) - 0.5)
+        return constant - ops.sum(ops.log(scale)) + squares / (2 * ops.square(width))
     each = ops.log(width / scale) + (ops.square(scale) + ops.square(mean - centre)) / (2 * ops.square(width)) - 0.5
-    return ops.sum(each)
+    return ops.sum(ops.broadcast_to(each, shape))
 
 
 def _log_probability(distribution: Any, weights: Any) -> Any:

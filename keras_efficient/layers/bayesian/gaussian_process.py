@@ -123,7 +123,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
 
     def reset_precision(self) -> None:
         """Forgets the examples seen so far."""
-        self.information.assign(ops.zeros_like(self.information))
+        self.information.assign(ops.zeros(self.information.shape, "float32"))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         features = self.features(inputs)

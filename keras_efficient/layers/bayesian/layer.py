@@ -156,7 +156,7 @@ class BayesianWeights:
     def drawn(self: Any, seed: int) -> keras.Layer:
         """The stock layer with one draw of weights, the same for the same seed."""
         seeds = keras.random.SeedGenerator(seed)
-        return self._stock_layer(lambda distribution, variables, place: _draw(distribution, variables, place, seeds))
+        return self._stock_layer(lambda distribution, own, place: _draw(distribution, own, place, seeds))
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refused: there is no kernel yet."""
@@ -205,8 +205,8 @@ class BayesianWeights:
         values = self.posterior.values(self._kernel_posterior, tuple(self.mean.shape))
         mean, scale = values["loc"], values["scale"]
         if self.estimator == "flipout":
-            places, features = self.axes()
-            outputs = estimators.flipout(self.linear, inputs, mean, scale, places, features, seeds)
+            places, channels = self.axes()
+            outputs = estimators.flipout(self.linear, inputs, mean, scale, places, channels, seeds)
         else:
             outputs = estimators.local_reparameterization(self.linear, inputs, mean, scale, seeds)
         return outputs, lambda: estimators.reparameterized(mean, scale, seeds)

@@ -65,8 +65,8 @@ def bayesianize(
     """
     options: dict[str, Any] = {"num_data": num_data, "estimator": estimator, "posterior": posterior}
     options |= {"prior": prior if moped is None else _around_weights(prior), "bias_posterior": bias_posterior}
-    if moped is not None and (not moped > 0 or any(one and not one.is_normal for one in (posterior, bias_posterior))):
-        raise WrongArgument(f"MOPED takes a factor above 0, not {moped!r}, and Gaussian posteriors only.")
+    if moped is not None and not (moped > 0 and all(map(_has_own_scales, (posterior, bias_posterior)))):
+        raise WrongArgument(f"MOPED takes a factor above 0, not {moped!r}, and Gaussians of a scale for each weight.")
     found = []
 
     def twin(operation: keras.Operation, path: str) -> keras.Operation | None:
@@ -182,6 +182,13 @@ def _around_weights(prior: Distribution | None) -> Distribution:
     return Distribution("Normal", loc=Parameter(0.0, trainable=False), scale=scale)
 
 
+def _has_own_scales(posterior: Distribution | None) -> bool:
+    if posterior is None:
+        return True
+    scale = posterior.parameters.get("scale")
+    return posterior.is_normal and isinstance(scale, Parameter) and scale.shape is None
+
+
 def _set_moped(made: Any, factor: float) -> None:
     pairs = [(made.mean, made._kernel_posterior, made._kernel_prior)]
     if made.bias_posterior is not None and made.use_bias:
@@ -207,7 +214,8 @@ def _staying_on(operation: Any, rate: float | None) -> MCDropout:
 
 
 def _given_dropout(model: keras.Model, rate: float) -> keras.Model:
-    behind = {layer.name for layer in model._flatten_layers() if type(layer) in TWINS}
+    layers: list[keras.layers.Layer] = list(model._flatten_layers())
+    behind = {layer.name for layer in layers if type(layer) in TWINS}
     made: dict[str, MCDropout] = {}
 
     def dropped(path: str, tensor: keras.KerasTensor) -> keras.KerasTensor:
