@@ -142,7 +142,7 @@ def hmc(quick: bool) -> Iterator[Row]:
     )
 
 
-DIGITS: dict[str, Any] = {"prior_sd": 0.3, "draws": 1500, "burn_in": 250, "leapfrog_steps": 60}
+DIGITS: dict[str, Any] = {"prior_sd": 0.3, "draws": 700, "burn_in": 200, "leapfrog_steps": 60}
 
 
 def _digits_network() -> keras.Model:

@@ -174,3 +174,32 @@ def test_numbers_out_of_range(wrong):
         CyclicTemperature(0.1, 5, 2.0)
     with pytest.raises(WrongArgument):
         SGLD(0.1, 5, alpha=0.5)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(("alpha", "rate"), [(1.0, 1.5), (0.1, 3.0)])
+def test_cycles_find_both_modes_and_a_small_step_one(alpha, rate):
+    """Two Gaussians six standard deviations apart: 64 chains that begin in one of them, 20 cycles, the end of each."""
+    steps, cycles = 200, 20
+
+    def sides(optimizer):
+        weights = keras.Variable(np.tile(np.float32([3, 0]), (64, 1)))
+        kept = keras.Variable(np.zeros((cycles, 64), "float32"))
+        optimizer.build([weights])
+
+        def step(number):
+            first = weights[:, :1]
+            optimizer.apply([ops.concatenate([first - 3 * ops.tanh(3 * first), weights[:, 1:]], 1)], [weights])
+            is_end = ops.cast(ops.arange(1, cycles + 1) * steps == number + 1, "float32")
+            kept.assign_add(is_end[:, None] * ops.sign(weights[:, 0]))
+
+        compiled(step, steps * cycles, [weights, kept, *optimizer.variables])
+        return ops.convert_to_numpy(kept)
+
+    cyclic = {"temperature": CyclicTemperature(1.0, steps, 0.0), "restart_every": steps}
+    found = sides(SGHMC(CyclicCosine(rate, steps), 1, alpha=alpha, seed=4, **cyclic))
+    assert (np.abs(found) == 1).all()
+    assert (found.min(axis=0) == -1).all()
+    assert (found.max(axis=0) == 1).all()
+    assert (found > 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert (sides(SGHMC(0.001 * alpha, 1, alpha=alpha, seed=4)) > 0).mean() > 0.9

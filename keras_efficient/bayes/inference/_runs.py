@@ -64,7 +64,13 @@ def divided(data: Data, part: float, seed: int) -> tuple[Data, Data]:
 
 
 def steps_of(data: Data, batch_size: int) -> int:
-    """Steps of an epoch."""
+    """Steps of an epoch.
+
+    Raises:
+        WrongArgument: a batch of no example.
+    """
+    if batch_size < 1:
+        raise WrongArgument(f"A batch has 1 example or more: batch_size={batch_size!r}.")
     return len(data) // min(batch_size, len(data))
 
 

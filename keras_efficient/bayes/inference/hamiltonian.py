@@ -193,7 +193,7 @@ def convergence(values: np.ndarray, chains: int) -> tuple[np.ndarray, np.ndarray
     """Split R-hat, and the effective number of draws, of numbers that chains drew.
 
     ```
-    R̂² = (between + (1 − 1/k) within) / within, of halves of chains of k draws
+    R̂² = (between + (1 − 1/k) within) / within, of halves of chains, of k draws each
     ```
 
     Args:
@@ -205,17 +205,21 @@ def convergence(values: np.ndarray, chains: int) -> tuple[np.ndarray, np.ndarray
 
     Source: Gelman et al., Bayesian Data Analysis, 3rd edition, 11.4, 11.5.
     """
-    mcmc = probability.library().mcmc
-    split = np.asarray(values, np.float32).reshape(chains, -1, *np.shape(values)[1:]).swapaxes(0, 1)
-    constant = (split == split[:1, :1]).all(axis=(0, 1))
-    tensor = ops.convert_to_tensor(split)
-    rhat = mcmc.potential_scale_reduction(tensor, split_chains=True)
+    found = np.asarray(values, np.float64).reshape(chains, -1, *np.shape(values)[1:])
+    constant = (found == found[:1, :1]).all(axis=(0, 1))
+    draws = found.shape[1] // 2
+    # In NumPy, since that of tensorflow-probability is a square, and another one.
+    halves = found[:, : 2 * draws].reshape(2 * chains, draws, *found.shape[2:])
+    within, between = halves.var(axis=1, ddof=1).mean(axis=0), halves.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat = np.sqrt(between / within + 1 - 1 / draws)
     # Chains of which there is one have nothing across, and keep their axis.
     across = 1 if chains > 1 else None
+    tensor = ops.convert_to_tensor(found.swapaxes(0, 1).astype(np.float32))
+    effective = probability.library().mcmc.effective_sample_size
     with _quiet():
-        ess = mcmc.effective_sample_size(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True)
-    ess = ops.reshape(ess, constant.shape)
-    return np.where(constant, 1.0, ops.convert_to_numpy(rhat)), np.where(constant, np.nan, ops.convert_to_numpy(ess))
+        ess = ops.convert_to_numpy(effective(tensor, cross_chain_dims=across, filter_beyond_positive_pairs=True))
+    return np.where(constant, 1.0, rhat), np.where(constant, np.nan, ess.reshape(constant.shape))
 
 
 @contextlib.contextmanager
