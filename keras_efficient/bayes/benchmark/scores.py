@@ -50,13 +50,14 @@ def check(wanted: Options) -> None:
         if severity not in SEVERITIES:
             raise WrongArgument(f"A severity is one of {', '.join(map(str, SEVERITIES))}, not {severity!r}.")
     files = wanted.get("export", {})
-    for kind, known in (("mode", MODES), ("target", export.targets)):
+    for kind, names in (("mode", tuple(MODES)), ("target", tuple(export.targets))):
         for name in files.get(f"{kind}s", ()):
-            if name not in known:
-                raise UnknownName(kind, str(name), known)
+            if name not in names:
+                raise UnknownName(kind, str(name), names)
     for name in files.get("targets", ()):
-        if files.get("precision", "float32") not in (known := export.targets[name].precisions):
-            raise UnknownName(f"precision of {name}", str(files.get("precision", "float32")), known)
+        precisions = export.targets[name].precisions
+        if files.get("precision", "float32") not in precisions:
+            raise UnknownName(f"precision of {name}", str(files.get("precision", "float32")), precisions)
 
 
 def inputs(wanted: Options, splits: Splits, seed: int) -> Iterator[tuple[str, np.ndarray]]:
