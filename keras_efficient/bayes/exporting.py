@@ -105,7 +105,7 @@ def export_posterior(
             network = _drawing(network, chance)
         else:
             options = _with_noise(options, network, chance)
-    options["metadata"] = {**options.get("metadata", {}), "posterior": about}
+    options["metadata"] = {**(options.get("metadata") or {}), "posterior": about}
     options |= {"target": target, "precision": precision}
     if precision == "int8":
         options.setdefault("wide_probabilities", True)
