@@ -37,7 +37,7 @@ METHODS = {
     "map": (MAP(epochs=12, batch_size=32), 1),
     "ensemble": (DeepEnsemble(epochs=12, batch_size=32, members=3), 3),
     "csghmc": (CSGHMC(cycles=2, epochs_per_cycle=8, samples_per_cycle=2, temperature=0.1, chains=2), 8),
-    "csgld": (CSGLD(cycles=2, epochs_per_cycle=8, samples_per_cycle=2, temperature=0.1), 4),
+    "csgld": (CSGLD(cycles=2, epochs_per_cycle=12, samples_per_cycle=2, temperature=0.1), 4),
     "snapshots": (SnapshotEnsemble(members=2, epochs_per_cycle=8, batch_size=32), 2),
     "sghmc": (SGHMCSampler(burn_in=10, samples=2, temperature=0.1, chains=2, batch_size=32), 4),
     "sgld": (SGLDSampler(burn_in=10, samples=3, temperature=0.1, batch_size=32), 3),
