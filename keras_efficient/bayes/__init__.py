@@ -13,7 +13,7 @@
 
 from keras_efficient.bayes import corruptions, datasets, inference, tasks
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.exporting import export_posterior
+from keras_efficient.bayes.exporting import draw_noise, export_posterior
 from keras_efficient.bayes.files import load_posterior
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.optimizers import SGHMC, SGLD, CyclicCosine, CyclicTemperature
@@ -33,6 +33,7 @@ __all__ = [
     "TrainingFailed",
     "corruptions",
     "datasets",
+    "draw_noise",
     "export_posterior",
     "inference",
     "load_posterior",
