@@ -22,7 +22,7 @@ __all__ = ["hmc", "samplers"]
 
 N, PRIOR_SD, SEEDS = 500, 0.05, (0, 1, 2)
 STEP = 0.02  # of SGLD and SGHMC; curvatures of the mean loss are 0.4 to 2.5
-CYCLES, CYCLE_STEPS, MODE = 20, 400, 3.0
+CYCLES, CYCLE_STEPS, MODE = 20, 1600, 3.0
 
 Found = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each weight
 
@@ -235,7 +235,7 @@ def _cyclic(seeds: tuple[int, ...], chains: int) -> Iterator[Row]:
         return late.reshape(-1, chains, 2)
 
     peer = drawn(SGLD(0.001, 1, seed=0))
-    for name, alpha, rate in (("cSGLD", 1.0, 1.5), ("cSGHMC", 0.1, 3.0)):
+    for name, alpha, rate in (("cSGLD", 1.0, 1.5), ("cSGHMC", 0.3, 1.5)):
         schedules = CyclicCosine(rate, CYCLE_STEPS), CyclicTemperature(1.0, CYCLE_STEPS, 0.0)
         how = {"alpha": alpha, "temperature": schedules[1], "restart_every": CYCLE_STEPS}
         found = [drawn(SGHMC(schedules[0], 1, seed=seed, **how)) for seed in seeds]

@@ -1,8 +1,8 @@
-"""Softmaxes at the end of an int8 file, and their mean, in 16 bits.
+"""Softmaxes and sigmoids at the end of an int8 file, and means and multiples of them, in 16 bits.
 
-An int8 SOFTMAX has the scale 1/256 and nothing else: a confident network's mistakes, and what several networks differ
-by, are below its step. In 16 bits the scale is 1/32768. The sums before the softmax stay what they were: their integers
-times 128, with a scale 1/128 as large. A sum of k probabilities has the scale k/32768.
+An int8 SOFTMAX or LOGISTIC has the scale 1/256 and nothing else: a confident network's mistakes, and what several
+networks differ by, are below its step. In 16 bits the scale is 1/32768. The sums before it stay what they were: their
+integers times 128, with a scale 1/128 as large. What is k at most has the scale k/32768.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from keras_efficient.export.graph import Builder, Graph, GraphLowering, Op, rebu
 __all__ = ["WIDE_PROBABILITIES", "wide_probabilities"]
 
 _FINER = 128  # int8 times this stays within int16
-_STEP = 1 / 32768  # of an int16 SOFTMAX: LiteRT has it written into its kernel
+_STEP = 1 / 32768  # of an int16 SOFTMAX and LOGISTIC: LiteRT has it written into its kernels
 _HALF = 2**14  # stands for a factor's value: any integer may
 
 
 def wide_probabilities(graph: Graph) -> Graph | None:
-    """Every int8 output that is a SOFTMAX, or sums and multiples of SOFTMAXes that nothing else reads."""
-    found: dict[int, int] = {}  # by tensor: how many softmaxes are summed up in it
+    """Every int8 output that is a SOFTMAX or LOGISTIC, or sums and multiples of some that nothing else reads."""
+    found: dict[int, float] = {}  # by tensor: its largest value
     for output in graph.outputs:
         found |= _summed(graph, output) or {}
 
@@ -31,7 +31,7 @@ def wide_probabilities(graph: Graph) -> Graph | None:
         if op.output not in found:
             return None
         shape, scale = graph.tensor(op.output).shape, found[op.output] * _STEP
-        if op.name == "SOFTMAX":
+        if op.name in _ENDS:
             source = graph.tensor(op.inputs[0])
             wide = builder.computed(source.index, source.shape, "int16", [source.scales[0] / _FINER])
             inputs = [builder.emit("QUANTIZE", [values[source.index]], wide, builder.options("Quantize"), version=2)]
@@ -43,37 +43,38 @@ def wide_probabilities(graph: Graph) -> Graph | None:
         else:
             inputs = [values[index] if index in values else _factor(graph, builder, index) for index in op.inputs]
             options = op.options
-            scale = _STEP
         output = builder.computed(op.output, shape, "int16", [scale])
         return builder.emit(op.name, inputs, output, options, version=_VERSIONS[op.name])
 
     return rebuild(graph, rule) if found else None
 
 
-_VERSIONS = {"SOFTMAX": 3, "ADD": 3, "MUL": 4}  # that take int16
+_ENDS = ("SOFTMAX", "LOGISTIC")
+_VERSIONS = {"SOFTMAX": 3, "LOGISTIC": 3, "ADD": 3, "MUL": 4}  # that take int16
 
 
-def _summed(graph: Graph, index: int) -> dict[int, int] | None:
-    """How many softmaxes are summed up in a tensor and in those that it is made of; `None`: other things are too."""
+def _summed(graph: Graph, index: int) -> dict[int, float] | None:
+    """Largest values of a tensor and of those that it is made of; `None`: it is made of other things, too."""
     op = graph.producers.get(index)
     if op is None or graph.tensor(index).dtype != "int8":
         return None
-    if op.name == "SOFTMAX":
-        return {index: 1}
+    if op.name in _ENDS:
+        return {index: 1.0}
     sources = graph.operands(op)
-    is_mean = op.name == "MUL" and len(sources) == 1 and np.prod(_other(graph, op).shape, dtype=int) == 1
+    is_multiple = op.name == "MUL" and len(sources) == 1 and np.prod(_other(graph, op).shape, dtype=int) == 1
     is_sum = op.name == "ADD" and len(sources) == 2
-    if not (is_mean or is_sum) or op.options.fusedActivationFunction:
+    if not (is_multiple or is_sum) or op.options.fusedActivationFunction:
         return None
-    found: dict[int, int] = {}
+    found: dict[int, float] = {}
     for source in sources:
         part = _summed(graph, source) if len(graph.consumers(source)) == 1 and source not in graph.outputs else None
         if part is None or (is_sum and graph.producers[source].name == "MUL"):
             return None
         found |= part
-    if is_mean and not np.isclose(found[sources[0]] * _value(graph, _other(graph, op).index), 1, rtol=0.01):
-        return None
-    return {**found, index: sum(found[source] for source in sources) if is_sum else 1}
+    if is_sum:
+        return {**found, index: sum(found[source] for source in sources)}
+    factor = _value(graph, _other(graph, op).index)
+    return {**found, index: factor * found[sources[0]]} if factor > 0 else None
 
 
 def _other(graph: Graph, op: Op):
@@ -95,5 +96,5 @@ def _factor(graph: Graph, builder: Builder, index: int) -> int:
 WIDE_PROBABILITIES = GraphLowering(
     name="wide-probabilities",
     function=wide_probabilities,
-    summary="softmaxes at the end, and their mean, are in 16 bits",
+    summary="softmaxes and sigmoids at the end, and means of them, are in 16 bits",
 )

@@ -251,12 +251,12 @@ def test_the_precision_on_held_out_data_has_the_least_loss():
 def test_draws_are_around_the_maximum(kind):
     data = labelled(4)
     top = Vectors(flat()).of(MAP(**QUICK).fit(flat, data, 2).members)[0]
-    posterior = kind(**QUICK, held_out=0.0, prior_precision=50.0, draws=400).fit(flat, data, 2)
+    posterior = kind(**QUICK, held_out=0.0, prior_precision=50.0, draws=2000).fit(flat, data, 2)
     assert posterior.diagnostics == {"prior_precision": 50.0}
     drawn = Vectors(posterior.model).of(posterior.members).astype(float)
     sds = drawn.std(axis=0)
     assert np.abs(drawn.mean(axis=0) - top) / sds == pytest.approx(0, abs=0.25)
-    assert (sds < 1 / np.sqrt(50)).all()
+    assert (sds < 1.05 / np.sqrt(50)).all()  # as far as 2,000 draws tell
     assert (sds > 0.05).all()
 
 
