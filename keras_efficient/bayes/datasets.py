@@ -303,7 +303,8 @@ def _cifar_zip(path: Path) -> Part:
             with archive.open(entry) as file:
                 pictures.append(_picture(path, entry.filename, file))
             labels.append(_CLASSES.index(label))
-    return np.stack(pictures), np.array(labels)
+    mixed = np.random.default_rng(0).permutation(len(labels))  # in an archive they are sorted by class
+    return np.stack(pictures)[mixed], np.array(labels)[mixed]
 
 
 def _picture(path: Path, name: str, file: IO[bytes]) -> np.ndarray:
@@ -319,7 +320,7 @@ def _picture(path: Path, name: str, file: IO[bytes]) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except FileProblem:
         raise
-    except (OSError, ValueError, SyntaxError) as err:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         raise FileProblem(path, f"{name!r} is no picture: {err}.") from err
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.bayes.noise import Chance, Noise, OneMember, noisy, spreads
-from keras_efficient.bayes.posterior import Posterior, StackedPosterior, StochasticPosterior
+from keras_efficient.bayes.posterior import Posterior, StackedPosterior, StochasticPosterior, draws
 from keras_efficient.deploy import deploy, rebuild
 from keras_efficient.errors import ConversionError, UnknownName, UnsupportedLayer, WrongArgument
 
@@ -154,7 +154,7 @@ def noise_network(posterior: Posterior, *, seed: int = 0) -> tuple[keras.Model, 
     """
     middle = _middle(posterior)
     stochastic = isinstance(posterior, StochasticPosterior)
-    drawing = [layer.name for layer in posterior.model._flatten_layers() if stochastic and _draws(layer)]
+    drawing = [layer.name for layer in posterior.model._flatten_layers() if stochastic and draws(layer)]
     inner = [name for name in drawing if name not in {layer.name for layer in middle.layers}]
     if inner:
         raise UnsupportedLayer(inner[0], "it draws inside another layer, where noise cannot follow.")
@@ -213,7 +213,7 @@ def _networks(posterior: Posterior, count: int, without: Sequence[str] = ()) -> 
         seeds = dict(zip(map(id, posterior.model.non_trainable_variables), states, strict=True))
 
         def frozen(operation: Any, path: str, seeds: Any = seeds) -> Any:
-            if not _draws(operation) or path in without:
+            if not draws(operation) or path in without:
                 return None
             if not hasattr(operation, "drawn"):
                 raise WrongArgument(
@@ -224,11 +224,6 @@ def _networks(posterior: Posterior, count: int, without: Sequence[str] = ()) -> 
 
         with _holding(posterior.model, _values(posterior)):
             yield deploy(rebuild(posterior.model, frozen))
-
-
-def _draws(layer: Any) -> bool:
-    """Whether it draws in inference too: a stock layer with a seed is still then."""
-    return bool(getattr(layer, "_seed_generators", ())) and not type(layer).__module__.startswith("keras.")
 
 
 def _values(posterior: Posterior) -> list[Any]:

@@ -22,6 +22,7 @@ __all__ = ["load_posterior", "write"]
 
 FORMAT = 1
 MOST_JSON = 2**26  # bytes
+MOST_DRAWS = 100_000
 HEADER = "posterior.json"
 
 
@@ -91,7 +92,8 @@ def _header(file: zipfile.ZipFile) -> dict[str, Any]:
             file.filename, f"has format {found['format']!r}, this version reads {FORMAT}.", hint="Install a newer one."
         )
     kind, count, seed = found["kind"], found["count"], found["seed"]
-    right = kind == "stacked" or (kind == "stochastic" and isinstance(count, int) and isinstance(seed, int))
+    whole = all(type(one) is int for one in (count, seed)) and 1 <= count <= MOST_DRAWS and 0 <= seed < 2**64
+    right = kind == "stacked" or (kind == "stochastic" and whole)
     if not right or not isinstance(found["diagnostics"], dict):
         raise FileProblem(file.filename, f"is of an unknown kind: {kind!r}.")
     return dict(found)

@@ -92,9 +92,11 @@ class SGHMC(keras.optimizers.Optimizer):
         rate, gradient = ops.cast(learning_rate, dtype), ops.cast(gradient, dtype)
         if self.prior_sd is not None and self._use_weight_decay(variable):
             gradient = gradient + variable / (self.prior_sd**2 * self.num_data)
-        temperature = ops.cast(_at(self.temperature, self.iterations), dtype)
-        width = ops.sqrt(2 * self.alpha * rate * temperature / self.num_data)
-        move = width * keras.random.normal(variable.shape, dtype=dtype, seed=self._noise) - rate * gradient
+        move = -rate * gradient
+        if _is_schedule(self.temperature) or self.temperature > 0:
+            temperature = ops.cast(_at(self.temperature, self.iterations), dtype)
+            width = ops.sqrt(2 * self.alpha * rate * temperature / self.num_data)
+            move = move + width * keras.random.normal(variable.shape, dtype=dtype, seed=self._noise)
         if self.alpha < 1:
             momentum = self.momentums[self._get_variable_index(variable)]
             kept = (1 - self.alpha) * momentum

@@ -15,7 +15,7 @@ from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.members import Members
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["Posterior", "StackedPosterior", "StochasticPosterior"]
+__all__ = ["Posterior", "StackedPosterior", "StochasticPosterior", "draws"]
 
 UNROLLED = 16  # members in one program, at most: it takes as long to compile as all of them
 
@@ -225,8 +225,13 @@ class StochasticPosterior(Posterior):
 
 def _seed_places(model: keras.Model) -> list[int]:
     """Where, among the non-trainable variables, the states of the layers' own random numbers are."""
-    states = {id(one.state) for layer in model._flatten_layers() for one in layer._seed_generators}
+    states = {id(one.state) for layer in model._flatten_layers() if draws(layer) for one in layer._seed_generators}
     return [place for place, one in enumerate(model.non_trainable_variables) if id(one) in states]
+
+
+def draws(layer: Any) -> bool:
+    """Whether a layer draws in inference too: a stock layer with a seed, such as `Dropout`, is still then."""
+    return bool(getattr(layer, "_seed_generators", ())) and not type(layer).__module__.startswith("keras.")
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ def refreshed(members: Members, data: Data, *, batch_size: int = 256) -> Members
 
     Args:
         members: draws; they are not changed.
-        data: whose inputs are passed, in their order; what is left behind the last whole batch is not.
+        data: whose inputs are passed, in an order by chance that is always the same: batches of sorted data would hide
+            what differs from one to the next. What is left behind the last whole batch is not passed.
         batch_size: of the pass.
 
     Raises:
@@ -35,7 +36,7 @@ def refreshed(members: Members, data: Data, *, batch_size: int = 256) -> Members
     if batch_size < 1:
         raise WrongArgument(f"A batch has 1 example or more, not {batch_size!r}.")
     size = min(batch_size, len(data))
-    starts = range(0, len(data) // size * size, size)
+    batches = np.random.default_rng(0).permutation(len(data))[: len(data) // size * size].reshape(-1, size)
     model = members.model
 
     def one_batch(trainable: Any, others: Any, x: Any) -> Any:
@@ -49,11 +50,11 @@ def refreshed(members: Members, data: Data, *, batch_size: int = 256) -> Members
         for place in found:  # from zero on, a moving average is a share of the batch's own
             mine[1][place] = ops.zeros_like(mine[1][place])
         sums = [np.zeros(others[place].shape[1:]) for place in found]
-        for start in starts:
-            batch = program(*mine, ops.convert_to_tensor(data.x[start : start + size]))
+        for some in batches:
+            batch = program(*mine, ops.convert_to_tensor(data.x[some]))
             sums = [total + ops.convert_to_numpy(one) for total, one in zip(sums, batch, strict=True)]
         for (place, momentum), total in zip(found.items(), sums, strict=True):
-            others[place][index] = total / len(starts) / (1 - momentum)
+            others[place][index] = total / len(batches) / (1 - momentum)
     return Members(model, [ops.convert_to_numpy(one) for one in members.trainable], others)
 
 

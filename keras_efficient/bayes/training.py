@@ -12,11 +12,17 @@ from keras import ops
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.members import Members
 from keras_efficient.errors import KerasEfficientError, UnsupportedLayer, WrongArgument
-from keras_efficient.layers.bayesian import BayesianWeights
+from keras_efficient.layers.bayesian import BayesianWeights, RandomFeatureGaussianProcess
 from keras_efficient.layers.bayesian.batch_ensemble import SharedKernel
 
 __all__ = ["TrainingFailed", "trained"]
 
+NORMALIZATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization,
+)
 Epoch = Callable[[np.ndarray], np.ndarray]
 
 
@@ -59,22 +65,52 @@ def trained(
     kinds = {"tensorflow": _tensorflow_epoch, "jax": _jax_epoch}
     if keras.backend.backend() not in kinds:
         raise WrongArgument(f"Training runs on TensorFlow and JAX, not on {keras.backend.backend()!r}.")
+    outputs = members.model.outputs[0].shape[-1] if members.model.outputs else None
+    if outputs is not None and data.num_classes > outputs:
+        raise WrongArgument(f"{data.num_classes} classes do not fit a model of {outputs} outputs.")
     if getattr(optimizer, "prior_sd", None) is not None:
         _refuse_second_prior(members.model)
+        _leave_scales_out(members, optimizer)
     size = min(batch_size, len(data))
     steps = len(data) // size
     optimizer.build(members.trainable)
     run = kinds[keras.backend.backend()](members, data, optimizer)
     random = np.random.default_rng(seed)
+    seen = _information(members)
     for epoch in range(epochs):
         orders = [random.permutation(len(data))[: steps * size] for _ in range(members.count)]
         order = np.stack(orders).astype(np.int32).reshape(members.count, steps, size).transpose(1, 0, 2)
+        for counted in seen:  # of an epoch's examples, each once
+            counted.assign(ops.zeros_like(counted))
         losses = run(order)
         if not np.isfinite(losses).all():
             step, member = np.argwhere(~np.isfinite(losses))[0]
             value = losses[step, member]
             raise TrainingFailed(f"The loss of member {member} is {value} at step {epoch * steps + step}.")
         yield losses.mean(axis=0)
+
+
+def _leave_scales_out(members: Members, optimizer: Any) -> None:
+    """Normalisation layers' scales are about 1: a prior around 0 would draw them down. Who chose already is heard."""
+    if optimizer.built or getattr(optimizer, "_exclude_from_weight_decay", None):
+        return
+    scales = {
+        id(variable)
+        for layer in members.model._flatten_layers()
+        if isinstance(layer, NORMALIZATIONS)
+        for variable in layer.trainable_variables
+    }
+    pairs = zip(members.model.trainable_variables, members.trainable, strict=True)
+    if found := [mine for own, mine in pairs if id(own) in scales]:
+        optimizer.exclude_from_prior(found)
+
+
+def _information(members: Members) -> list[Any]:
+    """What last layers that are Gaussian processes count."""
+    layers = [one for one in members.model._flatten_layers() if isinstance(one, RandomFeatureGaussianProcess)]
+    own = {id(layer.information) for layer in layers}
+    pairs = zip(members.model.non_trainable_variables, members.non_trainable, strict=True)
+    return [mine for variable, mine in pairs if id(variable) in own]
 
 
 def _refuse_second_prior(model: keras.Model) -> None:

@@ -59,6 +59,8 @@ def run(
         rows = Benchmark(wanted, output, runs).run(retry_failed=retry, progress=shown)
     _show(rows)
     _say_failed(rows, output)
+    if rows and all(row["metric"] == "failed" for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command("report")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_efficient.bayes import Members, StackedPosterior
+from keras_efficient.bayes import Members, StackedPosterior, StochasticPosterior
 from keras_efficient.bayes.posterior import _bytes_of
 from keras_efficient.errors import WrongArgument
 
@@ -79,3 +79,8 @@ def test_what_is_refused(posterior, wrong):
         posterior[0].predict(np.zeros((2, 6, 6, 2)), **wrong)
     with pytest.raises(WrongArgument):
         posterior[0].predict(np.zeros((0, 6, 6, 2)))
+
+
+def test_stock_dropout_does_not_draw():
+    with pytest.raises(WrongArgument, match="no layer that draws"):
+        StochasticPosterior(network())

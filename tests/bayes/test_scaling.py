@@ -12,6 +12,7 @@ from keras_efficient.bayes.inference import MAP, DeepEnsemble, TemperatureScalin
 from keras_efficient.bayes.inference._runs import divided
 from keras_efficient.bayes.inference.scaling import best_temperature
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.layers import MCDropout
 
 RNG = np.random.default_rng(0)
 QUICK = {"epochs": 10, "batch_size": 20}
@@ -101,7 +102,7 @@ def test_what_cannot_be_scaled(data):
     class Dropping:
         def fit(self, model_fn, data, seed):
             inputs = keras.Input((4,))
-            return StochasticPosterior(keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs))))
+            return StochasticPosterior(keras.Model(inputs, layers.Dense(3)(MCDropout(0.5)(inputs))))
 
     with pytest.raises(UnsupportedLayer, match=r"'probabilities'.*TemperatureScaling"):
         TemperatureScaling(MAP(epochs=1)).fit(softened, data, 0)

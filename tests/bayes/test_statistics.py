@@ -27,13 +27,23 @@ def test_they_are_means_over_batches():
     found = refreshed(members, DATA, batch_size=20)
     for index in range(2):
         kernel, bias = (np.array(one.value[index]) for one in members.trainable[:2])
-        batches = (DATA.x[:60] @ kernel + bias).reshape(3, 20, 5)
+        some = DATA.x[np.random.default_rng(0).permutation(len(DATA))[: len(DATA) // 20 * 20]]
+        batches = (some @ kernel + bias).reshape(-1, 20, 5)
         np.testing.assert_allclose(found.non_trainable[0].value[index], batches.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.non_trainable[1].value[index], batches.var(axis=1).mean(axis=0), rtol=1e-4)
     for one, value in zip(members.non_trainable, before, strict=True):
         np.testing.assert_array_equal(np.array(one.value), value)
     for one, other in zip(found.trainable, members.trainable, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other))
+
+
+def test_sorted_data_have_their_whole_variance():
+    """Batches of one class each would hide what differs between classes."""
+    x = np.repeat(np.arange(5.0, dtype=np.float32) * 3, 256)[:, None] * np.ones(4, np.float32)
+    data = Data(x, np.repeat(np.arange(5), 256) % 3, 3)
+    found = refreshed(Members.new(network, 1, seed=1), data)
+    kernel, bias = (np.array(one.value[0]) for one in found.trainable[:2])
+    np.testing.assert_allclose(found.non_trainable[1].value[0], (x @ kernel + bias).var(axis=0), rtol=0.05)
 
 
 def test_without_any_nothing_is_done():

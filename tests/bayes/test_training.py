@@ -172,3 +172,20 @@ def test_a_second_prior_is_refused(data):
         with pytest.raises(UnsupportedLayer, match="prior"):
             next(iter(trained(members, data, SGHMC(0.1, 50, prior_sd=1.0), epochs=1)))
         next(iter(trained(members, data, SGHMC(0.01, 50), epochs=1)))
+
+
+def test_more_classes_than_outputs(data):
+    members = Members.new(small, 1, seed=4)
+    many = Data(data.x, data.y, 4)
+    with pytest.raises(WrongArgument, match="4 classes do not fit a model of 3 outputs"):
+        next(trained(members, many, SGHMC(0.1, 50), epochs=1))
+
+
+def test_scales_of_normalisation_have_no_prior(data):
+    """A part of the paper's defect 12: a prior around 0 draws them to 0."""
+    members = Members.new(small, 1, seed=4)
+    optimizer = SGHMC(0.1, len(data), alpha=0.1, prior_sd=0.05, temperature=0.0)
+    *_, _ = trained(members, data, optimizer, epochs=40, batch_size=25)
+    kernel, _, gamma, *_ = values(members.trainable)
+    assert np.abs(kernel).mean() < 0.1
+    assert gamma.mean() > 0.5

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_efficient.bayes.exporting import export_posterior
 from keras_efficient.bayes.posterior import Posterior
-from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.errors import KerasEfficientError
 
 if TYPE_CHECKING:
     from keras_efficient.bayes.datasets import Splits
@@ -33,7 +33,8 @@ def files(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Exports a posterior in each mode for each target, and runs the files that run here.
 
-    A mode that the posterior does not have, such as the mean of an ensemble, gives nothing.
+    A mode that the posterior does not have, such as the mean of an ensemble, and a file that its checks refuse, are
+    given with their reason.
 
     Args:
         posterior, splits: what is exported, and the data.
@@ -42,7 +43,7 @@ def files(
 
     Yields:
         `file/<target>/<precision>/<mode>/figures`, as `FIGURES` names them, and for files that run on this machine
-        `…/probabilities`, (examples, classes).
+        `…/probabilities`, (examples, classes); or `…/refused`, a text.
     """
     from keras_efficient import export
 
@@ -57,13 +58,15 @@ def files(
                 options["members"] = count
             with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
                 path = Path(folder) / f"posterior{export.targets[target].suffix}"
+                name = f"file/{target}/{precision}/{mode}"
                 try:
                     report = export_posterior(posterior, path, mode=mode, target=target, precision=precision, **options)
-                except (WrongArgument, UnsupportedLayer):
+                except KerasEfficientError as err:  # what was trained is worth more than one of its files
+                    yield f"{name}/refused", np.array(str(err).splitlines()[0])
                     continue
-                name = f"file/{target}/{precision}/{mode}"
                 yield f"{name}/figures", _figures(report)
-                if report.npu is None and mode != "noise_input":
+                # Of one draw for each example there is no mean that could be compared.
+                if report.npu is None and mode not in ("sample", "noise_input"):
                     run = export.load(path)
                     found = [np.asarray(run(one[None]), np.float32).reshape(1, -1) for one in x]
                     yield f"{name}/probabilities", np.concatenate(found)

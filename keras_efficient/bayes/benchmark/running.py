@@ -45,6 +45,7 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
     from keras_efficient.bayes.benchmark import devices, scores
 
     splits = datasets.load(spec["data"])
+    scores.rehearse(spec["tasks"], splits.train.num_classes)
     began = time.perf_counter()
     shapes = {"input_shape": splits.train.x.shape[1:], "num_classes": splits.train.num_classes}
     model_fn = model_of({**shapes, **spec["model"]})

@@ -19,7 +19,18 @@ from keras_efficient.errors import UnknownName, WrongArgument
 if TYPE_CHECKING:
     from keras_efficient.bayes.datasets import Splits
 
-__all__ = ["TASKS", "averaged", "check", "fidelity_rows", "inputs", "plain", "probabilities", "reference_of", "rows"]
+__all__ = [
+    "TASKS",
+    "averaged",
+    "check",
+    "fidelity_rows",
+    "inputs",
+    "plain",
+    "probabilities",
+    "reference_of",
+    "rehearse",
+    "rows",
+]
 
 REFERENCE = "HMC"  # the method, where `fidelity` names none
 
@@ -79,6 +90,21 @@ def rows(wanted: Options, predictions: Predictions, seed: int) -> list[Row]:
         for split, metrics in TASKS[task](predictions, seed, **options):
             found += [{"split": split, "metric": name, "value": plain(value)} for name, value in metrics.items()]
     return found
+
+
+def rehearse(wanted: Options, classes: int) -> None:
+    """Measures made-up predictions, so that options that no task takes are refused before anything is trained.
+
+    Raises:
+        WrongArgument, TypeError, ValueError: what a task says.
+    """
+    made: dict[str, np.ndarray] = {"labels": np.arange(4 * classes) % classes}
+    some = np.random.default_rng(0).normal(size=(2, 4 * classes, classes)).astype(np.float32)
+    for name in ("test", *(f"outside/{one}" for one in wanted.get("out_of_distribution", {}).get("outside", {}))):
+        made[f"logits/{name}"] = some
+    if "shift" in wanted:
+        made["logits/shift/made up/1"] = some
+    rows(wanted, made, 0)
 
 
 def probabilities(predictions: Predictions, split: str) -> np.ndarray:
@@ -157,7 +183,7 @@ def _conformal(predictions: Predictions, seed: int, alpha: float = 0.1, method: 
     p, y = probabilities(predictions, "test"), predictions["labels"]
     order = np.random.default_rng(seed).permutation(len(y))
     halves = [(p[:, part], y[part]) for part in np.array_split(order, 2)]
-    found = tasks.conformal(*halves, alpha=alpha, method=method, seed=seed)
+    found = tasks.conformal(*halves, alpha=alpha, method=method, seed=seed + 1)
     yield "test", {f"conformal_{name}": value for name, value in found.items()}
 
 
@@ -178,6 +204,8 @@ def _export(
     """Files were written and run by `devices.files`; those that did not run here have figures only."""
     for name, figures in predictions.items():
         kind, _, rest = name.partition("/")
+        if kind == "file" and name.endswith("/refused"):
+            yield f"file/{rest.removesuffix('/refused')}", {"refused": 1.0}
         if kind != "file" or not name.endswith("/figures"):
             continue
         known = {key: value for key, value in zip(devices.FIGURES, figures, strict=True) if math.isfinite(value)}

@@ -216,9 +216,26 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases, of which a few lines can be gigabytes, and without keys that come twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                mark = node.value[number][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{name!r} is there twice", problem_mark=mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _parsed(text: str, source: str) -> Suite:
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source

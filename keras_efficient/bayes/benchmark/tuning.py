@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,23 +96,25 @@ class Tune:
             method = dataclasses.replace(self.method, **{name: _asked(trial, name, one) for name, one in space.items()})
             try:
                 p = method.fit(model_fn, rest, seed).predict(held.x, reduce="mean")
+                return prediction(p, held.y)["nll_smoothed"]
             except (TrainingFailed, WrongArgument) as err:  # a combination that does not go
                 raise optuna.TrialPruned(str(err)) from err
-            return prediction(p, held.y)["nll_smoothed"]
 
-        study = self._study(optuna, seed)
+        study = self._study(optuna, data, seed)
         while (done := sum(trial.state.is_finished() for trial in study.trials)) < self.trials:
             if progress is not None:
                 progress(done, self.trials)
             study.optimize(objective, n_trials=1)
         return self._best(study)
 
-    def _study(self, optuna: Any, seed: int) -> Any:
+    def _study(self, optuna: Any, data: Data, seed: int) -> Any:
         storage = None if self.path is None else f"sqlite:///{Path(self.path).absolute()}"
-        # A search that goes on must not ask again for what its sampler asked at first.
-        name = f"{type(self.method).__name__}-{seed}"
+        # Trials of another method, space or data are another search's.
+        what = f"{self.method!r} {self.space!r} {self.held_out!r} {data.x.shape} {seed}".encode()
+        name = f"{type(self.method).__name__}-{hashlib.sha256(what + data.y.tobytes()).hexdigest()[:16]}"
         made = {"study_name": name, "storage": storage, "load_if_exists": True}
         study = optuna.create_study(direction="minimize", **made)
+        # A search that goes on must not ask again for what its sampler asked at first.
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
         return study
 

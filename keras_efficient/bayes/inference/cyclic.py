@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class CSGHMC:
             len(data),
             alpha=self.alpha,
             prior_sd=self.prior_sd,
-            temperature=CyclicTemperature(self.temperature, steps, self.noise_from),
+            temperature=self.temperature and CyclicTemperature(self.temperature, steps, self.noise_from),
             restart_every=steps,
             seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
         )
@@ -97,7 +97,7 @@ class CSGLD(CSGHMC):
     """
 
     learning_rate: float = 1.0
-    alpha: float = 1.0
+    alpha: float = field(default=1.0, init=False)
 
     @classmethod
     def space(cls) -> Space:

@@ -107,7 +107,10 @@ class HMC:
         rows = found.draws.swapaxes(0, 1).reshape(-1, vectors.size)
         posterior = StackedPosterior(vectors.members(model, rows, others), diagnostics=found.diagnostics)
         rhat, ess = convergence(posterior.predict(data.x[: self.probes]), self.chains)
-        posterior.diagnostics |= {"rhat_predictions": float(rhat.max()), "ess_predictions": float(ess.min())}
+        posterior.diagnostics |= {
+            "rhat_predictions": float(rhat.max()),
+            "ess_predictions": float(np.nanmin(ess, initial=np.inf)),
+        }
         return posterior
 
     @classmethod

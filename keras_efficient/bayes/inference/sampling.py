@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
@@ -98,7 +98,7 @@ class SGLDSampler(SGHMCSampler):
 
     learning_rate: float = 1.0
     sampling_rate: float = 0.1
-    alpha: float = 1.0
+    alpha: float = field(default=1.0, init=False)
 
     @classmethod
     def space(cls) -> Space:

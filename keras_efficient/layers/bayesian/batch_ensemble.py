@@ -110,7 +110,8 @@ class SharedKernel:
             outputs = outputs + self._beside(ops.take(self.bias, member, axis=0), outputs)
         if self.posterior is not None and not any(one is self._kl for one in self._get_own_losses()):
             each = [self._divergence(name) for name in self._factors]
-            self._kl = sum(each) / self.num_data
+            # The loss is a mean over rows, and so over members.
+            self._kl = sum(each) / (self.num_data * self.members)
             self.add_loss(self._kl)
         return outputs if self.activation is None else self.activation(outputs)
 

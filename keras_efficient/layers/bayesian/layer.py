@@ -52,7 +52,8 @@ class BayesianWeights:
 
     With the mean of the data's negative log-likelihood as the model's loss, the sum is the negative evidence lower
     bound divided by the number of examples, whatever the batch size. The KL is in float32 under mixed precision, and
-    counts once for each call of a model, also of a layer that the model calls several times.
+    counts once for each call of a model. A layer that a model calls several times draws at each of them, where one
+    random variable would give all of them one draw: share layers for their distribution only.
 
     Args:
         num_data: Integer, of examples in the training set, by which the KL is divided.
@@ -213,7 +214,7 @@ class BayesianWeights:
 
     def _count_divergence(self: Any, weights: dict[str, Callable[[], Any]]) -> None:
         if any(one is self._kl for one in self._get_own_losses()):
-            return  # a model that calls this layer once more: its weights are the same random variable
+            return  # a model that calls this layer once more
         each = [divergence(self.posterior, self.prior, self._kernel_posterior, self._kernel_prior, weights["kernel"])]
         if "bias" in weights:
             each.append(

@@ -147,3 +147,17 @@ def test_where_data_are_does_not_count(tmp_path):
     with pytest.raises(FileProblem, match="is here"):
         moved.check_data()
     assert load_suite("smoke").with_path(tmp_path) == load_suite("smoke")  # its data have no files
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("methods:\n  MAP: {name: MAP}\n  MAP: {name: SWA}\n", "line 3.*'MAP' is there twice"),
+        ("a: &a [1, 2]\nb: [*a, *a]\n", "aliases are not taken"),
+    ],
+)
+def test_yaml_that_says_twice_or_refers(tmp_path, text, reason):
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    with pytest.raises(FileProblem, match=reason):
+        load_suite(path)
