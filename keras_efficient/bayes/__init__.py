@@ -11,7 +11,7 @@
     probabilities = bayes.StackedPosterior(members).predict(others, reduce="mean")
 """
 
-from keras_efficient.bayes import corruptions, datasets, inference, tasks
+from keras_efficient.bayes import benchmark, corruptions, datasets, inference, tasks
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.exporting import draw_noise, export_posterior
 from keras_efficient.bayes.files import load_posterior
@@ -31,6 +31,7 @@ __all__ = [
     "StackedPosterior",
     "StochasticPosterior",
     "TrainingFailed",
+    "benchmark",
     "corruptions",
     "datasets",
     "draw_noise",

@@ -30,7 +30,10 @@ class Data:
 
     def __post_init__(self) -> None:
         x, y = np.asarray(self.x, np.float32), np.asarray(self.y)
-        if y.ndim != 1 or len(x) != len(y) or not len(y):
+        if y.ndim != 1:
+            hint = "Of one-hot labels take `argmax(axis=1)`, of a column `y[:, 0]`."
+            raise WrongArgument(f"Labels are (examples,) integers, not {y.shape}.", hint=hint)
+        if x.ndim < 1 or len(x) != len(y) or not len(y):
             raise WrongArgument(f"Inputs {x.shape} and labels {y.shape} must be as many, and one at least.")
         if not np.issubdtype(y.dtype, np.integer):
             raise WrongArgument(f"Labels must be integers, got {y.dtype}.")

@@ -86,8 +86,8 @@ def export_posterior(
     check_target(path, overwrite=overwrite)
     if (len(posterior.model.outputs) == 2) != (mode == "distilled"):
         raise WrongArgument(
-            f"Mode {mode!r} is not of a model with {len(posterior.model.outputs)} outputs.",
-            hint="Distillation(...).distil(posterior, ...) makes a student for mode 'distilled', and for that only.",
+            f"Mode {mode!r} is not of this posterior, whose model has {len(posterior.model.outputs)} output(s).",
+            hint="A student of `Distillation` has two and takes mode 'distilled', all others have one and do not.",
         )
     if mode == "distilled":
         network = _student(posterior)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.errors import WrongArgument
+from keras_efficient.errors import UnsupportedLayer, WrongArgument
 
 __all__ = ["Members"]
 
@@ -54,16 +54,27 @@ class Members:
         """Networks with initial weights of their own, which hang on the seed only.
 
         Raises:
-            WrongArgument: the function gives other models than built ones of one architecture, or no member is wanted.
+            WrongArgument: the function gives other models than new, built ones of one architecture, or no member is
+                wanted.
+            UnsupportedLayer: a softmax at the end.
         """
         if count < 1:
             raise WrongArgument(f"One member at least, not {count!r}.")
-        model, trainable, others = None, [], []
+        given, model, trainable, others = None, None, [], []
         for number in range(count):
             with _seeded(seed, number):
                 one = model_fn()
             if not isinstance(one, keras.Model) or not one.built:
                 raise WrongArgument("A model function gives a built Keras model, with no argument.")
+            if one is given:
+                raise WrongArgument(
+                    "The model function gives the same model each time: all members would begin alike.",
+                    hint="Build a new one in it.",
+                )
+            given = one
+            if isinstance(one, keras.Sequential):  # in which no layer leads from an input to an output
+                one = keras.Model(one.inputs, one.outputs, name=one.name)
+            _check_logits(one)
             trainable.append([keras.ops.convert_to_numpy(variable) for variable in one.trainable_variables])
             others.append([keras.ops.convert_to_numpy(variable) for variable in one.non_trainable_variables])
             model = model or one
@@ -86,6 +97,16 @@ class Members:
         for variable, stacked in zip(model_weights, (*self.trainable, *self.non_trainable), strict=True):
             variable.assign(stacked.value[index])
         return self.model
+
+
+def _check_logits(model: keras.Model) -> None:
+    if not model.outputs:
+        return  # a subclassed model, which nobody can look into
+    last = model.outputs[0]._keras_history.operation
+    is_softmax = isinstance(last, keras.layers.Softmax) or type(last).__name__ == "Softmax"
+    if is_softmax or getattr(last, "activation", None) is keras.activations.softmax:
+        reason = "it gives probabilities, where losses and predictions take logits."
+        raise UnsupportedLayer(getattr(last, "path", last.name), reason, hint="Leave the softmax out.")
 
 
 @contextlib.contextmanager

@@ -84,6 +84,9 @@ class Posterior:
         """What is saved."""
         raise NotImplementedError("A posterior says what is saved of it.")
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.count} members of {self.model.name!r}>"
+
     def _member(self, index: int) -> tuple[list[Any], list[Any]]:
         """Trainable and other weights of a member."""
         raise NotImplementedError("A posterior knows the weights of its members.")
@@ -107,7 +110,9 @@ class Posterior:
             raise WrongArgument(f"There are 1 to {self.count} members, not {count!r}.")
         if batch_size < 1 or max_bytes < 1 or len(x) == 0:
             raise WrongArgument(f"Not possible: {len(x)} inputs, {batch_size=}, {max_bytes=}.")
-        x = np.asarray(x)
+        x = np.asarray(x, np.float32)
+        if not np.isfinite(x).all():
+            raise WrongArgument("Inputs have NaN or infinity.")
         group, rows = self._sizes(count, min(batch_size, len(x)), max_bytes)
         each = [self._member(index) for index in range(count)]
         program = self._compiled()
@@ -115,7 +120,7 @@ class Posterior:
             some = x[start : start + rows]
             # Of one size, so that it is compiled once.
             padded = np.concatenate([some, np.repeat(some[-1:], rows - len(some), axis=0)]) if len(x) > rows else some
-            tensor = ops.convert_to_tensor(padded.astype(np.float32))
+            tensor = ops.convert_to_tensor(padded)
             found = [program(tensor, each[first : first + group]) for first in range(0, count, group)]
             yield [ops.convert_to_numpy(one)[:, : len(some)] for one in found]
 

@@ -34,7 +34,10 @@ def run(
     retry: Annotated[bool, typer.Option("--retry-failed", help="Run what failed once more.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows.")] = False,
 ) -> None:
-    """Run a suite: every method with every seed. Stopped at any moment, it goes on where it was."""
+    """Run a suite: every method with every seed. Stopped at any moment, it goes on where it was.
+
+    Ends with 1 where no cell came to an end; cells that failed beside others are named.
+    """
     out.begin(as_json=as_json)
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
@@ -84,6 +87,7 @@ def report(
             with replacing(page, overwrite=force) as temporary:
                 temporary.write_text(page_of(results), "utf-8")
     _show(rows)
+    _say_failed(rows, folder)
     if page is not None:
         out.message(f"{page} written.")
 
@@ -132,6 +136,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     out.rows(list(table.values()), headings)
     if any(row["seeds"] > 1 for row in table.values()):
         out.message("± standard error over seeds; * not beaten by more than two of them.")
+    elif len(table) > 1:
+        out.message("* the best; whether it is more than chance takes several seeds.")
     return None
 
 

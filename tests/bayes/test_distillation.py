@@ -88,9 +88,9 @@ def test_student_in_files(tmp_path, digits, both):
 def test_what_cannot_be_is_refused(tmp_path, digits, both):
     data, x, _ = digits
     teacher, student, _ = both
-    with pytest.raises(WrongArgument, match="1 outputs"):
+    with pytest.raises(WrongArgument, match="1 output"):
         export_posterior(teacher, tmp_path / "m.tflite", mode="distilled")
-    with pytest.raises(WrongArgument, match="2 outputs"):
+    with pytest.raises(WrongArgument, match="2 output"):
         export_posterior(student, tmp_path / "m.tflite", mode="mean")
     with pytest.raises(WrongArgument, match="no output for"):
         distilled_uncertainty(teacher, x)

@@ -304,7 +304,7 @@ def with_softmax():
     ],
 )
 def test_layers_whose_curvature_is_not_known_are_named(kind, model_fn, shape, layer):
-    with pytest.raises(UnsupportedLayer, match=rf"'{layer}'.*{kind.__name__}"):
+    with pytest.raises(UnsupportedLayer, match=rf"'{layer}'"):
         kind(**QUICK).fit(model_fn, labelled(*shape), 0)
 
 

@@ -189,3 +189,24 @@ def test_scales_of_normalisation_have_no_prior(data):
     kernel, _, gamma, *_ = values(members.trainable)
     assert np.abs(kernel).mean() < 0.1
     assert gamma.mean() > 0.5
+
+
+def test_sequential_models_are_taken_as_functional_ones(data):
+    def sequential():
+        return keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.BatchNormalization(), layers.Dense(3)])
+
+    members = Members.new(sequential, 2, seed=4)
+    assert not isinstance(members.model, keras.Sequential)
+    assert [variable.path for variable in members.model.trainable_variables][0].endswith("kernel")
+    assert members.model.inputs
+
+
+def test_model_functions_that_give_no_networks_of_logits():
+    kept = small()
+    with pytest.raises(WrongArgument, match="same model each time"):
+        Members.new(lambda: kept, 2, seed=4)
+    for end in (layers.Dense(3, activation="softmax"), layers.Softmax()):
+        inputs = keras.Input((3,))
+        model = keras.Model(inputs, end(inputs))
+        with pytest.raises(UnsupportedLayer, match="gives probabilities"):
+            Members.new(lambda model=model: model, 1, seed=4)

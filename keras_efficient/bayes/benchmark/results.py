@@ -60,6 +60,8 @@ class Results:
         self._index = self.folder / "suite.json"
         if suite is not None:
             self._begin(suite)
+        if not self.folder.is_dir():
+            raise FileProblem(self.folder, "no such folder.")
         found = _read(self._index, f"holds no results: {self._index.name} is missing.")
         self.name, self._suite = str(found["name"]), str(found["fingerprint"])
         self.labels = {str(name): str(label) for name, label in found["cells"].items()}  # cell to method

@@ -34,8 +34,9 @@ def run_cell(spec: dict[str, Any]) -> Outcome:
     try:
         return _measured(spec, versions)
     except Exception as err:
-        lines = str(err).strip().splitlines() or [""]
-        return Outcome(failed=f"{type(err).__name__}: {lines[0]}"[:500], versions=versions)
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [""]
+        line = lines[-1] if lines[0].startswith(("in user code", "Graph execution error")) else lines[0]
+        return Outcome(failed=f"{type(err).__name__}: {line}"[:500], versions=versions)
     finally:
         gc.collect()  # compiled programs hold one another
 

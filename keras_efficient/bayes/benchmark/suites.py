@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -233,6 +234,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 takes 1e-3 for a word.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def _parsed(text: str, source: str) -> Suite:
     try:
         found = yaml.load(text, _Loader)  # a safe loader
@@ -247,7 +252,7 @@ def _parsed(text: str, source: str) -> Suite:
     needed = [one.name for one in dataclasses.fields(Suite) if one.default is one.default_factory]
     for name in needed:
         if name not in found:
-            raise WrongArgument(f"{source} lacks `{name}`.")
+            raise WrongArgument(f"{source} lacks `{name}` at its top level.")
     for name in ("data", "model", "methods", "tasks"):
         if name in found and not isinstance(found[name], dict):
             raise WrongArgument(f"{source}: `{name}` should be `key: value`, not {found[name]!r}.")
