@@ -73,7 +73,7 @@ class Members:
                 )
             given = one
             if isinstance(one, keras.Sequential):  # in which no layer leads from an input to an output
-                one = keras.Model(one.inputs, one.outputs, name=one.name)
+                one = keras.Model(one.inputs[0], one.outputs[0], name=one.name)
             _check_logits(one)
             trainable.append([keras.ops.convert_to_numpy(variable) for variable in one.trainable_variables])
             others.append([keras.ops.convert_to_numpy(variable) for variable in one.non_trainable_variables])
