@@ -197,7 +197,7 @@ def test_sequential_models_are_taken_as_functional_ones(data):
 
     members = Members.new(sequential, 2, seed=4)
     assert not isinstance(members.model, keras.Sequential)
-    assert [variable.path for variable in members.model.trainable_variables][0].endswith("kernel")
+    assert next(variable.path for variable in members.model.trainable_variables).endswith("kernel")
     assert members.model.inputs
 
 
