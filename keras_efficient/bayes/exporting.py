@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.bayes.noise import Chance, Noise, OneMember, noisy, spreads
+from keras_efficient.bayes.noise import Chance, Noise, OneMember, name_of, noisy, spreads
 from keras_efficient.bayes.posterior import Posterior, StackedPosterior, StochasticPosterior, draws
 from keras_efficient.deploy import deploy, rebuild
 from keras_efficient.errors import ConversionError, UnknownName, UnsupportedLayer, WrongArgument
@@ -260,7 +260,7 @@ def _one_of(posterior: StackedPosterior, members: int | None) -> keras.Model:
         raise WrongArgument("One member leaves nothing to draw.", hint="Choose mode 'mean'.")
     networks = list(_networks(posterior, count))
     first = networks[0]
-    x = keras.Input(batch_shape=first.input.shape, dtype=first.input.dtype, name=_name_of(first.input))
+    x = keras.Input(batch_shape=first.input.shape, dtype=first.input.dtype, name=name_of(first.input))
     layer = OneMember(first, count, name="member")
     logits = layer(x)
     layer.fill(networks)
@@ -270,7 +270,7 @@ def _one_of(posterior: StackedPosterior, members: int | None) -> keras.Model:
 def _drawing(network: keras.Model, chance: Chance) -> keras.Model:
     """A model of [inputs, noise] with noise of its own."""
     given = network.inputs[0]
-    x = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=_name_of(given))
+    x = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=name_of(given))
     noise = Noise(chance.low.tolist(), chance.high.tolist(), chance.rate.tolist(), name="noise")(x)
     outputs = keras.layers.Identity(name="probabilities")(keras.Model(network.inputs, network.output)([x, noise]))
     return keras.Model(x, outputs, name=network.name)
@@ -365,7 +365,7 @@ def _holding(model: keras.Model, values: Sequence[Any]) -> Iterator[None]:
 def _with_probabilities(model: keras.Model, each: Sequence[keras.Model]) -> keras.Model:
     """Networks of logits on one input, and the mean of their softmaxes."""
     (given,) = model.inputs
-    x = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=_name_of(given))
+    x = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=name_of(given))
     found = []
     for number, network in enumerate(each):
         member = keras.Model(network.input, network.output, name=f"member_{number}")
@@ -373,8 +373,3 @@ def _with_probabilities(model: keras.Model, each: Sequence[keras.Model]) -> kera
     if len(found) == 1:
         return keras.Model(x, keras.layers.Identity(name="probabilities")(found[0]), name=model.name)
     return keras.Model(x, keras.layers.Average(name="probabilities")(found), name=model.name)
-
-
-def _name_of(tensor: Any) -> str:
-    name: str = tensor._keras_history.operation.name
-    return name

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
+from keras_efficient.seeds import seed_of
 
 __all__ = ["Members"]
 
@@ -113,7 +114,7 @@ def _check_logits(model: keras.Model) -> None:
 def _seeded(seed: int, number: int) -> Iterator[None]:
     """Keras draws seeds of initializers from Python's own random numbers, which go on afterwards as they were."""
     kept = random.getstate(), np.random.get_state()
-    keras.utils.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1))
+    keras.utils.set_random_seed(seed_of(seed, number))
     try:
         yield
     finally:

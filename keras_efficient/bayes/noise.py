@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 
-__all__ = ["Chance", "Noise", "OneMember", "noisy", "spreads"]
+__all__ = ["Chance", "Noise", "OneMember", "name_of", "noisy", "spreads"]
 
 _KERNELS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
@@ -126,7 +126,7 @@ def noisy(
     if not parts:
         raise WrongArgument(f"Nothing in model {network.name!r} differs between draws.")
     chance = Chance.joined(parts)
-    x = keras.Input(batch_shape=network.input.shape, dtype=network.input.dtype, name=_name_of(network.input))
+    x = keras.Input(batch_shape=network.input.shape, dtype=network.input.dtype, name=name_of(network.input))
     noise = keras.Input((len(chance),), batch_size=network.input.shape[0], name="noise")
     ends = np.cumsum([len(part) for part in parts]).tolist()
     places = iter(zip([0, *ends[:-1]], ends, strict=True))
@@ -197,7 +197,7 @@ def _linear(layer: Any, deviations: list[np.ndarray], random: np.random.Generato
     return found[0], found[1]
 
 
-def _name_of(tensor: Any) -> str:
+def name_of(tensor: Any) -> str:
     name: str = tensor._keras_history.operation.name
     return name
 

@@ -15,7 +15,7 @@ from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.members import Members
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["Posterior", "StackedPosterior", "StochasticPosterior", "draws"]
+__all__ = ["Posterior", "StackedPosterior", "StochasticPosterior", "draws", "softmax"]
 
 UNROLLED = 16  # members in one program, at most: it takes as long to compile as all of them
 
@@ -96,7 +96,7 @@ class Posterior:
             raise WrongArgument(f"`reduce` is 'mean' or None, not {reduce!r}.")
         found = []
         for groups in batches:
-            parts = [_softmax(one) for one in groups]
+            parts = [softmax(one) for one in groups]
             if reduce:
                 found.append(sum(part.sum(axis=0) for part in parts) / np.float32(sum(map(len, parts))))
             else:
@@ -239,7 +239,8 @@ def draws(layer: Any) -> bool:
     return bool(getattr(layer, "_seed_generators", ())) and not type(layer).__module__.startswith("keras.")
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     found: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
     return found

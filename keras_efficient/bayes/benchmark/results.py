@@ -34,6 +34,7 @@ class Outcome:
         diagnostics: of the method.
         failed: why it has no rows; `None`: it has.
         versions: of what it ran on.
+        data: fingerprint of what it was trained and measured on.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Outcome:
     diagnostics: Mapping[str, float | None] = field(default_factory=dict)
     failed: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    data: str | None = None
 
 
 class Results:
@@ -83,7 +85,10 @@ class Results:
                 )
             # What was measured with labels and methods of before stays.
             labels = {**found["cells"], **labels}
-        index = {"format": FORMAT, "name": suite.name, "fingerprint": suite.fingerprint, "cells": labels}
+            known = {"data": found["data"]} if "data" in found else {}
+        else:
+            known = {}
+        index = {"format": FORMAT, "name": suite.name, "fingerprint": suite.fingerprint, "cells": labels, **known}
         _write(self._index, index)
 
     def outcome(self, name: str) -> dict[str, Any] | None:
@@ -100,7 +105,13 @@ class Results:
         return found
 
     def keep(self, cell: Cell, outcome: Outcome) -> None:
-        """Writes predictions, then the cell, which says that they are whole."""
+        """Writes predictions, then the cell, which says that they are whole.
+
+        Raises:
+            FileProblem: it was measured on other data than the cells before, or cannot be written.
+        """
+        if outcome.data is not None:
+            self._check_data(outcome.data)
         if outcome.predictions:
             with replacing(self.predictions_path(cell.name), overwrite=True) as temporary, temporary.open("wb") as file:
                 np.savez(file, **outcome.predictions)  # type: ignore[arg-type]
@@ -113,8 +124,19 @@ class Results:
             "seconds": outcome.seconds,
             "diagnostics": outcome.diagnostics,
             "versions": outcome.versions,
+            "data": outcome.data,
         }
         _write(self.folder / "cells" / f"{cell.name}.json", kept)
+
+    def _check_data(self, data: str) -> None:
+        """Files may lie elsewhere than before, but what they hold must be the same."""
+        found = _read(self._index, "")
+        known = found.setdefault("data", data)
+        if known != data:
+            raise FileProblem(
+                self.folder, "holds results on other data.", hint="Take another folder, or the data of before."
+            )
+        _write(self._index, found)
 
     def predictions_path(self, name: str) -> Path:
         return self.folder / "predictions" / f"{name}.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,7 +68,17 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
     diagnostics = {name: scores.plain(value) for name, value in posterior.diagnostics.items()}
     own = {"seconds": seconds["fit"], **diagnostics}
     rows += [{"split": "train", "metric": name, "value": value} for name, value in own.items()]
-    return Outcome(rows, predictions, seconds, diagnostics, None, versions)
+    return Outcome(rows, predictions, seconds, diagnostics, None, versions, _fingerprint(splits))
+
+
+def _fingerprint(splits: Any) -> str:
+    """Of inputs and labels."""
+    found = hashlib.sha256()
+    for part in (splits.train, splits.test):
+        for values in (part.x, part.y):
+            found.update(repr((values.shape, str(values.dtype))).encode())
+            found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
 
 
 def in_process(cells: list[Cell]) -> Iterator[tuple[Cell, Outcome]]:

@@ -14,6 +14,7 @@ from keras_efficient.bayes import tasks
 from keras_efficient.bayes.benchmark import devices
 from keras_efficient.bayes.corruptions import CORRUPTIONS, SEVERITIES
 from keras_efficient.bayes.exporting import MODES
+from keras_efficient.bayes.posterior import softmax
 from keras_efficient.errors import UnknownName, WrongArgument
 
 if TYPE_CHECKING:
@@ -109,10 +110,7 @@ def rehearse(wanted: Options, classes: int) -> None:
 
 def probabilities(predictions: Predictions, split: str) -> np.ndarray:
     """(members, n, classes) of logits that are kept."""
-    logits = predictions[f"logits/{split}"].astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    found: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
-    return found
+    return softmax(predictions[f"logits/{split}"].astype(np.float64))
 
 
 def averaged(logits: np.ndarray) -> np.ndarray:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
 from keras_efficient.bayes.inference.space import Choice, Float, Int, Space
 from keras_efficient.bayes.optimizers import SGHMC, CyclicCosine, CyclicTemperature
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.errors import WrongArgument
+from keras_efficient.seeds import seed_of
 
 __all__ = ["CSGHMC", "CSGLD", "SnapshotEnsemble"]
 
@@ -64,7 +63,7 @@ class CSGHMC:
             prior_sd=self.prior_sd,
             temperature=self.temperature and CyclicTemperature(self.temperature, steps, self.noise_from),
             restart_every=steps,
-            seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
+            seed=seed_of(seed, 1),
         )
         run = {"members": self.chains, "epochs": self.cycles * self.epochs_per_cycle, "batch_size": self.batch_size}
         drawn = Drawn(data)

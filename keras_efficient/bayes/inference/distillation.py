@@ -20,6 +20,7 @@ from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.posterior import Posterior, StackedPosterior
 from keras_efficient.bayes.training import TrainingFailed
 from keras_efficient.errors import WrongArgument
+from keras_efficient.seeds import seed_of
 
 __all__ = ["Distillation", "distilled_uncertainty"]
 
@@ -157,7 +158,7 @@ def distilled_uncertainty(posterior: Posterior, x: Any, *, batch_size: int = 256
 def _with_entropy(model: keras.Model, seed: int) -> tuple[keras.Model, keras.Model]:
     """The model with a share of the largest entropy beside its logits, for training, and with the entropy itself."""
     last = last_dense(model, "Distillation")
-    starting = keras.initializers.GlorotUniform(seed=int(np.random.SeedSequence([seed, 6]).generate_state(1)[0] >> 1))
+    starting = keras.initializers.GlorotUniform(seed=seed_of(seed, 6))
     head = keras.layers.Dense(1, activation="sigmoid", kernel_initializer=starting, dtype="float32", name="share")
     share = head(last.input)
     largest = float(np.log(model.output_shape[-1]))

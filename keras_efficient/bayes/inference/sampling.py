@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import keras
-import numpy as np
 
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
@@ -13,6 +12,7 @@ from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.optimizers import SGHMC
 from keras_efficient.bayes.posterior import StackedPosterior
 from keras_efficient.errors import WrongArgument
+from keras_efficient.seeds import seed_of
 
 __all__ = ["SGHMCSampler", "SGLDSampler"]
 
@@ -63,7 +63,7 @@ class SGHMCSampler:
             alpha=self.alpha,
             prior_sd=self.prior_sd,
             temperature=self.temperature,
-            seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1),
+            seed=seed_of(seed, 1),
         )
         epochs = self.burn_in + self.samples * self.thinning
         run = {"members": self.chains, "epochs": epochs, "batch_size": self.batch_size}

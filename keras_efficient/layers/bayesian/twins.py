@@ -16,6 +16,7 @@ from keras_efficient.layers.bayesian.batch_ensemble import SharedKernel
 from keras_efficient.layers.bayesian.distributions import Distribution, Parameter, softplus_inverse
 from keras_efficient.layers.bayesian.dropout import MCDropout
 from keras_efficient.layers.bayesian.operations import NOT_TAKEN
+from keras_efficient.seeds import seed_of
 
 __all__ = ["bayesianize", "drawn", "member", "with_dropout"]
 
@@ -131,7 +132,7 @@ def drawn(model: keras.Model, seed: int) -> keras.Model:
         if not hasattr(operation, "drawn"):
             return None
         count += 1
-        return operation.drawn(int(np.random.SeedSequence([seed, count]).generate_state(1)[0] >> 1))
+        return operation.drawn(seed_of(seed, count))
 
     rebuilt = rebuild(model, frozen)
     if not count:

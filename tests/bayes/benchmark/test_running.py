@@ -285,3 +285,19 @@ def test_a_folder_that_cannot_be_made(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileProblem, match="cannot be made"):
         Benchmark(small(), tmp_path / "file" / "results", pretended).run()
+
+
+def test_other_data_in_the_same_place_are_refused(small, tmp_path):
+    def on(data):
+        def engine(cells):
+            for cell in cells:
+                yield cell, dataclasses.replace(made_up(cell.spec), data=data)
+
+        return engine
+
+    Benchmark(small(), tmp_path, on("first")).run()
+    with pytest.raises(FileProblem, match="results on other data"):
+        Benchmark(small(seeds=(0, 1)), tmp_path, on("second")).run()
+    assert len(Benchmark(small(seeds=(0, 1)), tmp_path, on("first")).run()) == 4
+    found = [run_cell(small(limit=limit).cells()[0].spec).data for limit in (64, 64, 65)]
+    assert found[0] == found[1] != found[2]
