@@ -114,7 +114,7 @@ def test_kernels_take_eight_values_and_quality_recovers(clustered, trained, phot
     at_once.model.optimizer.learning_rate = 0.0
     at_once.fit(photos.low[:1], photos.high[:1], verbose=0)
     assert quality(model, photos) > quality(at_once.strip(), photos) + 0.3
-    assert quality(model, photos) > quality(trained, photos) - 1.0
+    assert quality(model, photos) > quality(trained, photos) - 1.5
 
 
 def test_pruned_zeros_survive_clustering(pruned, photos):
