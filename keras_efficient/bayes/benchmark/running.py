@@ -47,7 +47,9 @@ def _measured(spec: dict[str, Any], versions: dict[str, str]) -> Outcome:
     from keras_efficient.bayes.benchmark import devices, scores
 
     splits = datasets.load(spec["data"])
-    scores.rehearse(spec["tasks"], splits.train.num_classes)
+    classes = splits.train.num_classes
+    assert classes is not None  # `Data` counts them
+    scores.rehearse(spec["tasks"], classes)
     began = time.perf_counter()
     shapes = {"input_shape": splits.train.x.shape[1:], "num_classes": splits.train.num_classes}
     model_fn = model_of({**shapes, **spec["model"]})
