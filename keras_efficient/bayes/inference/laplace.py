@@ -154,7 +154,7 @@ class _Laplace(MAP):
         return _known_layers(model, type(self).__name__)
 
     def _curvatures(self, network: _Network, data: Data) -> Sequence[Curvature]:
-        raise NotImplementedError
+        raise NotImplementedError("Each method has a curvature of its own.")
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,11 @@ class _Subspace(SWA):
 
     def _check(self) -> None:
         """Raises WrongArgument where a number of one of the two methods alone is out of range."""
-        raise NotImplementedError
+        raise NotImplementedError("Each method in the subspace says it.")
 
     def _drawn(self, plane: _Plane, random: np.random.Generator) -> np.ndarray:
         """(draws, rank)"""
-        raise NotImplementedError
+        raise NotImplementedError("Each method in the subspace says it.")
 
 
 @dataclass(frozen=True)
