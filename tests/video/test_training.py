@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import keras
 import numpy as np
 import pytest
@@ -109,23 +107,33 @@ def test_frames_without_anything_to_see_are_left_out(tmp_path):
         trained([tmp_path / "one.png", tmp_path / "other.png"], steps=1, held_out=0)
 
 
-def test_it_keeps_to_its_time(clip):
-    """With a video of which all labels would take 36 seconds."""
+def test_it_keeps_to_its_time(clip, monkeypatch):
+    """By a clock of the test's own: labels of the whole clip would take 36 seconds, a step takes a tenth of one."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            self.now += 0.1
+            return self.now
 
     class Slow(Red):
         def reference(self, frames):
-            time.sleep(0.6 * len(frames))
+            clock.now += 0.6 * len(frames)
             return super().reference(frames)
 
-    begin, told = time.monotonic(), []
-    video.train_accmodel(
+    clock, told = Clock(), []
+    for module in ("training", "labels"):
+        monkeypatch.setattr(f"keras_efficient.video.{module}.time", clock)
+    found = video.train_accmodel(
         *(Slow(), clip),
         **{"model": models.AccModel(SIZE, width=0.25, shrink=2), "coding": video.Coding(every=1), "minutes": 0.25},
-        on_progress=lambda line: told.append((time.monotonic() - begin, line)),
+        on_progress=lambda line: told.append((clock.now, line)),
     )
-    labelled = next(seconds for seconds, line in told if line.startswith("training on 14 frames"))
-    assert labelled < 20
-    assert told[-1][0] < 32  # the last step, and what is compiled for the correlation
+    labelled, line = next(pair for pair in told if pair[1].startswith("training on"))
+    # A piece that is begun in time is ended, of 5 frames that are labelled and tried.
+    assert 5 < labelled < training.LABELLING * 15 + 5 and line.startswith("training on 14 frames")
+    assert 14.9 < found.seconds < 16
 
 
 def pictures(folder, count):

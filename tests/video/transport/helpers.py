@@ -73,7 +73,7 @@ def camera(folder, name, target, limit=8 << 20, **options):
         spool.close()
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it took too long"
