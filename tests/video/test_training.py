@@ -132,7 +132,8 @@ def test_it_keeps_to_its_time(clip, monkeypatch):
     )
     labelled, line = next(pair for pair in told if pair[1].startswith("training on"))
     # A piece that is begun in time is ended, of 5 frames that are labelled and tried.
-    assert 5 < labelled < training.LABELLING * 15 + 5 and line.startswith("training on 14 frames")
+    assert 5 < labelled < training.LABELLING * 15 + 5
+    assert line.startswith("training on 14 frames")
     assert 14.9 < found.seconds < 16
 
 
