@@ -14,7 +14,7 @@ from keras import ops
 from keras_efficient.errors import UnsupportedLayer, WrongArgument
 from keras_efficient.seeds import seed_of
 
-__all__ = ["Members"]
+__all__ = ["Members", "check_inputs"]
 
 
 class Members:
@@ -75,6 +75,9 @@ class Members:
             given = one
             if isinstance(one, keras.Sequential):  # in which no layer leads from an input to an output
                 one = keras.Model(one.inputs[0], one.outputs[0], name=one.name)
+            if one.inputs and not all(isinstance(some, keras.KerasTensor) for some in (one.input, one.output)):
+                message = f"{one.name!r} takes or gives more than one tensor, or one in a dictionary or list."
+                raise WrongArgument(message, hint="A network here takes one tensor, and gives the logits of classes.")
             _check_logits(one)
             trainable.append([keras.ops.convert_to_numpy(variable) for variable in one.trainable_variables])
             others.append([keras.ops.convert_to_numpy(variable) for variable in one.non_trainable_variables])
@@ -98,6 +101,16 @@ class Members:
         for variable, stacked in zip(model_weights, (*self.trainable, *self.non_trainable), strict=True):
             variable.assign(stacked.value[index])
         return self.model
+
+
+def check_inputs(model: keras.Model, shape: Sequence[int]) -> None:
+    """Raises WrongArgument where a model takes no examples of this shape; of subclassed ones nobody knows."""
+    if not model.inputs:
+        return
+    wanted = tuple(model.inputs[0].shape[1:])
+    sizes = zip(wanted, shape, strict=False)
+    if len(wanted) != len(shape) or any(one not in (None, given) for one, given in sizes):
+        raise WrongArgument(f"{model.name!r} takes examples of {wanted}, not of {tuple(shape)}.")
 
 
 def _check_logits(model: keras.Model) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.bayes.compiled import compiled
-from keras_efficient.bayes.members import Members
+from keras_efficient.bayes.members import Members, check_inputs
 from keras_efficient.errors import WrongArgument
 
 __all__ = ["Posterior", "StackedPosterior", "StochasticPosterior", "draws", "softmax"]
@@ -113,6 +113,7 @@ class Posterior:
         x = np.asarray(x, np.float32)
         if not np.isfinite(x).all():
             raise WrongArgument("Inputs have NaN or infinity.")
+        check_inputs(self.model, x.shape[1:])
         group, rows = self._sizes(count, min(batch_size, len(x)), max_bytes)
         each = [self._member(index) for index in range(count)]
         program = self._compiled()

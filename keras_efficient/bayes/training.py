@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.members import Members
+from keras_efficient.bayes.members import Members, check_inputs
 from keras_efficient.errors import KerasEfficientError, UnsupportedLayer, WrongArgument
 from keras_efficient.layers.bayesian import BayesianWeights, RandomFeatureGaussianProcess
 from keras_efficient.layers.bayesian.batch_ensemble import SharedKernel
@@ -65,6 +65,7 @@ def trained(
     kinds = {"tensorflow": _tensorflow_epoch, "jax": _jax_epoch}
     if keras.backend.backend() not in kinds:
         raise WrongArgument(f"Training runs on TensorFlow and JAX, not on {keras.backend.backend()!r}.")
+    check_inputs(members.model, data.x.shape[1:])
     outputs = members.model.outputs[0].shape[-1] if members.model.outputs else None
     if outputs is not None and data.num_classes > outputs:
         raise WrongArgument(f"{data.num_classes} classes do not fit a model of {outputs} outputs.")

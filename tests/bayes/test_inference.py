@@ -82,6 +82,19 @@ def test_digits(digits, name):
     assert len(np.unique(found[:, :20].round(3), axis=0)) > (draws - 1 if draws < 10 else draws // 2)
 
 
+@pytest.mark.parametrize("method", [*inference.METHODS.values()], ids=[*inference.METHODS])
+def test_first_arguments_that_are_wrong(digits, method):
+    data, x, y = digits
+    wanted = method(MAP()) if method in (TemperatureScaling, inference.Distillation) else method()
+    with pytest.raises(WrongArgument, match="a function that builds a model, not Functional"):
+        wanted.fit(network(), data, 0)
+    with pytest.raises(WrongArgument, match=r"`bayes\.Data`, not tuple"):
+        wanted.fit(network, (x, y), 0)
+    for seed in (-1, 0.5, None):
+        with pytest.raises(WrongArgument, match="A seed is an integer from 0 on"):
+            wanted.fit(network, data, seed)
+
+
 def test_every_method_is_in_a_table():
     known = {type(method).__name__ for method in (*(one for one, _ in METHODS.values()), *STOCHASTIC.values())}
     assert known | {"Distillation"} == set(inference.METHODS)  # that has tests of its own

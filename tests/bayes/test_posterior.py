@@ -79,6 +79,8 @@ def test_what_is_refused(posterior, wrong):
         posterior[0].predict(np.zeros((2, 6, 6, 2)), **wrong)
     with pytest.raises(WrongArgument):
         posterior[0].predict(np.zeros((0, 6, 6, 2)))
+    with pytest.raises(WrongArgument, match=r"takes examples of \(6, 6, 2\), not of \(6, 5, 2\)"):
+        posterior[0].predict(np.zeros((2, 6, 5, 2)))
 
 
 def test_stock_dropout_does_not_draw():

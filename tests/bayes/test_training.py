@@ -174,6 +174,12 @@ def test_a_second_prior_is_refused(data):
         next(iter(trained(members, data, SGHMC(0.01, 50), epochs=1)))
 
 
+def test_examples_of_another_shape(data):
+    members = Members.new(small, 1, seed=4)
+    with pytest.raises(WrongArgument, match=r"takes examples of \(6,\), not of \(5,\)"):
+        next(trained(members, Data(data.x[:, 1:], data.y), SGHMC(0.1, 50), epochs=1))
+
+
 def test_more_classes_than_outputs(data):
     members = Members.new(small, 1, seed=4)
     many = Data(data.x, data.y, 4)
@@ -209,4 +215,9 @@ def test_model_functions_that_give_no_networks_of_logits():
         inputs = keras.Input((3,))
         model = keras.Model(inputs, end(inputs))
         with pytest.raises(UnsupportedLayer, match="gives probabilities"):
+            Members.new(lambda model=model: model, 1, seed=4)
+    inputs, other = keras.Input((3,)), keras.Input((3,))
+    for given, outputs in [([inputs, other], inputs + other), (inputs, {"logits": inputs + 0.0}), (inputs, [inputs])]:
+        model = keras.Model(given, outputs)
+        with pytest.raises(WrongArgument, match="takes or gives more than one tensor"):
             Members.new(lambda model=model: model, 1, seed=4)

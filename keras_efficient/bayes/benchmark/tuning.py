@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,13 @@ class Tune:
             except (TrainingFailed, WrongArgument) as err:  # a combination that does not go
                 raise optuna.TrialPruned(str(err)) from err
 
-        study = self._study(optuna, data, seed)
-        while (done := sum(trial.state.is_finished() for trial in study.trials)) < self.trials:
-            if progress is not None:
-                progress(done, self.trials)
-            study.optimize(objective, n_trials=1)
-        return self._best(study)
+        with _quiet(optuna):
+            study = self._study(optuna, data, seed)
+            while (done := sum(trial.state.is_finished() for trial in study.trials)) < self.trials:
+                if progress is not None:
+                    progress(done, self.trials)
+                study.optimize(objective, n_trials=1)
+            return self._best(study)
 
     def _study(self, optuna: Any, data: Data, seed: int) -> Any:
         storage = None if self.path is None else f"sqlite:///{Path(self.path).absolute()}"
@@ -137,6 +139,17 @@ def _optuna() -> Any:
         import optuna
     except ImportError as err:
         raise MissingDependency("optuna", "Tuning", "bayes") from err
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
+
+
+@contextlib.contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """A search tells of itself by `progress`; lines of Optuna for each trial are noise."""
+    kept = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(kept)

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.members import Members
+from keras_efficient.bayes.members import Members, check_inputs
 from keras_efficient.errors import UnsupportedLayer
 
 __all__ = ["Likelihood", "Vectors", "derived", "without_batch_statistics"]
@@ -56,6 +56,7 @@ class Likelihood:
     """
 
     def __init__(self, model: keras.Model, others: Sequence[Any], data: Data, batch_size: int):
+        check_inputs(model, data.x.shape[1:])
         self.model, self.data, self.batch_size = model, data, min(batch_size, len(data))
         # Tensors before any graph, which would hold a copy of its own.
         self._x, self._y = ops.convert_to_tensor(data.x), ops.convert_to_tensor(data.y)

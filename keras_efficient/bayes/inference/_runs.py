@@ -16,7 +16,7 @@ from keras_efficient.bayes.statistics import refreshed
 from keras_efficient.bayes.training import trained
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["Drawn", "ModelFunction", "divided", "steps_of", "walked"]
+__all__ = ["Drawn", "ModelFunction", "check_run", "divided", "steps_of", "walked"]
 
 ModelFunction = Callable[[], keras.Model]
 
@@ -49,6 +49,21 @@ class Drawn:
         return StackedPosterior(refreshed(Members(self._model, *stacked), self._data))
 
 
+def check_run(model_fn: ModelFunction, data: Data, seed: int) -> None:
+    """What every method is given.
+
+    Raises:
+        WrongArgument: a model instead of a function, arrays instead of `Data`, or a seed that is none.
+    """
+    if isinstance(model_fn, keras.Model) or not callable(model_fn):
+        hint = "Members need fresh weights: give `lambda: build()`, not `build()`."
+        raise WrongArgument(f"`model_fn` is a function that builds a model, not {type(model_fn).__name__}.", hint=hint)
+    if not isinstance(data, Data):
+        raise WrongArgument(f"`data` is a `bayes.Data`, not {type(data).__name__}.", hint="Give `bayes.Data(x, y)`.")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise WrongArgument(f"A seed is an integer from 0 on, not {seed!r}.")
+
+
 def divided(data: Data, part: float, seed: int) -> tuple[Data, Data]:
     """A part of the data, drawn by chance, is held out: the rest, and that part.
 
@@ -78,6 +93,7 @@ def walked(
     model_fn: ModelFunction, data: Data, optimizer: Any, *, members: int, epochs: int, batch_size: int, seed: int
 ) -> Iterator[tuple[int, Members]]:
     """New members after each epoch: the number of the epoch, from 1 on, and the members."""
+    check_run(model_fn, data, seed)
     weights, order = np.random.SeedSequence(seed).generate_state(2)
     some = Members.new(model_fn, members, int(weights))
     steps = trained(some, data, optimizer, epochs=epochs, batch_size=batch_size, seed=int(order))

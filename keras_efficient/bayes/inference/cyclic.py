@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, check_run, steps_of, walked
 from keras_efficient.bayes.inference.space import Choice, Float, Int, Space
 from keras_efficient.bayes.optimizers import SGHMC, CyclicCosine, CyclicTemperature
 from keras_efficient.bayes.posterior import StackedPosterior
@@ -55,6 +55,7 @@ class CSGHMC:
             raise WrongArgument(f"There is one cycle at least, and a learning rate above 0: {numbers}.")
         if not 1 <= self.samples_per_cycle <= self.epochs_per_cycle:
             raise WrongArgument(f"A cycle of {self.epochs_per_cycle} epochs has no {self.samples_per_cycle} samples.")
+        check_run(model_fn, data, seed)
         steps = steps_of(data, self.batch_size) * self.epochs_per_cycle
         optimizer = SGHMC(
             CyclicCosine(self.learning_rate, steps),

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import ModelFunction, steps_of
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run, steps_of
 from keras_efficient.bayes.inference.laplace import last_dense
 from keras_efficient.bayes.inference.maximum import DeepEnsemble
 from keras_efficient.bayes.inference.space import Float, Int, Space
@@ -85,6 +85,7 @@ class Distillation:
             TrainingFailed: a loss is not finite.
         """
         self._check()
+        check_run(model_fn, data, seed)
         student, model = _with_entropy(Members.new(model_fn, 1, seed).model, seed)
         rate = keras.optimizers.schedules.CosineDecay(
             self.learning_rate, max(self.epochs * steps_of(data, self.batch_size), 1)

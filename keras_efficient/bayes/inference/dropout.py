@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import ModelFunction
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run
 from keras_efficient.bayes.inference.maximum import MAP, tops
 from keras_efficient.bayes.inference.space import Float, Int, Space
 from keras_efficient.bayes.posterior import StochasticPosterior
@@ -38,6 +38,7 @@ class MCDropout(MAP):
         Raises:
             WrongArgument: no draw, a rate that is not in (0, 1), or none for a model without dropout.
         """
+        check_run(model_fn, data, seed)
         members = tops(self, 1, lambda: with_dropout(model_fn(), self.rate), data, seed)
         return StochasticPosterior(members.network(0), self.draws, seed=seed)
 

@@ -16,7 +16,7 @@ from keras_efficient import probability
 from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._likelihood import Likelihood, Vectors, without_batch_statistics
-from keras_efficient.bayes.inference._runs import ModelFunction
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run
 from keras_efficient.bayes.inference.space import Float, Int, Space
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.posterior import StackedPosterior
@@ -93,6 +93,7 @@ class HMC:
         if not self.prior_sd > 0 or self.probes < 1 or self.batch_size < 1:
             numbers = f"prior_sd={self.prior_sd!r}, probes={self.probes!r}, batch_size={self.batch_size!r}"
             raise WrongArgument(f"A prior, probes and batches are above 0: {numbers}.")
+        check_run(model_fn, data, seed)
         members = Members.new(model_fn, self.chains, int(np.random.SeedSequence(seed).generate_state(1)[0]))
         model = members.model
         without_batch_statistics(model, type(self).__name__)

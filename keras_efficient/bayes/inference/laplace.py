@@ -15,7 +15,7 @@ from keras import ops
 from keras_efficient.bayes.compiled import compiled
 from keras_efficient.bayes.data import Data
 from keras_efficient.bayes.inference._likelihood import derived
-from keras_efficient.bayes.inference._runs import ModelFunction, divided
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run, divided
 from keras_efficient.bayes.inference.maximum import MAP, tops
 from keras_efficient.bayes.members import Members
 from keras_efficient.bayes.posterior import StackedPosterior
@@ -138,6 +138,7 @@ class _Laplace(MAP):
         if self.draws < 1 or (self.prior_precision is not None and not self.prior_precision > 0):
             numbers = f"draws={self.draws!r}, prior_precision={self.prior_precision!r}"
             raise WrongArgument(f"Laplace draws once or more, with a precision above 0: {numbers}.")
+        check_run(model_fn, data, seed)
         rest, held = divided(data, self.held_out, seed) if self.held_out else (data, None)
         members = tops(self, 1, model_fn, rest, seed)
         layers = self._layers(members.model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import keras
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference._runs import Drawn, ModelFunction, check_run, steps_of, walked
 from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.optimizers import SGHMC
 from keras_efficient.bayes.posterior import StackedPosterior
@@ -55,6 +55,7 @@ class SGHMCSampler:
         rates_are_above_zero = self.learning_rate > 0 and self.sampling_rate > 0
         if min(self.burn_in, self.samples, self.thinning, self.chains) < 1 or not rates_are_above_zero:
             raise WrongArgument(f"Epochs, draws and chains are 1 or more, learning rates above 0: {self}.")
+        check_run(model_fn, data, seed)
         steps = steps_of(data, self.batch_size) * self.burn_in
         last = self.sampling_rate / self.learning_rate
         optimizer = SGHMC(

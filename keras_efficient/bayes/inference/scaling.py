@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import ModelFunction, divided
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run, divided
 from keras_efficient.bayes.inference.laplace import last_dense
 from keras_efficient.bayes.inference.maximum import MAP
 from keras_efficient.bayes.inference.space import Float, Space
@@ -49,6 +49,7 @@ class TemperatureScaling:
             WrongArgument: a part that leaves no example on one side, or a method that gives no draws of weights.
             UnsupportedLayer: a model whose last layer is not a Dense one that gives logits.
         """
+        check_run(model_fn, data, seed)
         rest, held = divided(data, self.held_out, seed)
         posterior = self.method.fit(model_fn, rest, seed)
         if not isinstance(posterior, StackedPosterior):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_efficient.bayes.data import Data
-from keras_efficient.bayes.inference._runs import ModelFunction, steps_of, walked
+from keras_efficient.bayes.inference._runs import ModelFunction, check_run, steps_of, walked
 from keras_efficient.bayes.inference.space import Choice, Float, Space
 from keras_efficient.bayes.posterior import StochasticPosterior
 from keras_efficient.layers.bayesian import Distribution, Parameter, bayesianize
@@ -51,6 +51,7 @@ class MeanFieldVI:
         Raises:
             WrongArgument: numbers out of range, an unknown estimator, no draw, or a model without a layer for it.
         """
+        check_run(model_fn, data, seed)
         prior = Distribution("Normal", loc=0.0, scale=self.prior_sd)
         posterior = Distribution("Normal", loc=Parameter(), scale=Parameter(self.initial_sd))
         options: dict[str, Any] = {"num_data": len(data), "estimator": self.estimator}
