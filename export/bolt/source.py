@@ -1,0 +1,43 @@
+"""What a template makes of a region: a self-contained source, its packed weights, and how it is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Grid", "Source", "header"]
+
+Grid = Callable[[int, int, int, int], tuple[tuple[int, int, int], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One kernel.
+
+    Its arguments are flat, in TensorRT's order: the inputs, the packed weights, 32-bit integers, the output.
+
+    Attributes:
+        text: CUDA C++, all of it.
+        kernel: its name.
+        threads: of a block.
+        blocks: on a multiprocessor at once, that registers are shared out for.
+        shared_bytes: dynamic shared memory of a block.
+        packed: weights, biases and slopes as the kernel reads them.
+        grid: images, height, width and multiprocessors to the launch's grid, and the integers behind height and width.
+    """
+
+    text: str
+    kernel: str
+    threads: int
+    blocks: int
+    shared_bytes: int
+    packed: bytes
+    grid: Grid
+
+
+@cache
+def header(name: str) -> str:
+    """The text of a file of `templates/`."""
+    return Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")

@@ -1,0 +1,1 @@
+"""CUDA sources for regions, written from parameters; each template is a Python file, most with a `.cuh` beside it."""
