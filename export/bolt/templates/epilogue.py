@@ -25,4 +25,5 @@ def activation(step: Activate, slopes: str = "") -> list[str]:
             lines = [f"{one} = {one} < {low} ? {low} : {one};" for one in "ab" if low]
             return lines + [f"{one} = {one} > {high} ? {high} : {one};" for one in "ab" if high]
         case kind:
+            kind = {"tanh": "fast_tanh"}.get(kind, kind)
             return [f"{one} = {kind}({one});" for one in "ab"]

@@ -140,10 +140,8 @@ class Plan:
 
     @property
     def ring_bytes(self) -> dict[int, int]:
-        return {
-            value: rows * (self.strip.width + 2 * pad) * channels * 2
-            for value, (rows, pad, channels) in self.rings.items()
-        }
+        width = self.strip.width
+        return {value: 2 * rows * (width + 2 * pad) * channels for value, (rows, pad, channels) in self.rings.items()}
 
     @property
     def shared_bytes(self) -> int:
@@ -152,7 +150,7 @@ class Plan:
         return sum(self.ring_bytes.values()) + weights + raw
 
 
-def emit(region: Region, strip: Strip = Strip()) -> Source:  # noqa: B008  # frozen
+def emit(region: Region, strip: Strip) -> Source:
     """The kernel of a region.
 
     Raises:
@@ -168,7 +166,8 @@ def emit(region: Region, strip: Strip = Strip()) -> Source:  # noqa: B008  # fro
     packed = b"".join([*weights, *numbers])
     code = _Writer(plan, weights, numbers).text()
     name = "strip_" + hashlib.sha256(code.encode()).hexdigest()[:12]
-    text = "\n".join([header("primitives.cuh"), header("strip.cuh"), code.replace("KERNEL_NAME", name)])
+    parts = [header(f"{one}.cuh") for one in ("primitives", "epilogue", "strip")]
+    text = "\n".join([*parts, code.replace("KERNEL_NAME", name)])
     return Source(
         text=text,
         kernel=name,
@@ -228,10 +227,8 @@ def _numbers(plan: Plan) -> list[bytes]:
     found = []
     for layer in plan.region.layers:
         size = _up(layer.filters, 8)
-        rows = [
-            layer.bias,
-            *(one.slopes for one in layer.steps if isinstance(one, Activate) and one.slopes is not None),
-        ]
+        slopes = [one.slopes for one in layer.steps if isinstance(one, Activate) and one.slopes is not None]
+        rows = [layer.bias, *slopes]
         table = np.zeros((len(rows), size), np.float32)
         for row, values in zip(table, rows, strict=True):
             row[: layer.filters] = values
@@ -497,12 +494,8 @@ class _Writer:
         channels = self.region.channels[other]
         where = f"input_{other} + (image + int64_t(y) * width + x)"
         if channels == 1:
-            return [
-                f"if ({guard}) {{",
-                f"const float one = to_float(load_global({where}));",
-                "a += one, b += one;",
-                "}",
-            ]
+            lines = [f"const float one = to_float(load_global({where}));", "a += one, b += one;"]
+            return [f"if ({guard}) {{", *lines, "}"]
         lines = []
         for name, ahead in (("a", 0), ("b", 1)):
             limit = f" && filter + {ahead} < {filters}" if filters % 8 else ""
@@ -514,8 +507,8 @@ class _Writer:
     def _into_ring(self, value: int) -> list[str]:
         rows, pad, _ = self.plan.rings[value]
         return [
-            f"half* to = ring_{value}.row(wrapped(at_{value} + row, {rows})) + ring_{value}.place(place + {pad}, tile) + "
-            "2 * (lane() & 3);",
+            f"half* to = ring_{value}.row(wrapped(at_{value} + row, {rows})) + "
+            f"ring_{value}.place(place + {pad}, tile) + 2 * (lane() & 3);",
             # Outside of the image a layer's input is 0, not what the layer before would give there.
             "*reinterpret_cast<uint32_t*>(to) = there ? pack(a, b) : 0u;",
         ]
@@ -523,10 +516,9 @@ class _Writer:
     def _store(self, layer: Layer) -> list[str]:
         block = self.region.shuffle
         colours = layer.filters // block**2
-        place = (
-            f"((int64_t(block_z()) * height + y) * {block} + f / {block * colours}) * (int64_t(width) * {block} * {colours})"
-            f" + (int64_t(x) * {block} + f / {colours} % {block}) * {colours} + f % {colours}"
-        )
+        row = f"((int64_t(block_z()) * height + y) * {block} + f / {block * colours})"
+        pixel = f"({row} * width * {block} + int64_t(x) * {block} + f / {colours} % {block})"
+        place = f"{pixel} * {colours} + f % {colours}"
         if layer.filters % 2 == 0 and (block * colours) % 2 == 0:
             return [
                 f"if (const int f = filter; mine && f < {layer.filters})",
