@@ -1,0 +1,193 @@
+"""Kernels on the CPU, thread by thread: their own source, compiled by g++, to test them without a GPU.
+
+Each CUDA thread is a fiber. Found out are: results, races that a barrier would prevent (for most seeds), reads of what
+was never written (shared memory is NaN at first) or of copies not waited for, accesses out of bounds, rows that are
+not aligned, and barriers where not all threads come. Not found out: speed, and what only hardware reorders.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficient.errors import ConversionError, FileProblem, VerificationError, WrongArgument
+
+__all__ = ["Run", "run"]
+
+FOLDER = Path(__file__).parent
+# Products and sums are rounded each, so that machines agree.
+FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", "-DBOLT_HOST", "-ffp-contract=off", "-fvisibility=hidden")
+FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w")  # libraries share nothing; jumps between stacks are meant
+SECONDS = 300  # for the compiler
+MOST_THREADS = 1024
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was counted in a launch.
+
+    Attributes:
+        products: calls of `multiply`, of a warp each.
+        loads: calls of `load_matrix`, transposed or not, of a warp each.
+        conflicts: passes through the banks of shared memory that a matrix of these took on average: 1 is the best, 8
+            the worst.
+    """
+
+    products: int
+    loads: int
+    conflicts: float
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("writable", ctypes.c_int32),
+        ("integer", ctypes.c_int64),
+        ("real", ctypes.c_double),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+    )
+
+
+class _Request(ctypes.Structure):
+    _fields_ = (
+        ("arguments", ctypes.POINTER(_Argument)),
+        ("count", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("grid", ctypes.c_int32 * 3),
+        ("shared_bytes", ctypes.c_int32),
+        ("seed", ctypes.c_uint64),
+        ("products", ctypes.c_int64),
+        ("loads", ctypes.c_int64),
+        ("load_passes", ctypes.c_int64),
+        ("message", ctypes.c_char * 512),
+    )
+
+
+def run(
+    source: str,
+    kernel: str,
+    *,
+    grid: int | Sequence[int],
+    threads: int,
+    shared_bytes: int,
+    arguments: Sequence[np.ndarray | int | float],
+    seed: int = 0,
+    defines: Sequence[str] = (),
+) -> Run:
+    """Launches a kernel on the CPU and waits for its end.
+
+    Args:
+        source: CUDA C++ with the text of `templates/primitives.cuh` in it.
+        kernel: a name that `BOLT_KERNEL` gives in it.
+        grid: blocks along x, or x, y and z.
+        threads: in a block, whole warps.
+        shared_bytes: dynamic shared memory of a block.
+        arguments: the kernel's, in its order. Arrays are C-contiguous; a kernel may write to those that are writeable.
+        seed: draws the order in which warps run. A race may show under one seed and not under another.
+        defines: macros, as "NAME" or "NAME=VALUE".
+
+    Raises:
+        ConversionError: g++ is missing, or refused the source.
+        VerificationError: the kernel went out of bounds, gave a row that is not aligned, wrote to a read-only array,
+            used up its stack, or waits for what never comes. Arrays are then as they were.
+        WrongArgument: arguments are not those of the kernel, or there is no such launch.
+    """
+    blocks = (int(grid),) if isinstance(grid, int | np.integer) else tuple(map(int, grid))
+    blocks += (1,) * (3 - len(blocks))
+    if len(blocks) != 3 or min(blocks) < 1:
+        raise WrongArgument(f"No grid: {grid}.", hint="One to three numbers of blocks, of at least 1 each.")
+    if threads % 32 or not 0 < threads <= MOST_THREADS:
+        raise WrongArgument(f"A block of {threads} threads.", hint=f"Give a multiple of 32, of at most {MOST_THREADS}.")
+    if not 0 <= shared_bytes < 2**24:
+        raise WrongArgument(f"Shared memory of {shared_bytes} bytes.", hint="A block of a GPU has at most 227 KB.")
+    if not kernel.isidentifier():
+        raise WrongArgument(f"No name of a kernel: {kernel!r}.")
+    given = (_Argument * len(arguments))(*map(_argument, range(len(arguments)), arguments))
+    asked = _Request(
+        arguments=given,
+        count=len(arguments),
+        threads=threads,
+        grid=blocks,
+        shared_bytes=shared_bytes,
+        seed=seed % 2**64,
+    )
+    text = f"{source}\nBOLT_HOST_LAUNCH({kernel})\n"
+    library = _library(_compiled(text, tuple(f"-D{one}" for one in defines)))
+    with _one_at_a_time:
+        result = library.bolt_launch(ctypes.byref(asked))
+    if result:
+        error = WrongArgument if result == 1 else VerificationError
+        raise error(f"Kernel {kernel!r}: {asked.message.decode(errors='replace')}")
+    return Run(asked.products, asked.loads, asked.load_passes / (4 * asked.loads) if asked.loads else 1.0)
+
+
+def _argument(number: int, value: Any) -> _Argument:
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise WrongArgument(f"Argument {number} is an array that is not C-contiguous.", hint="Copy it first.")
+        return _Argument(kind=0, writable=value.flags.writeable, data=value.ctypes.data, bytes=value.nbytes)
+    if isinstance(value, int | np.integer):
+        if not -(2**63) <= value < 2**63:
+            raise WrongArgument(f"Argument {number} does not fit 64 bits: {value}.")
+        return _Argument(kind=1, integer=int(value))
+    if isinstance(value, float | np.floating):
+        return _Argument(kind=2, real=float(value))
+    raise WrongArgument(f"Argument {number} is {type(value).__name__}.", hint="Give an array, an integer or a float.")
+
+
+def _compiled(text: str, defines: tuple[str, ...]) -> Path:
+    """The library with a kernel, compiled unless that was done before."""
+    program = shutil.which("g++")
+    if program is None:
+        raise ConversionError("Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later.")
+    native = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()  # halves in one instruction
+    command = [program, *FLAGS, *native, *defines]
+    known = "\0".join((*command, text, (FOLDER / "machine.hpp").read_text(encoding="utf-8")))
+    name = hashlib.sha256(known.encode()).hexdigest()[:32]
+    library = _cache() / f"{name}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        (Path(folder) / "kernel.cu").write_text(text, encoding="utf-8")
+        command += ["-I", str(FOLDER), "-x", "c++", "kernel.cu", "-o", "kernel.so"]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ConversionError(f"g++ has not compiled the kernel within {SECONDS} s.") from error
+        if done.returncode:
+            lines = done.stderr.splitlines() or ["it gave no reason"]
+            first = next((line for line in lines if "error" in line), lines[-1])
+            raise ConversionError(f"g++ refused the source: {first.strip()[:300]}")
+        os.replace(Path(folder) / "kernel.so", library)
+    return library
+
+
+def _cache() -> Path:
+    """A folder of this user's alone: libraries in it are run."""
+    folder = Path(tempfile.gettempdir()) / f"keras_efficient-bolt-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022 or folder.is_symlink():
+        raise FileProblem(folder, "others may write to it.", hint="Remove it, or set TMPDIR.")
+    return folder
+
+
+@functools.cache
+def _library(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
