@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Grid", "Source", "header"]
+__all__ = ["Grid", "Source", "header", "indented"]
 
 Grid = Callable[[int, int, int, int], tuple[tuple[int, int, int], tuple[int, ...]]]
 
@@ -41,3 +41,16 @@ class Source:
 def header(name: str) -> str:
     """The text of a file of `templates/`."""
     return Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")
+
+
+def indented(lines: list[str]) -> str:
+    """Lines with the indentation of their braces."""
+    found, depth, once = [], 0, 0
+    for line in lines:
+        closing = len(line) - len(line.lstrip("}"))
+        depth -= closing
+        found.append("    " * (depth + once) + line)
+        depth += line.count("{") - line.count("}") + closing
+        is_head = line.startswith(("for ", "if ")) and not line.endswith(("{", ";", "}"))
+        once = 1 if is_head else 0
+    return "\n".join(found)

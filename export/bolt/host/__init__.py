@@ -155,7 +155,9 @@ def _compiled(text: str, defines: tuple[str, ...]) -> Path:
     """The library with a kernel, compiled unless that was done before."""
     program = shutil.which("g++")
     if program is None:
-        raise ConversionError("Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later.")
+        raise ConversionError(
+            "Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later."
+        )
     native = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()  # halves in one instruction
     command = [program, *FLAGS, *native, *defines]
     known = "\0".join((*command, text, (FOLDER / "machine.hpp").read_text(encoding="utf-8")))

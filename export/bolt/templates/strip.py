@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
-from keras_efficient.export.bolt.source import Source, header
+from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
 __all__ = ["Plan", "Strip", "emit", "refusal"]
@@ -273,7 +273,7 @@ class _Writer:
         for number in range(len(self.region.layers)):
             lines += self._layer(number)
         lines += [*self._advance(), "}", "}", ""]
-        return _indented(lines)
+        return indented(lines)
 
     def _rings(self) -> list[str]:
         lines, place = [], 0
@@ -528,16 +528,3 @@ class _Writer:
             f"if (const int f = filter; mine && f < {layer.filters}) output[{place}] = to_half(a);",
             f"if (const int f = filter + 1; mine && f < {layer.filters}) output[{place}] = to_half(b);",
         ]
-
-
-def _indented(lines: list[str]) -> str:
-    """Lines with the indentation of their braces."""
-    found, depth, once = [], 0, 0
-    for line in lines:
-        closing = len(line) - len(line.lstrip("}"))
-        depth -= closing
-        found.append("    " * (depth + once) + line)
-        depth += line.count("{") - line.count("}") + closing
-        is_head = line.startswith(("for ", "if ")) and not line.endswith(("{", ";", "}"))
-        once = 1 if is_head else 0
-    return "\n".join(found)
