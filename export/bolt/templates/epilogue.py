@@ -7,13 +7,19 @@ from keras_efficient.export.bolt.region import Activate
 __all__ = ["activation"]
 
 
-def activation(step: Activate, slopes: str = "") -> list[str]:
+def activation(step: Activate, slopes: str = "", *, pair: bool = True) -> list[str]:
     """Lines that change `a` and `b`.
 
     Args:
         step: the function.
         slopes: of `prelu`: an expression, the address of the float of `a`, behind which is that of `b`.
+        pair: whether there is a `b`.
     """
+    lines = _both(step, slopes)
+    return lines if pair else [line for line in lines if line.startswith("a ")]
+
+
+def _both(step: Activate, slopes: str) -> list[str]:
     match step.kind:
         case "prelu":
             return [

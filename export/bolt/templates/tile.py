@@ -307,10 +307,8 @@ class _Writer:
 
     def _tap(self, tap: str) -> list[str]:
         layer = self.first
-        width = layer.kernel[1]
-        return [
-            f"const int tap = {tap}, dy = tap / {width} * {layer.dilation[0]}, dx = tap % {width} * {layer.dilation[1]};"
-        ]
+        width, (down, right) = layer.kernel[1], layer.dilation
+        return [f"const int tap = {tap}, dy = tap / {width} * {down}, dx = tap % {width} * {right};"]
 
     def _inside(self) -> list[str]:
         if self.is_plain:
@@ -401,13 +399,14 @@ class _Writer:
         start = f"shared + {self._first_bytes}"
         lines = [f"const {ring} results{{reinterpret_cast<half*>({start})}};", *lines]
         lines += [
-            f"half* to = results.data + results.place(down + 16 * i + 8 * side + lane() / 4, across * {widths} + tile) + "
-            "2 * (lane() & 3);",
+            "half* to = results.data + results.place(down + 16 * i + 8 * side + lane() / 4, across * "
+            f"{widths} + tile) + 2 * (lane() & 3);",
             "*reinterpret_cast<uint32_t*>(to) = pack(a, b);",
             *["}"] * 3,
             "barrier();",
             f"for (int i = thread(); i < {self.tile.places * columns // 8}; i += {self.tile.threads}) {{",
-            f"const int chunk = i % {columns // 8}, place = i / {columns // 8}, filter = {block} * {columns} + 8 * chunk;",
+            f"const int chunk = i % {columns // 8}, place = i / {columns // 8};",
+            f"const int filter = {block} * {columns} + 8 * chunk;",
             f"if (begin_of_block + place < places && filter < {filters}) {{",
             f"half* to = output + int64_t(begin_of_block + place) * {filters} + filter;",
             "const half* from = results.data + results.place(place, chunk);",
