@@ -15,12 +15,10 @@
 #include <unistd.h>
 
 #include <bit>
-#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -122,8 +120,16 @@ static size_t shared_bytes;
 static Request* request;
 static jmp_buf scheduler;
 static sigjmp_buf escape;
-static std::mt19937 chance;
+static uint64_t drawn;
 static size_t page;
+
+// A number drawn at random (splitmix64).
+static uint32_t chance() {
+    uint64_t x = drawn += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return uint32_t(x >> 32);
+}
 
 static bool running;  // a thread's code, not the scheduler's
 static pthread_t owner;
@@ -439,8 +445,8 @@ static void make_fibers() {
 // Runs a warp until all of its lanes wait at a barrier of the block or have ended. Lanes take turns in either
 // direction, from any one on.
 static void run_warp(int warp) {
-    const unsigned drawn = chance();
-    const int first = drawn % 32, step = drawn & 32 ? 1 : 31;
+    const uint32_t order = chance();
+    const int first = order % 32, step = order & 32 ? 1 : 31;
     for (bool moved = true; moved;) {
         moved = false;
         for (int i = 0; i < 32; ++i) {
@@ -562,7 +568,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
     shared_bytes = size_t(request->shared_bytes);
     fibers = std::vector<Fiber>(size_t(request->threads));
     warps = std::vector<Warp>(fibers.size() / 32);
-    chance.seed(std::mt19937::result_type(request->seed));
+    drawn = request->seed;
 
     static unsigned char signal_stack[65536];  // the stack of the fiber may be what is used up
     stack_t own{}, previous_stack{};
@@ -598,7 +604,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
 
 }  // namespace bolt::host
 
-#define BOLT_HOST_LAUNCH(kernel)                                                                     \
-    extern "C" __attribute__((visibility("default"))) int bolt_launch(bolt::host::Request* asked) { \
-        return bolt::host::launch(asked, kernel);                                                    \
+#define BOLT_HOST_LAUNCH(kernel)                                                                                \
+    extern "C" __attribute__((visibility("default"))) int bolt_launch_##kernel(bolt::host::Request* asked) { \
+        return bolt::host::launch(asked, kernel);                                                             \
     }
