@@ -31,7 +31,8 @@ __all__ = ["Run", "run"]
 FOLDER = Path(__file__).parent
 # Products and sums are rounded each, so that machines agree.
 FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", "-DBOLT_HOST", "-ffp-contract=off", "-fvisibility=hidden")
-FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w")  # libraries share nothing; jumps between stacks are meant
+# Libraries share nothing; jumps between stacks are meant; what is larger than a stack does not jump over its end.
+FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fstack-clash-protection", "-w")
 SECONDS = 300  # for the compiler
 MOST_THREADS = 1024
 
@@ -157,7 +158,9 @@ def _compiled(text: str, defines: tuple[str, ...]) -> Path:
     """The library with a kernel, compiled unless that was done before."""
     program = shutil.which("g++")
     if program is None:
-        raise ConversionError("Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later.")
+        raise ConversionError(
+            "Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later."
+        )
     native = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()  # halves in one instruction
     command = [program, *FLAGS, *native, *defines]
     known = "\0".join((*command, text, (FOLDER / "machine.hpp").read_text(encoding="utf-8")))

@@ -49,9 +49,7 @@ def product(source=GEMM, m=64, n=64, k=64, shared=SHARED, seed=0) -> tuple[float
     """The largest error of a product, and what was counted."""
     a, b, d = read_only(halves(m, k)), read_only(halves(k, n)), np.full((m, n), np.nan, np.float32)
     grid = (-(-n // 64), -(-m // 64))
-    run = host.run(
-        source, "gemm", grid=grid, threads=128, shared_bytes=shared, arguments=[a, b, d, m, n, k], seed=seed
-    )
+    run = host.run(source, "gemm", grid=grid, threads=128, shared_bytes=shared, arguments=[a, b, d, m, n, k], seed=seed)
     return float(np.abs(d - a.astype(float) @ b.astype(float)).max()), run
 
 
@@ -92,12 +90,13 @@ def test_halves_are_rounded_to_the_nearest_even():
     np.testing.assert_array_equal(one, wanted)
 
 
-@pytest.mark.parametrize("name", ["exp", "tanh", "erf", "log1p"])
-def test_functions(name):
+def test_functions():
     x = np.linspace(-0.99, 9, 32, dtype=np.float32)
-    found = np.zeros(32, np.float32)
-    launched(f"y[lane()] = fast_{name}(x[lane()]);", [x, found], parameters="const float* x, float* y")
-    wanted = [getattr(math, name)(float(one)) for one in x]
+    found = np.zeros((4, 32), np.float32)
+    names = ("exp", "tanh", "erf", "log1p")
+    body = "".join(f"y[{32 * i} + lane()] = fast_{name}(x[lane()]);" for i, name in enumerate(names))
+    launched(body, [x, found], parameters="const float* x, float* y")
+    wanted = [[getattr(math, name)(float(one)) for one in x] for name in names]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)  # what kernels are promised
 
 
@@ -117,7 +116,9 @@ def test_matrices_are_loaded_as_ldmatrix_does(transposed):
     if transposed:
         matrices = matrices.transpose(0, 2, 1)
     # Lane 4 g + t has elements (g, 2t) and (g, 2t + 1) of each matrix.
-    np.testing.assert_array_equal(found.view(np.float16).reshape(8, 4, 4, 2).transpose(2, 0, 1, 3), matrices.reshape(4, 8, 4, 2))
+    np.testing.assert_array_equal(
+        found.view(np.float16).reshape(8, 4, 4, 2).transpose(2, 0, 1, 3), matrices.reshape(4, 8, 4, 2)
+    )
     assert (run.loads, run.conflicts) == (1, 1.0)
 
 
@@ -125,9 +126,9 @@ def test_conflicts_are_counted():
     body = """
     BOLT_SHARED(shared);
     uint32_t r[4];
-    load_matrix(r, reinterpret_cast<half*>(shared + lane() % 8 * 128));"""
-    assert launched(body, [np.zeros(1, np.float32)]).conflicts == 8.0
-    assert launched(body.replace("lane() % 8 * 128", "0"), [np.zeros(1, np.float32)]).conflicts == 1.0
+    load_matrix(r, reinterpret_cast<half*>(shared + lane() % 8 * apart));"""
+    found = {apart: launched(body, [apart], parameters="int apart").conflicts for apart in (128, 64, 32, 16, 48, 0)}
+    assert found == {128: 8, 64: 4, 32: 2, 16: 1, 48: 1, 0: 1}
 
 
 def test_a_product_of_one_fragment():
@@ -241,77 +242,74 @@ def test_what_was_never_written_is_nan():
     assert np.isnan(found).all()
 
 
-def test_out_of_shared_memory():
-    with pytest.raises(VerificationError, match=r"block \(0, 0, 0\), thread \d+ goes out of shared memory: copy_async"):
-        product(shared=SHARED // 2)
-    rows = "BOLT_SHARED(shared); uint32_t r[4]; load_matrix(r, reinterpret_cast<half*>(shared + 16 * lane() + {}));"
-    y = np.zeros(32, np.float32)
-    with pytest.raises(VerificationError, match="thread 31 goes out of shared memory: load_matrix at byte 512 of 512"):
-        launched(rows.format(16), [y], shared=512)
-    plain = "BOLT_SHARED(shared); shared[512 + {}] = 1;"
-    with pytest.raises(VerificationError, match="goes out of shared memory: byte 512 of 512"):
-        launched(plain.format(0), [y], shared=512)
-    with pytest.raises(VerificationError, match="a thread has written out of shared memory: at byte 520 of 520"):
-        launched(plain.format(8), [y], shared=520)
-    with pytest.raises(VerificationError, match="a thread has written out of shared memory: at byte -1 of 512"):
-        launched(plain.format(-513), [y], shared=512)
+# What a kernel of 64 threads does, and what is said about it. y and z are 64 floats, z is read-only; shared memory has
+# 520 bytes.
+MISTAKES = {
+    # Out of shared memory.
+    "load_matrix(r, rows + 8 * lane() + 8 * 2);": "goes out of shared memory: load_matrix at byte 512 of 520",
+    "load_matrix(r, rows - 8);": "goes out of shared memory: load_matrix at byte -16 of 520",
+    "copy_async(shared + 512, z, true);": "goes out of shared memory: copy_async at byte 512 of 520",
+    "shared[640] = 1;": "goes out of shared memory: byte 640 of 520",
+    "shared[520] = 1;": "a thread has written out of shared memory: at byte 520 of 520",
+    "shared[-1] = 1;": "a thread has written out of shared memory: at byte -1 of 520",
+    # Not aligned.
+    "load_matrix(r, rows + 1);": "gives load_matrix a row at byte 2 of shared memory, no multiple of 16",
+    "copy_async(shared + 8, z, true);": "gives copy_async a row at byte 8 of shared memory, no multiple of 16",
+    "copy_async(shared, z + 2, true);": "loads 16 bytes at byte 8 of argument 1, no multiple",
+    "y[0] = load_global((const Words*)(z + 1)).x;": "loads 16 bytes at byte 4 of argument 1, no multiple",
+    # Out of global memory.
+    "y[64 + block_x()] = 1;": r"^.*block \(0, 0, 0\), thread \d+ goes out of argument 0: byte 256 of 256",
+    "y[block_x() * 5000] = 1;": r"^.*block \(1, 0, 0\), thread \d+ goes out of argument 0: byte 20000 of 256",
+    "y[-1] = 1;": r"block \(0, 0, 0\), a thread has written out of argument 0: at byte -4 of 256",
+    "y[0] = z[64];": "goes out of argument 1: byte 256 of 256",
+    "y[0] = load_global(z - 1);": "reads out of argument 1: at byte -4 of 256",
+    "copy_async(shared, z + 64, true);": "reads out of argument 1: at byte 256 of 256",
+    "z[3] = 1;": "writes to argument 1, which is read-only: byte 12",
+    "*(float*)(128) = 1;": "reads or writes at 0x80, where there is nothing",
+    # Waiting for what never comes.
+    "if (warp() == 0) barrier();": "32 threads wait at a barrier, and 32 have ended",
+    "if (lane() < 16) barrier();": "32 threads wait at a barrier, and 32 have ended",
+    "if (lane() < 16) warp_barrier();": r"warp \d is stuck: 16 of its lanes wait at warp_barrier",
+    "if (lane() < 16) warp_barrier(); else barrier();": r"warp \d is stuck: 16 of its lanes wait at warp_barrier",
+    "if (lane() < 16) warp_barrier(); else y[0] = shuffle_xor(1, 1);": "comes to .* other lanes of its warp wait at",
+}
+CASES = "\n".join(f"case {i}: {{ {body} break; }}" for i, body in enumerate(MISTAKES))
 
 
-def test_rows_that_are_not_aligned():
-    body = "BOLT_SHARED(shared); uint32_t r[4]; load_matrix(r, reinterpret_cast<half*>(shared + 16 * lane() + 8));"
-    with pytest.raises(VerificationError, match="gives load_matrix a row at byte 8 of shared memory, no multiple of 16"):
-        launched(body, [np.zeros(32, np.float32)])
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("y[64 + block_x()] = 1;", r"block \(0, 0, 0\), thread \d+ goes out of argument 0: byte 256 of 256"),
-        ("y[block_x() * 5000] = 1;", r"block \(1, 0, 0\), thread \d+ goes out of argument 0: byte 20000 of 256"),
-        ("y[-1] = 1;", r"block \(0, 0, 0\), a thread has written out of argument 0: at byte -4 of 256"),
-        ("y[0] = z[64];", "goes out of argument 1: byte 256 of 256"),
-        ("y[0] = load_global(z - 1);", "reads out of argument 1: at byte -4 of 256"),
-        ("y[0] = load_global(reinterpret_cast<const Words*>(z + 1)).x;", "loads 16 bytes at byte 4 of argument 1"),
-        ("z[3] = 1;", "writes to argument 1, which is read-only: byte 12"),
-        ("*(float*)(128) = 1;", "reads or writes at 0x80, where there is nothing"),
-        ("volatile char much[100000]; much[0] = 1; y[0] = much[0];", "has used up its stack of 65536 bytes"),
-    ],
-)
-def test_out_of_global_memory(body, words):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
     y, z = np.zeros(64, np.float32), read_only(np.zeros(64, np.float32))
-    with pytest.raises(VerificationError, match=words):
-        launched(body, [y, z], grid=2, parameters="float* y, float* z")
+    body = f"""
+    BOLT_SHARED(shared);
+    half* const rows = reinterpret_cast<half*>(shared);
+    uint32_t r[4];
+    switch (which) {{ {CASES} }}"""
+    arguments = [y, z, list(MISTAKES).index(mistake)]
+    with pytest.raises(VerificationError, match=MISTAKES[mistake]):
+        launched(body, arguments, grid=2, threads=64, shared=520, parameters="float* y, float* z, int which")
     assert not y.any()  # as it was
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("if (warp() == 0) barrier();", "32 threads wait at a barrier, and 32 have ended"),
-        ("if (lane() < 16) barrier();", "32 threads wait at a barrier, and 32 have ended"),
-        ("if (lane() < 16) warp_barrier();", r"warp \d is stuck: 16 of its lanes wait at warp_barrier"),
-        ("if (lane() < 16) warp_barrier(); else barrier();", r"warp \d is stuck: 16 of its lanes wait at warp_barrier"),
-        (
-            "if (lane() < 16) warp_barrier(); else y[0] = shuffle_xor(1, 1);",
-            "comes to (shuffle|warp_barrier) while other lanes of its warp wait at (shuffle|warp_barrier)",
-        ),
-    ],
-)
-def test_waiting_for_what_never_comes(body, words):
-    with pytest.raises(VerificationError, match=words):
-        launched(body, [np.zeros(64, np.float32)], threads=64)
+@pytest.mark.parametrize("size", [66_000, 100_000])
+def test_too_large_a_stack(size):
+    with pytest.raises(VerificationError, match=r"thread \d+ has used up its stack of 65536 bytes"):
+        launched("volatile char much[SIZE]; much[0] = 1; y[0] = much[0];", [np.zeros(1)], defines=[f"SIZE={size}"])
 
 
-def test_the_same_seed_gives_the_same():
-    racing = without("barrier();  // all have arrived")
-    errors = [product(racing, seed=seed)[0] for seed in (1, 2, 1)]
-    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
-    found, again = np.zeros((2, 256), np.int32)
-    body = "static int turn; if (thread() == 0 && block_x() == 0) turn = 0; y[turn++] = thread();"
-    for one in (found, again):
-        launched(body, [one], threads=128, grid=1, parameters="int* y", seed=3)
-    np.testing.assert_array_equal(found, again)
-    assert len(errors) == 3
+def test_too_little_shared_memory():
+    with pytest.raises(VerificationError, match=r"block \(0, 0, 0\), thread \d+ goes out of shared memory: copy_async"):
+        product(shared=SHARED // 2)
+
+
+def test_a_seed_draws_an_order():
+    body = "static int turn; if (block_x() == 0) y[turn++] = thread(); barrier(); turn = 0;"
+    orders = []
+    for seed in (1, 2, 1):
+        found = np.full(128, -1, np.int32)
+        launched(body, [found], threads=128, parameters="int* y", seed=seed)
+        assert sorted(found) == list(range(128))
+        orders.append(found.tolist())
+    assert orders[0] == orders[2] != orders[1]
 
 
 def test_defines():
