@@ -44,7 +44,9 @@ def test_compiling_twice_gives_the_same(wheels):
 
 
 def test_all_primitives_compile(wheels):
-    source = PRIMITIVES + """
+    source = (
+        PRIMITIVES
+        + """
     using namespace bolt;
     BOLT_KERNEL(64, 2) all(const half* a, float* y, uint32_t* u, Words* w) {
         const float x = to_float(load_global(a + thread())) + low(load_global(u)) + high(u[1]);
@@ -54,6 +56,7 @@ def test_all_primitives_compile(wheels):
         y[0] = fast_exp(x) + fast_tanh(x) + fast_erf(x) + fast_log1p(x);
         y[1] = shuffle_xor(x, 1) + shuffle_down(x, 2) + to_float(to_half(x)) + float(two.x);
     }"""
+    )
     assert build.compiled(source, ["all"]).kernels["all"].spill_stores == 0
 
 
