@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,14 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.errors import ConversionError, FileProblem, VerificationError, WrongArgument
+from keras_efficient.errors import ConversionError, FileProblem, UnknownName, VerificationError, WrongArgument
 
 __all__ = ["Run", "run"]
 
 FOLDER = Path(__file__).parent
 # Products and sums are rounded each, so that machines agree.
 FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", "-DBOLT_HOST", "-ffp-contract=off", "-fvisibility=hidden")
-FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w")  # libraries share nothing; jumps between stacks are meant
+# Libraries share nothing; jumps between stacks are meant; what is larger than a stack does not jump over its end.
+FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fstack-clash-protection", "-w")
 SECONDS = 300  # for the compiler
 MOST_THREADS = 1024
 
@@ -94,7 +96,7 @@ def run(
 
     Args:
         source: CUDA C++ with the text of `templates/primitives.cuh` in it.
-        kernel: a name that `BOLT_KERNEL` gives in it.
+        kernel: the name of one that begins a line with `BOLT_KERNEL(…)`.
         grid: blocks along x, or x, y and z.
         threads: in a block, whole warps.
         shared_bytes: dynamic shared memory of a block.
@@ -116,8 +118,9 @@ def run(
         raise WrongArgument(f"A block of {threads} threads.", hint=f"Give a multiple of 32, of at most {MOST_THREADS}.")
     if not 0 <= shared_bytes < 2**24:
         raise WrongArgument(f"Shared memory of {shared_bytes} bytes.", hint="A block of a GPU has at most 227 KB.")
-    if not kernel.isidentifier():
-        raise WrongArgument(f"No name of a kernel: {kernel!r}.")
+    kernels = re.findall(r"^BOLT_KERNEL\([^()]*\)\s*(\w+)", source, re.MULTILINE)
+    if kernel not in kernels:
+        raise UnknownName("kernel", kernel, kernels)
     given = (_Argument * len(arguments))(*map(_argument, range(len(arguments)), arguments))
     asked = _Request(
         arguments=given,
@@ -127,10 +130,10 @@ def run(
         shared_bytes=shared_bytes,
         seed=seed % 2**64,
     )
-    text = f"{source}\nBOLT_HOST_LAUNCH({kernel})\n"
-    library = _library(_compiled(text, tuple(f"-D{one}" for one in defines)))
+    text = "\n".join((source, *(f"BOLT_HOST_LAUNCH({one})" for one in kernels), ""))
+    launch = getattr(_library(_compiled(text, tuple(f"-D{one}" for one in defines))), f"bolt_launch_{kernel}")
     with _one_at_a_time:
-        result = library.bolt_launch(ctypes.byref(asked))
+        result = launch(ctypes.byref(asked))
     if result:
         error = WrongArgument if result == 1 else VerificationError
         raise error(f"Kernel {kernel!r}: {asked.message.decode(errors='replace')}")

@@ -15,12 +15,10 @@
 #include <unistd.h>
 
 #include <bit>
-#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -99,8 +97,8 @@ struct Warp {
     uint32_t found[32][4];
 };
 
-// Memory between two pages that nobody may touch, so that what goes beyond it is seen; what lies between its pages and
-// its ends (less than a page) is filled, and looked at afterwards.
+// Memory between two guards that nobody may touch, so that what goes beyond it is seen; what lies between a guard and
+// an end (less than a page) is filled, and looked at afterwards.
 struct Region {
     unsigned char *mapped, *begin;
     size_t mapped_bytes, bytes;
@@ -109,6 +107,7 @@ struct Region {
 };
 
 constexpr size_t stack_bytes = 65536;
+constexpr size_t guard_bytes = 1 << 20;  // whole pages
 constexpr int filling = 0xa5;
 constexpr int poison = 0xff;  // NaN, as halves and as floats
 
@@ -122,8 +121,16 @@ static size_t shared_bytes;
 static Request* request;
 static jmp_buf scheduler;
 static sigjmp_buf escape;
-static std::mt19937 chance;
+static uint64_t drawn;
 static size_t page;
+
+// A number drawn at random (splitmix64).
+static uint32_t chance() {
+    uint64_t x = drawn += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return uint32_t(x >> 32);
+}
 
 static bool running;  // a thread's code, not the scheduler's
 static pthread_t owner;
@@ -351,15 +358,15 @@ static unsigned char* mapped(size_t bytes) {
     return static_cast<unsigned char*>(found);
 }
 
-// Memory that ends, rounded up to `alignment`, at a forbidden page.
+// Memory that ends, rounded up to `alignment`, at a guard.
 static Region region(size_t bytes, size_t alignment, int argument, bool writable) {
     const size_t used = rounded(bytes, alignment), inner = rounded(used + 1, page);
-    Region one{nullptr, nullptr, inner + 2 * page, bytes, argument, writable};
+    Region one{nullptr, nullptr, inner + 2 * guard_bytes, bytes, argument, writable};
     one.mapped = mapped(one.mapped_bytes);
-    one.begin = one.mapped + page + inner - used;
-    std::memset(one.mapped + page, filling, inner);
-    mprotect(one.mapped, page, PROT_NONE);
-    mprotect(one.mapped + page + inner, page, PROT_NONE);
+    one.begin = one.mapped + guard_bytes + inner - used;
+    std::memset(one.mapped + guard_bytes, filling, inner);
+    mprotect(one.mapped, guard_bytes, PROT_NONE);
+    mprotect(one.mapped + guard_bytes + inner, guard_bytes, PROT_NONE);
     regions.push_back(one);
     return one;
 }
@@ -367,7 +374,7 @@ static Region region(size_t bytes, size_t alignment, int argument, bool writable
 static void check_fillings() {
     for (const Region& one : regions) {
         if (one.argument == -2 || !one.writable) continue;
-        const unsigned char *from = one.mapped + page, *end = one.mapped + one.mapped_bytes - page;
+        const unsigned char *from = one.mapped + guard_bytes, *end = one.mapped + one.mapped_bytes - guard_bytes;
         for (const unsigned char* byte = from; byte < end; ++byte) {
             if (byte == one.begin) byte += one.bytes;
             if (byte == end || *byte == filling) continue;
@@ -384,7 +391,7 @@ static void map_memory() {
         if (one.kind != Kind::array) continue;
         const Region found = region(size_t(one.bytes), 256, i, one.writable);
         if (one.bytes) std::memcpy(found.begin, one.data, size_t(one.bytes));
-        if (!one.writable) mprotect(found.mapped + page, found.mapped_bytes - 2 * page, PROT_READ);
+        if (!one.writable) mprotect(found.mapped + guard_bytes, found.mapped_bytes - 2 * guard_bytes, PROT_READ);
     }
     shared_memory = region(shared_bytes, 128, -1, true).begin;
     const size_t stride = stack_bytes + page, all = stride * fibers.size();
@@ -439,8 +446,8 @@ static void make_fibers() {
 // Runs a warp until all of its lanes wait at a barrier of the block or have ended. Lanes take turns in either
 // direction, from any one on.
 static void run_warp(int warp) {
-    const unsigned drawn = chance();
-    const int first = drawn % 32, step = drawn & 32 ? 1 : 31;
+    const uint32_t order = chance();
+    const int first = order % 32, step = order & 32 ? 1 : 31;
     for (bool moved = true; moved;) {
         moved = false;
         for (int i = 0; i < 32; ++i) {
@@ -562,7 +569,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
     shared_bytes = size_t(request->shared_bytes);
     fibers = std::vector<Fiber>(size_t(request->threads));
     warps = std::vector<Warp>(fibers.size() / 32);
-    chance.seed(std::mt19937::result_type(request->seed));
+    drawn = request->seed;
 
     static unsigned char signal_stack[65536];  // the stack of the fiber may be what is used up
     stack_t own{}, previous_stack{};
@@ -598,7 +605,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
 
 }  // namespace bolt::host
 
-#define BOLT_HOST_LAUNCH(kernel)                                                                     \
-    extern "C" __attribute__((visibility("default"))) int bolt_launch(bolt::host::Request* asked) { \
-        return bolt::host::launch(asked, kernel);                                                    \
+#define BOLT_HOST_LAUNCH(kernel)                                                                                \
+    extern "C" __attribute__((visibility("default"))) int bolt_launch_##kernel(bolt::host::Request* asked) { \
+        return bolt::host::launch(asked, kernel);                                                             \
     }

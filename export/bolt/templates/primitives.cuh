@@ -115,10 +115,10 @@ inline uint32_t join(half low, half high) {
 inline float low(uint32_t both) { return float(std::bit_cast<half>(uint16_t(both))); }
 inline float high(uint32_t both) { return float(std::bit_cast<half>(uint16_t(both >> 16))); }
 
-inline float fast_exp(float x) { return std::exp(x); }
-inline float fast_tanh(float x) { return std::tanh(x); }
-inline float fast_erf(float x) { return std::erf(x); }
-inline float fast_log1p(float x) { return std::log1p(x); }
+inline float fast_exp(float x) { return __builtin_expf(x); }
+inline float fast_tanh(float x) { return __builtin_tanhf(x); }
+inline float fast_erf(float x) { return __builtin_erff(x); }
+inline float fast_log1p(float x) { return __builtin_log1pf(x); }
 
 #else
 
