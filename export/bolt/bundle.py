@@ -181,7 +181,7 @@ def _is_entry(one: Any) -> bool:
     if not isinstance(one, list) or [type(part) for part in one] != [str, str, int, str]:
         return False
     kind, name, length, _ = one
-    return length >= 0 and (kind in SINGLE and not name or kind in NAMED and 0 < len(name) <= MOST_NAME)
+    return length >= 0 and ((kind in SINGLE and not name) or (kind in NAMED and 0 < len(name) <= MOST_NAME))
 
 
 def _value(kind: str, part: bytes) -> Any:

@@ -7,17 +7,20 @@ a row share what they read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from itertools import product
+from math import ceil, prod
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
+from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.region import Activate, Add, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
-__all__ = ["Depthwise", "emit", "refusal"]
+__all__ = ["Depthwise", "candidates", "emit", "refusal", "seconds"]
 
 LIMIT = 2**31
 
@@ -184,3 +187,24 @@ def _unpacked(together: int) -> list[str]:
     return [
         f"values[{2 * k}] = low({word}), values[{2 * k + 1}] = high({word});" for k, word in enumerate(words[together])
     ]
+
+
+def candidates(region: Region, arch: Architecture) -> Iterator[Depthwise]:
+    """All there are."""
+    for places, threads in product((1, 2, 4), (64, 128, 256)):
+        yield Depthwise(places, threads, min(512 // threads, 4))
+
+
+def seconds(region: Region, parameters: Depthwise, arch: Architecture, n: int, height: int, width: int) -> float:
+    """How long a launch takes, by an estimate: memory, and the loads of neighbours that caches give."""
+    layer = region.layers[0]
+    out = n * prod(layer.size(height, width))
+    read = layer.kernel[0] * ((parameters.places - 1) * layer.stride[1] + layer.kernel[1]) / parameters.places
+    grid, _ = _grid(region, parameters, n, height, width)
+    return arch.seconds(
+        blocks=prod(grid),
+        at_once=parameters.blocks,
+        products=0.0,
+        shared=2.0 * layer.channels * out * read / prod(grid),
+        memory=2.0 * layer.channels * (n * height * width + out * len(region.channels)),
+    )

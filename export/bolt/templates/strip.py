@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, prod
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
+from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
-__all__ = ["Plan", "Strip", "emit", "refusal"]
+__all__ = ["Plan", "Strip", "candidates", "emit", "refusal", "seconds"]
 
 GATHERED = 64  # taps times channels of a first layer, at most, whose fragments are gathered
 
@@ -528,3 +531,47 @@ class _Writer:
             f"if (const int f = filter; mine && f < {layer.filters}) output[{place}] = to_half(a);",
             f"if (const int f = filter + 1; mine && f < {layer.filters}) output[{place}] = to_half(b);",
         ]
+
+
+def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
+    """Parameters that fit into shared memory."""
+    for warps, segments, rows, blocks, keep in product(
+        (4, 8, 12, 16), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (False, True)
+    ):
+        strip = Strip(warps, segments, rows, blocks, keep)
+        most = max(_up(layer.filters, 8) // 8 for layer in region.layers)
+        registers = 4 * rows * segments * most + max(2 * layer.kernel[0] for layer in region.layers) * most
+        if registers > 160 or 32 * warps * blocks > 2048 or registers * 32 * warps * blocks > arch.registers:
+            continue
+        plan = Plan(region, strip)
+        if plan.useful >= 16 and (plan.shared_bytes + 1024) * blocks <= arch.shared_bytes + 1024:
+            yield strip
+
+
+def seconds(region: Region, strip: Strip, arch: Architecture, n: int, height: int, width: int) -> float:
+    """How long a launch takes, by an estimate: see `Architecture.seconds`."""
+    plan = Plan(region, strip)
+    grid, (band,) = _grid(plan, n, height, width, arch.processors)
+    rows, segments = strip.rows, strip.warps * strip.segments
+    products = shared = 0.0
+    for number, layer in enumerate(region.layers):
+        tall, wide, channels, filters = layer.weights.shape
+        tiles = _up(filters, 8) // 8
+        steps = ceil((band + 2 * plan.reach[len(region.channels) + number][0]) / rows)
+        if number == 0 and plan.gathers:
+            inner = _up(tall * wide * channels, 16) // 16
+            reads, weights = rows * inner * 8 * arch.shared_rate, inner * tiles * 256
+        else:
+            inner = tall * wide * _up(channels, 16) // 16
+            reads, weights = (rows + tall - 1) * inner // tall * 512, inner * tiles * 256
+        products += steps * rows * segments * inner * tiles
+        shared += steps * (segments * (reads + rows * tiles * 256) + strip.warps * weights)
+    places = n * height * width
+    return arch.seconds(
+        blocks=prod(grid),
+        at_once=strip.blocks,
+        products=products,
+        shared=shared,
+        memory=2.0 * places * (sum(region.channels) + region.layers[-1].filters),
+        barriers=ceil((band + plan.extra) / rows) * (len(region.layers) + 1),
+    )

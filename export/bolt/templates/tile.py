@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil, prod
 from typing import Literal
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
+from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
-__all__ = ["Tile", "emit", "refusal"]
+__all__ = ["Tile", "candidates", "emit", "refusal", "seconds"]
 
 LIMIT = 2**31
 
@@ -439,3 +442,54 @@ def _table(layer: Layer, columns: int) -> bytes:
     for row, values in zip(table, rows, strict=True):
         row[: layer.filters] = values
     return table.tobytes()
+
+
+def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
+    """Parameters that fit into registers and shared memory, and do not compute much more than is asked for."""
+    first, last, is_pair = region.layers[0], region.layers[-1], len(region.layers) == 2
+    inner_axis = prod(first.weights.shape[:3])
+    for heights, widths, down, across in product((1, 2, 4), (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4, 8), (1, 2, 4)):
+        filters = 8 * widths * across
+        second = ceil(last.filters / 8 / across) if is_pair else 0
+        if not 64 <= 32 * down * across <= 512 or heights * (widths + second) > 32:
+            continue
+        if filters - 8 >= _up(first.filters, 16 if is_pair else 8):
+            continue
+        for inner, stages, place in product((16, 32, 64), (2, 3, 4), ("registers", "shared")):
+            if inner > _up(inner_axis, 16) or (not is_pair and place == "shared"):
+                continue
+            tile = Tile(heights, widths, down, across, inner, stages, 1, place)  # type: ignore[arg-type]
+            if _misfit(region, tile) or tile.places * inner // 8 % tile.threads:
+                continue
+            shared = _Writer(region, tile).shared_bytes if is_pair else _stages(tile)
+            if shared <= arch.shared_bytes:
+                registers = 4 * heights * (widths + second) + 90
+                at_once = min(arch.shared_bytes // (shared + 1024), arch.registers // (registers * tile.threads), 4)
+                yield replace(tile, blocks=max(at_once, 1))
+
+
+def _stages(tile: Tile) -> int:
+    return max(tile.stages * 2 * tile.inner * (tile.places + tile.filters), 2 * tile.places * tile.filters)
+
+
+def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int, width: int) -> float:
+    """How long a launch takes, by an estimate: see `Architecture.seconds`."""
+    grid, (places, *_) = _grid(region, tile, n, height, width)
+    first, last = region.layers[0], region.layers[-1]
+    inner_axis = prod(first.weights.shape[:3])
+    steps, warps = ceil(inner_axis / tile.inner) * tile.inner // 16, tile.down * tile.across
+    products = warps * steps * tile.heights * tile.widths
+    shared = steps * (warps * (512 * tile.heights + 256 * tile.widths) + 32 * (tile.places + tile.filters))
+    if len(region.layers) == 2:
+        products += warps * ceil(tile.filters / 16) * tile.heights * ceil(last.filters / 8 / tile.across)
+        shared += 4 * tile.places * tile.filters if tile.second == "shared" else 0
+    numbers = n * height * width * region.channels[0] + places * (sum(region.channels[1:]) + last.filters)
+    weights = sum(layer.weights.size for layer in region.layers)
+    return arch.seconds(
+        blocks=prod(grid),
+        at_once=tile.blocks,
+        products=products,
+        shared=float(shared),
+        memory=2.0 * (numbers + weights),
+        barriers=ceil(inner_axis / tile.inner) + 4,
+    )
