@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Grid", "Source", "header", "indented"]
-
-Grid = Callable[[int, int, int, int], tuple[tuple[int, int, int], tuple[int, ...]]]
+__all__ = ["Source", "header", "indented"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +24,7 @@ class Source:
         blocks: on a multiprocessor at once, that registers are shared out for.
         shared_bytes: dynamic shared memory of a block.
         packed: weights, biases and slopes as the kernel reads them.
-        grid: images, height, width and multiprocessors to the launch's grid, and the integers behind height and width.
+        rule: from sizes to a grid, as of `grids.launch`.
     """
 
     text: str
@@ -34,7 +33,7 @@ class Source:
     blocks: int
     shared_bytes: int
     packed: bytes
-    grid: Grid
+    rule: Mapping[str, Any]
 
 
 @cache

@@ -10,19 +10,19 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, prod
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
+from keras_efficient.export.bolt.grids import geometry, launch
 from keras_efficient.export.bolt.region import Activate, Add, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
 __all__ = ["Depthwise", "candidates", "emit", "refusal", "seconds"]
-
-LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def emit(region: Region, parameters: Depthwise) -> Source:
         blocks=parameters.blocks,
         shared_bytes=0,
         packed=np.concatenate([weights, np.stack(table)]).tobytes(),
-        grid=lambda n, height, width, processors: _grid(region, parameters, n, height, width),
+        rule=_rule(region, parameters),
     )
 
 
@@ -81,15 +81,11 @@ def _together(channels: int) -> int:
     return next(one for one in (8, 4, 2, 1) if channels % one == 0)
 
 
-def _grid(
-    region: Region, parameters: Depthwise, n: int, height: int, width: int
-) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+def _rule(region: Region, parameters: Depthwise) -> dict[str, Any]:
     layer = region.layers[0]
-    size = layer.size(height, width)
-    if max(n * height * width, n * size[0] * size[1]) * layer.channels >= LIMIT:
-        raise UnsupportedLayer("region", f"{n} images of {height} × {width} have 2³¹ numbers or more.")
-    work = n * size[0] * ceil(size[1] / parameters.places) * (layer.channels // _together(layer.channels))
-    return (ceil(work / parameters.threads), 1, 1), (n, *size)
+    sizes = {"places": parameters.places, "threads": parameters.threads, "channels": layer.channels}
+    groups = layer.channels // _together(layer.channels)
+    return {"kind": "depthwise", **sizes, "groups": groups, "geometry": geometry(layer)}
 
 
 def _text(region: Region, parameters: Depthwise) -> str:
@@ -200,7 +196,7 @@ def seconds(region: Region, parameters: Depthwise, arch: Architecture, n: int, h
     layer = region.layers[0]
     out = n * prod(layer.size(height, width))
     read = layer.kernel[0] * ((parameters.places - 1) * layer.stride[1] + layer.kernel[1]) / parameters.places
-    grid, _ = _grid(region, parameters, n, height, width)
+    grid, _ = launch(_rule(region, parameters), n, height, width, arch.processors)
     return arch.seconds(
         blocks=prod(grid),
         at_once=parameters.blocks,

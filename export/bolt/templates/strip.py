@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
+from keras_efficient.export.bolt.grids import launch
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
@@ -178,21 +180,15 @@ def emit(region: Region, strip: Strip) -> Source:
         blocks=strip.blocks,
         shared_bytes=plan.shared_bytes,
         packed=packed,
-        grid=lambda n, height, width, processors: _grid(plan, n, height, width, processors),
+        rule=_rule(plan),
     )
 
 
-def _grid(plan: Plan, n: int, height: int, width: int, processors: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """As many bands of rows as end soonest: waves of blocks, times the rows that each walks down."""
-    strips, rows, slots = ceil(width / plan.useful), plan.strip.rows, processors * plan.strip.blocks
-
-    def cost(bands: int) -> tuple[int, int]:
-        band = ceil(height / bands)
-        return ceil(strips * n * bands / slots) * ceil((band + plan.extra) / rows), bands
-
-    bands = min(range(1, ceil(height / rows) + 1), key=cost)
-    band = ceil(height / bands)
-    return (strips, ceil(height / band), n), (band,)
+def _rule(plan: Plan) -> dict[str, Any]:
+    strip = plan.strip
+    sizes = {"useful": plan.useful, "extra": plan.extra, "rows": strip.rows, "blocks": strip.blocks}
+    channels = max(*plan.region.channels, *(layer.filters for layer in plan.region.layers))
+    return {"kind": "strip", **sizes, "channels": channels}
 
 
 def _added(layer: Layer) -> list[int]:
@@ -551,7 +547,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
 def seconds(region: Region, strip: Strip, arch: Architecture, n: int, height: int, width: int) -> float:
     """How long a launch takes, by an estimate: see `Architecture.seconds`."""
     plan = Plan(region, strip)
-    grid, (band,) = _grid(plan, n, height, width, arch.processors)
+    grid, (band,) = launch(_rule(plan), n, height, width, arch.processors)
     rows, segments = strip.rows, strip.warps * strip.segments
     products = shared = 0.0
     for number, layer in enumerate(region.layers):

@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
+from keras_efficient.export.bolt.grids import geometry, launch
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, header, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 
 __all__ = ["Tile", "candidates", "emit", "refusal", "seconds"]
-
-LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def emit(region: Region, tile: Tile) -> Source:
         blocks=tile.blocks,
         shared_bytes=writer.shared_bytes,
         packed=writer.packed,
-        grid=lambda n, height, width, processors: _grid(region, tile, n, height, width),
+        rule=_rule(region, tile),
     )
 
 
@@ -117,13 +116,12 @@ def _misfit(region: Region, tile: Tile) -> str | None:
     return None
 
 
-def _grid(region: Region, tile: Tile, n: int, height: int, width: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    size = region.layers[0].size(height, width)
-    places = n * size[0] * size[1]
-    if places * max(layer.filters for layer in region.layers) >= LIMIT or n * height * width >= LIMIT:
-        raise UnsupportedLayer("region", f"{n} images of {height} × {width} have 2³¹ numbers or more.")
-    across = ceil(region.layers[0].filters / tile.filters) if len(region.layers) == 1 else 1
-    return (ceil(places / tile.places), across, 1), (places, *size)
+def _rule(region: Region, tile: Tile) -> dict[str, Any]:
+    first = region.layers[0]
+    across = ceil(first.filters / tile.filters) if len(region.layers) == 1 else 1
+    channels = max(*region.channels, *(layer.filters for layer in region.layers))
+    sizes = {"places": tile.places, "across": across, "channels": channels}
+    return {"kind": "tile", **sizes, "geometry": geometry(first)}
 
 
 def _up(number: int, unit: int) -> int:
@@ -474,7 +472,7 @@ def _stages(tile: Tile) -> int:
 
 def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int, width: int) -> float:
     """How long a launch takes, by an estimate: see `Architecture.seconds`."""
-    grid, (places, *_) = _grid(region, tile, n, height, width)
+    grid, (places, *_) = launch(_rule(region, tile), n, height, width, arch.processors)
     first, last = region.layers[0], region.layers[-1]
     inner_axis = prod(first.weights.shape[:3])
     steps, warps = ceil(inner_axis / tile.inner) * tile.inner // 16, tile.down * tile.across
