@@ -15,6 +15,7 @@ of size 1; trials tell these cases apart.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -82,13 +83,37 @@ def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
 def cleaned(model: ir.Model) -> None:
     """Constants folded into initializers, identities gone."""
     import onnx_ir.passes.common as common
-    from onnxscript.optimizer import fold_constants
 
     common.RemoveInitializersFromInputsPass()(model)
-    fold_constants(model)
+    _folded(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     _tidied(model)
+
+
+def _folded(model: ir.Model, **options: Any) -> None:
+    """Constants folded by the library, which prints a line on each node that it cannot fold."""
+    from onnxscript.optimizer import fold_constants
+
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        fold_constants(model, **options)
+    finally:
+        logger.setLevel(level)
+
+
+def _splits_folded(model: ir.Model) -> bool:
+    """Splits of constants into single numbers, which the library leaves; whether there were any."""
+    found = False
+    for node in _nodes(model, "Split"):
+        numbers = constant(node.inputs[0])
+        if numbers is not None and numbers.shape == (len(node.outputs),) and any(one.uses() for one in node.outputs):
+            rewriter, found = Rewriter(model, node), True
+            for index, value in enumerate(node.outputs):
+                rewriter.replace(value, rewriter.constant(numbers[index : index + 1], f"{value.name}__part"))
+    return found
 
 
 def _tidied(model: ir.Model) -> None:
@@ -189,7 +214,6 @@ def _has_free_axes(model: ir.Model) -> bool:
 def _tried(model: ir.Model, sizes: tuple[int, ...]) -> ir.Model | None:
     """A copy whose free axes have these sizes, computed through; `None` where that is impossible."""
     import onnx_ir as ir
-    from onnxscript.optimizer import fold_constants
 
     model, named = model.clone(), {}
     for value in model.graph.inputs:
@@ -202,7 +226,9 @@ def _tried(model: ir.Model, sizes: tuple[int, ...]) -> ir.Model | None:
         for value in node.outputs:
             value.shape = None
     try:
-        fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: None)
+        _folded(model, onnx_shape_inference=True)
+        while _splits_folded(model):
+            _folded(model, onnx_shape_inference=True)
     except Exception:  # of a network that cannot have these sizes
         return None
     return model
@@ -233,7 +259,7 @@ class Rewriter:
         while free in taken:
             name_and_number = free.rsplit("~", 1)
             free = f"{name_and_number[0]}~{int(name_and_number[1]) + 1 if len(name_and_number) > 1 else 1}"
-        value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(numbers), name=free))
+        value = ir.Value(name=free, const_value=ir.tensor(np.array(numbers, order="C"), name=free))
         value.shape, value.type = ir.Shape(numbers.shape), ir.TensorType(ir.DataType.from_numpy(numbers.dtype))
         self.graph.register_initializer(value)
         return value
