@@ -29,10 +29,28 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Shapes", "constant", "integers", "normalised", "normalised_ir", "why_not_phases"]
+__all__ = [
+    "NCHW",
+    "NHWC",
+    "Rewriter",
+    "Shapes",
+    "bounds",
+    "constant",
+    "integer",
+    "integers",
+    "normalised",
+    "normalised_ir",
+    "per_channel",
+    "sink_transposes",
+    "text",
+    "tidied",
+    "why_not_phases",
+]
 
 OLDEST_OPSET, NEWEST_OPSET = 13, 19  # between them the operators that are read here mean the same
-UNARY = frozenset(("Clip", "Erf", "Exp", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh"))
+UNARY = frozenset(
+    ("Clip", "Erf", "Exp", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh")
+)
 BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"))
 OURS = frozenset(("Gelu", "GeluTanh", "Silu"))
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -69,14 +87,14 @@ def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
     _reshapes(model, shapes)
     _products_of_rows(model, shapes)
     _cut_transposed(model, shapes)
-    _tidied(model)
+    tidied(model)
     sink_transposes(model)
     _recognised(model)
     shapes = Shapes(model)
     _padding_explicit(model, shapes)
     _to_fixed_point(model, shapes)
     sink_transposes(model)
-    _tidied(model)
+    tidied(model)
     return model
 
 
@@ -88,7 +106,7 @@ def cleaned(model: ir.Model) -> None:
     _folded(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
-    _tidied(model)
+    tidied(model)
 
 
 def _folded(model: ir.Model, **options: Any) -> None:
@@ -116,7 +134,8 @@ def _splits_folded(model: ir.Model) -> bool:
     return found
 
 
-def _tidied(model: ir.Model) -> None:
+def tidied(model: ir.Model) -> None:
+    """What nobody reads is gone, nodes are in order, and shapes inside are forgotten."""
     import onnx_ir.passes.common as common
 
     for one in (
@@ -145,7 +164,13 @@ def integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...
     return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
 
 
-def _text(node: ir.Node, name: str, default: str) -> str:
+def integer(node: ir.Node, name: str, default: int = 0) -> int:
+    """An attribute that is one integer."""
+    return int(node.attributes[name].as_int()) if name in node.attributes else default
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """An attribute of text."""
     return node.attributes[name].as_string() if name in node.attributes else default
 
 
@@ -223,6 +248,8 @@ def _tried(model: ir.Model, sizes: tuple[int, ...]) -> ir.Model | None:
                     named.setdefault(str(size), sizes[min(axis, 3)])
             value.shape = ir.Shape([s if isinstance(s, int) else named[str(s)] for s in value.shape])
     for node in model.graph:
+        if node.domain == DOMAIN and node.op_type in OURS:  # unknown to ONNX; the sizes are those of any activation
+            node.domain, node.op_type = "", "Relu"
         for value in node.outputs:
             value.shape = None
     try:
@@ -351,7 +378,7 @@ def _cut_transposed(model: ir.Model, shapes: Shapes) -> None:
             last = users[0]
         weights, x = constant(before.inputs[1]), shapes[before.inputs[0]]
         stride = integers(before, "strides", (1, 1))
-        plain = not any(integers(before, "pads", (0,))) and _text(before, "auto_pad", "NOTSET") == "NOTSET"
+        plain = not any(integers(before, "pads", (0,))) and text(before, "auto_pad", "NOTSET") == "NOTSET"
         if weights is None or weights.ndim != 4 or not x or not plain or "output_shape" in before.attributes:
             continue
         cut = [size - step for size, step in zip(weights.shape[2:], stride, strict=True)]
@@ -365,7 +392,11 @@ def _cut_transposed(model: ir.Model, shapes: Shapes) -> None:
             one is not None and axis is not None and one.tolist() == start and axis.tolist() == [2, 3]
             for one, axis in zip(starts, axes, strict=True)
         )
-        if right and all(one is not None and not one.any() for one in pads) and shapes[last.outputs[0]] == tuple(wanted):
+        if (
+            right
+            and all(one is not None and not one.any() for one in pads)
+            and shapes[last.outputs[0]] == tuple(wanted)
+        ):
             rewriter = Rewriter(model, node)
             padding = (*start, *(one - first for one, first in zip(cut, start, strict=True)))
             made = rewriter.op("ConvTranspose", before.inputs, **_attributes(before) | {"pads": padding})
@@ -506,7 +537,7 @@ def _recognised(model: ir.Model) -> None:
 def _padding_explicit(model: ir.Model, shapes: Shapes) -> None:
     """``pads`` instead of ``auto_pad``, where they do not hang on sizes that are free."""
     for node in _nodes(model, "Conv"):
-        mode, weights = _text(node, "auto_pad", "NOTSET"), constant(node.inputs[1])
+        mode, weights = text(node, "auto_pad", "NOTSET"), constant(node.inputs[1])
         if mode == "NOTSET" or weights is None or weights.ndim != 4:
             continue
         totals = [0, 0]
@@ -580,7 +611,7 @@ def _constant_and_other(node: ir.Node) -> tuple[np.ndarray, ir.Value] | None:
     return None
 
 
-def _per_channel(numbers: np.ndarray, channels: int, *, rows: bool) -> np.ndarray | None:
+def per_channel(numbers: np.ndarray, channels: int, *, rows: bool) -> np.ndarray | None:
     """(channels,) of a constant that is broadcast to N×C×H×W, or to rows; `None` if it is more than that."""
     if numbers.size == 1 and numbers.ndim <= (1 if rows else 4):
         return np.full(channels, numbers.item(), np.float32)
@@ -611,7 +642,7 @@ def _convolution_with(rewriter: Rewriter, node: ir.Node, weights: np.ndarray, bi
 
 
 def _automatic(node: ir.Node) -> dict[str, str]:
-    mode = _text(node, "auto_pad", "NOTSET")
+    mode = text(node, "auto_pad", "NOTSET")
     return {} if mode == "NOTSET" else {"auto_pad": mode}
 
 
@@ -629,7 +660,7 @@ def _scale_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     numbers, other = operands
     if (found := _convolution(other)) is not None:
         before, weights, bias = found
-        scale = _per_channel(numbers, len(weights), rows=False)
+        scale = per_channel(numbers, len(weights), rows=False)
         if scale is None:
             return None
         return _convolution_with(rewriter, before, weights * scale[:, None, None, None], bias * scale)
@@ -639,12 +670,14 @@ def _scale_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     if (product := _product(summed)) is None:
         return None
     before, matrix = product
-    scale = _per_channel(numbers, matrix.shape[1], rows=True)
-    shift = None if shift is None else _per_channel(shift, matrix.shape[1], rows=True)
+    scale = per_channel(numbers, matrix.shape[1], rows=True)
+    shift = None if shift is None else per_channel(shift, matrix.shape[1], rows=True)
     if scale is None or (shift is None) != (summed is other):
         return None
     made = rewriter.op("MatMul", [before.inputs[0], rewriter.constant(matrix * scale, before.inputs[1].name)])
-    return made if shift is None else rewriter.op("Add", [made, rewriter.constant(shift * scale, f"{other.name}__bias")])
+    return (
+        made if shift is None else rewriter.op("Add", [made, rewriter.constant(shift * scale, f"{other.name}__bias")])
+    )
 
 
 def _shift_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
@@ -654,14 +687,14 @@ def _shift_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     numbers, other = operands
     if (found := _convolution(other)) is not None:
         before, weights, bias = found
-        shift = _per_channel(numbers, len(weights), rows=False)
+        shift = per_channel(numbers, len(weights), rows=False)
         return None if shift is None else _convolution_with(rewriter, before, weights, bias + shift)
     sum_node = _made_by(other, "Add")
     inner = None if sum_node is None else _constant_and_other(sum_node)
     product = None if inner is None else _product(inner[1])
     if inner is None or product is None:
         return None
-    shifts = [_per_channel(one, product[1].shape[1], rows=True) for one in (numbers, inner[0])]
+    shifts = [per_channel(one, product[1].shape[1], rows=True) for one in (numbers, inner[0])]
     if shifts[0] is None or shifts[1] is None:
         return None
     return rewriter.op("Add", [inner[1], rewriter.constant(shifts[0] + shifts[1], f"{other.name}__bias")])
@@ -702,21 +735,16 @@ def _scale_and_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Va
 def _as_matmul(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
     matrix = constant(node.inputs[1])
     given = [node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")]
-    turned = [integers_or(node, name) for name in ("transA", "transB")]
+    turned = [integer(node, name) for name in ("transA", "transB")]
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32)
     if matrix is None or matrix.dtype != np.float32 or turned[0] or bias is None:
         return None
     matrix = (matrix.T if turned[1] else matrix) * np.float32(given[0])
     made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1].name)])
-    shift = _per_channel(bias * np.float32(given[1]), matrix.shape[1], rows=True)
+    shift = per_channel(bias * np.float32(given[1]), matrix.shape[1], rows=True)
     if shift is None:
         return None
     return rewriter.op("Add", [made, rewriter.constant(shift, f"{node.outputs[0].name}__bias")])
-
-
-def integers_or(node: ir.Node, name: str, default: int = 0) -> int:
-    """An attribute that is one integer."""
-    return int(node.attributes[name].as_int()) if name in node.attributes else default
 
 
 def bounds(node: ir.Node | None) -> tuple[float, float] | None:
@@ -770,7 +798,7 @@ def _clips_merged(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
 def _pad_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
     """Zeros around an image that a convolution reads are its padding."""
     pad = _made_by(node.inputs[0], "Pad")
-    if pad is None or _text(pad, "mode", "constant") != "constant" or _automatic(node):
+    if pad is None or text(pad, "mode", "constant") != "constant" or _automatic(node):
         return None
     sizes, fill = constant(pad.inputs[1]), constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
     if len(pad.inputs) > 3 and pad.inputs[3] is not None:
@@ -792,9 +820,9 @@ def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Val
     inputs = list(node.inputs)
     place = 0 if unary or constant(inputs[0]) is None else 1
     shuffle = _made_by(inputs[place], "DepthToSpace")
-    if shuffle is None or _text(shuffle, "mode", "DCR") != "DCR":
+    if shuffle is None or text(shuffle, "mode", "DCR") != "DCR":
         return None
-    block = integers_or(shuffle, "blocksize")
+    block = integer(shuffle, "blocksize")
     if not unary:
         numbers = constant(inputs[1 - place])
         if numbers is None:
@@ -819,7 +847,7 @@ def why_not_phases(node: ir.Node) -> str | None:
         return "its weights are not constant"
     if weights.ndim != 4:
         return f"a convolution over {weights.ndim - 2} axes"
-    if integers_or(node, "group", 1) != 1:
+    if integer(node, "group", 1) != 1:
         return "a transposed convolution of groups"
     if set(integers(node, "dilations", (1, 1))) != {1}:
         return "a transposed convolution with dilation"
@@ -828,7 +856,7 @@ def why_not_phases(node: ir.Node) -> str | None:
         return "a transposed convolution with two strides"
     if "output_shape" in node.attributes:
         return "a transposed convolution with a size of its output"
-    if not _text(node, "auto_pad", "NOTSET").startswith("SAME"):
+    if not text(node, "auto_pad", "NOTSET").startswith("SAME"):
         more = integers(node, "output_padding", (0, 0))
         pads = integers(node, "pads", (0, 0, 0, 0))
         wanted = [size - stride[0] + one for size, one in zip(weights.shape[2:], more, strict=True)]
@@ -851,7 +879,7 @@ def _as_phases(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | 
     channels, filters, *sizes = weights.shape
     stride = integers(node, "strides", (1, 1))[0]
     begins = list(integers(node, "pads", (0, 0, 0, 0))[:2])
-    mode = _text(node, "auto_pad", "NOTSET")
+    mode = text(node, "auto_pad", "NOTSET")
     if mode.startswith("SAME"):
         totals = [size - stride for size in sizes]
         begins = [one - one // 2 if mode == "SAME_LOWER" else one // 2 for one in totals]
