@@ -207,7 +207,7 @@ class _Search:
     def next(self, moves: list[_Move]) -> _Move | None:
         """What comes behind the last value: a step if it is its only reader, else a layer."""
         last = moves[-1].node.outputs[0]
-        readers = sorted({use.node for use in last.uses()}, key=lambda node: self.order[node])
+        readers = sorted({use.node for use in last.uses()} - self.taken, key=lambda node: self.order[node])
         if last.is_graph_output() or not readers or isinstance(moves[-1].what, int):
             return None
         if len(last.uses()) == 1 and _is(readers[0], STEPS):
@@ -217,7 +217,7 @@ class _Search:
                 self.reasons[readers[0]] = str(err)
                 return None
         for node in readers:
-            if _is(node, LAYERS) and node not in self.taken and node.inputs[0] is last:
+            if _is(node, LAYERS) and node.inputs[0] is last:
                 try:
                     layer = self.layer(node)
                 except _Refused:
