@@ -6,8 +6,8 @@ rest of the network reads. The nodes are
 
     y = keras_efficient.bolt::Fused(x, further inputs, weights, …)    attributes: spec, region
 
-and their meaning stands in the file, as a function in standard operators for each structure: any runtime runs it. Images
-are N×H×W×C, rows …×C (all axes but the last are rows). Transposes stand where a neighbour wants N×C×H×W.
+and their meaning stands in the file, as a function in standard operators for each structure: any runtime runs it.
+Images are N×H×W×C, rows …×C (all axes but the last are rows). Transposes stand where a neighbour wants N×C×H×W.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_efficient.errors import ConversionError
-from keras_efficient.export.bolt import graph as reading
 from keras_efficient.export.bolt import spec
-from keras_efficient.export.bolt.graph import NCHW, NHWC, Rewriter, Shapes, constant, integers
+from keras_efficient.export.bolt.folding import bounds, per_channel
+from keras_efficient.export.bolt.graph import normalised_ir
+from keras_efficient.export.bolt.layout import NCHW, NHWC, sink_transposes
+from keras_efficient.export.bolt.phases import why_not_phases
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
+from keras_efficient.export.bolt.rewriting import Rewriter, constant, integer, integers, text, tidied
+from keras_efficient.export.bolt.shapes import Shapes
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED, region_function
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Partitioned", "Policy", "Refusal", "partition", "to_float16"]
+__all__ = ["Partitioned", "Policy", "Refusal", "partition"]
 
 ONE_NODE = {
     "HardSwish": "hard_swish",
@@ -149,7 +152,7 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
     """
     import onnx_ir as ir
 
-    inner = reading.normalised_ir(model)
+    inner = normalised_ir(model)
     found = _Search(inner, policy or Policy())
     for node in list(inner.graph):
         if node.graph is not None and node not in found.taken and _is(node, LAYERS):
@@ -157,8 +160,8 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
     refusals = tuple(found.refusals())
     moved: dict[ir.Value, ir.Value] = {}
     nodes = [_fused(inner, moves, index, moved) for index, moves in enumerate(found.regions)]
-    reading.sink_transposes(inner)
-    reading.tidied(inner)
+    sink_transposes(inner)
+    tidied(inner)
     order = {node: index for index, node in enumerate(inner.graph)}
     regions = []
     for index, (node, region) in enumerate(sorted(nodes, key=lambda pair: order[pair[0]])):
@@ -207,7 +210,8 @@ class _Search:
     def next(self, moves: list[_Move]) -> _Move | None:
         """What comes behind the last value: a step if it is its only reader, else a layer."""
         last = moves[-1].node.outputs[0]
-        readers = sorted({use.node for use in last.uses()} - self.taken, key=lambda node: self.order[node])
+        free = {use.node for use in last.uses()} & self.order.keys() - self.taken  # others read it inside of a loop
+        readers = sorted(free, key=lambda node: self.order[node])
         if last.is_graph_output() or not readers or isinstance(moves[-1].what, int):
             return None
         if len(last.uses()) == 1 and _is(readers[0], STEPS):
@@ -270,12 +274,12 @@ class _Search:
     def convolution(self, node: ir.Node, weights: np.ndarray) -> _Layer:
         if weights.ndim != 4:
             raise _Refused(f"Conv: a convolution over {weights.ndim - 2} axes; two are taken")
-        group, depthwise = reading.integer(node, "group", 1), False
+        group, depthwise = integer(node, "group", 1), False
         if group > 1:
             depthwise = weights.shape[1] == 1 and len(weights) == group
             if not depthwise:
                 raise _Refused(f"Conv: a convolution of {group} groups that is not depthwise")
-        if reading.text(node, "auto_pad", "NOTSET") != "NOTSET":
+        if text(node, "auto_pad", "NOTSET") != "NOTSET":
             raise _Refused("Conv: its padding hangs on a size that is free (SAME with a stride): fix the input's size")
         sizes = [integers(node, name, (1, 1)) for name in ("strides", "dilations")]
         padding = integers(node, "pads", (0, 0, 0, 0))
@@ -299,7 +303,7 @@ class _Search:
         if kind in ONE_NODE:
             return Activate(ONE_NODE[kind])
         if kind == "Clip":
-            if (limits := reading.bounds(node)) is None:
+            if (limits := bounds(node)) is None:
                 raise _Refused("Clip: its limits are not constant")
             return Activate("clip", low=limits[0], high=limits[1])
         if kind == "LeakyRelu":
@@ -312,8 +316,8 @@ class _Search:
                 raise _Refused("PRelu: its slopes are not one, or one for each channel")
             return Activate("prelu", found)
         if kind == "DepthToSpace":
-            block = reading.integer(node, "blocksize", 1)
-            if reading.text(node, "mode", "DCR") != "DCR":
+            block = integer(node, "blocksize", 1)
+            if text(node, "mode", "DCR") != "DCR":
                 raise _Refused("DepthToSpace: of columns and rows (CRD); depth first (DCR) is taken")
             if block > self.policy.max_shuffle:
                 raise _Refused(f"DepthToSpace: a block of {block}; up to {self.policy.max_shuffle} are taken")
@@ -325,7 +329,7 @@ class _Search:
         other = node.inputs[1] if node.inputs[0] is last else node.inputs[0]
         filters = layer.made().filters
         if (numbers := constant(other)) is not None:
-            shift = reading.per_channel(numbers, filters, rows=layer.rows)
+            shift = per_channel(numbers, filters, rows=layer.rows)
             if shift is None or moves[-1].what is not layer:
                 raise _Refused("Add: of a constant that is no bias")
             return shift
@@ -360,7 +364,7 @@ class _Search:
 
     def why(self, node: ir.Node) -> str:
         if node.domain == "" and node.op_type == "ConvTranspose":
-            return f"ConvTranspose: {reading.why_not_phases(node)}"
+            return f"ConvTranspose: {why_not_phases(node)}"
         if not _is(node, STEPS):
             return f"{node.op_type}: not among the operators of regions"
         return f"{node.op_type}: there is no layer before it that it could join"
@@ -369,7 +373,7 @@ class _Search:
 def _slopes(numbers: np.ndarray, filters: int, *, rows: bool) -> np.ndarray | None:
     if numbers.size == 1 and numbers.ndim <= (1 if rows else 4):
         return numbers.reshape(1).astype(np.float32)
-    return reading.per_channel(numbers.astype(np.float32), filters, rows=rows)
+    return per_channel(numbers.astype(np.float32), filters, rows=rows)
 
 
 # ------------------------------------------------------------------------------------------------- regions as nodes
@@ -429,51 +433,3 @@ def _region(moves: list[_Move]) -> tuple[Region, list[ir.Value]]:
         steps = [Add(number[one.value]) if isinstance(one, _Added) else one for one in layer.steps]
         made.append(layer.made(number[layer.reads], steps))
     return Region(tuple(made), tuple(inputs.values()), shuffle, layers[0].rows), list(inputs)
-
-
-def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A file of `partition` whose regions compute in float16: weights in half, casts where a region's neighbour is none.
-
-    Raises:
-        ConversionError: a weight is beyond float16's range.
-    """
-    import onnx_ir as ir
-    import onnx_ir.passes.common as common
-
-    inner = ir.serde.deserialize_model(model)
-    for node in [one for one in inner.graph if one.domain == DOMAIN and one.op_type == FUSED]:
-        rewriter = Rewriter(inner, node)
-        for index, value in enumerate(node.inputs):
-            if (numbers := constant(value)) is None:
-                node.replace_input_with(index, _half(rewriter, value))
-                continue
-            if not np.all(np.abs(numbers) <= np.finfo(np.float16).max):
-                raise ConversionError(f"A weight of {node.name} is beyond float16's range.")
-            node.replace_input_with(index, rewriter.constant(numbers.astype(np.float16), f"{value.name}__half"))
-        output = node.outputs[0]
-        after = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)})
-        inner.graph.insert_after(node, after)
-        uses, widened = [use for use in output.uses() if use.node is not after], after.outputs[0]
-        if output.is_graph_output():
-            rewriter.replace(output, widened)
-            after.replace_input_with(0, output)
-        else:
-            for use in uses:
-                use.node.replace_input_with(use.idx, widened)
-        output.shape = output.type = None
-    common.RemoveUnusedNodesPass()(inner)
-    common.CommonSubexpressionEliminationPass(size_limit=0)(inner)
-    reading.tidied(inner)
-    return ir.serde.serialize_model(inner)
-
-
-def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:
-    """`value` in float16; what was widened only for its readers is taken as it was."""
-    import onnx_ir as ir
-
-    before = value.producer()
-    if before is not None and before.op_type == "Cast" and before.inputs[0].producer() is not None:
-        source = before.inputs[0].producer()
-        if source.domain == DOMAIN and source.op_type == FUSED:
-            return before.inputs[0]
-    return rewriter.op("Cast", [value], to=int(ir.DataType.FLOAT16))

@@ -6,9 +6,9 @@
              "padding": [2, 2, 2, 2], "depthwise": false, "steps": [{"kind": "prelu", "slopes": 16}, {"add": 0}]}]}
 ```
 
-Arrays are in the layers' order: weights, bias, then the slopes of each PReLU. Weights are filters × channels × height ×
-width as in ONNX (depthwise: channels × 1 × height × width), of rows channels × filters; slopes channels × 1 × 1, of rows
-channels. Everything is float32.
+Arrays are in the layers' order: weights, bias, then the slopes of each PReLU. Weights are filters × channels × height
+× width as in ONNX (depthwise: channels × 1 × height × width), of rows channels × filters; slopes channels × 1 × 1, of
+rows channels. Everything is float32.
 
 What is read may come from anybody: each value has its type and its limits, and no array is made before all are checked.
 """

@@ -15,11 +15,17 @@ from keras_efficient.export.bolt.region import Add, Layer, Region
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["DOMAIN", "FUSED", "OPSET", "activation", "function", "region_function"]
+__all__ = ["BINARY", "DOMAIN", "FUSED", "OPSET", "OURS", "UNARY", "activation", "function", "region_function"]
 
 DOMAIN = "keras_efficient.bolt"
 OPSET = 18
 FUSED = "Fused"
+# Operators that work on single numbers: of one tensor, of two, and those of one that are functions of our domain.
+UNARY = frozenset(
+    ("Clip", "Erf", "Exp", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh")
+)
+BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"))
+OURS = frozenset(("Gelu", "GeluTanh", "Silu"))
 ATTRIBUTES = ("spec", "region")
 KINDS = {"Gelu": "gelu", "GeluTanh": "gelu_tanh", "Silu": "silu"}
 PLAIN = {"relu": "Relu", "hard_swish": "HardSwish", "softplus": "Softplus", "sigmoid": "Sigmoid", "tanh": "Tanh"}
