@@ -59,12 +59,14 @@ class Policy:
         max_kernel: height and width of kernels in such a chain.
         max_second: a layer and a 1×1 convolution behind it, or two products by matrices, are one region if neither
             makes more channels than this; 0: none are.
+        max_layers: of a region.
         max_shuffle: block of a depth to space.
     """
 
     max_channels: int = 64
     max_kernel: int = 5
     max_second: int = 256
+    max_layers: int = 1024
     max_shuffle: int = 8
 
 
@@ -233,6 +235,8 @@ class _Search:
     def joins(self, layers: list[_Layer], second: _Layer) -> bool:
         """Whether a layer may be in the region of these, by the policy."""
         every = [*layers, second]
+        if len(every) > self.policy.max_layers:
+            return False
         widest = max(max(one.made().channels, one.made().filters) for one in every)
         if widest <= self.policy.max_channels and all(self.is_small(one) for one in every):
             return True

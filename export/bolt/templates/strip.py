@@ -531,9 +531,8 @@ class _Writer:
 
 def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
     """Parameters that fit into shared memory."""
-    for warps, segments, rows, blocks, keep in product(
-        (4, 8, 12, 16), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (False, True)
-    ):
+    shapes = product(range(3, 17), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (False, True))
+    for warps, segments, rows, blocks, keep in shapes:
         strip = Strip(warps, segments, rows, blocks, keep)
         most = max(_up(layer.filters, 8) // 8 for layer in region.layers)
         registers = 4 * rows * segments * most + max(2 * layer.kernel[0] for layer in region.layers) * most
@@ -563,10 +562,12 @@ def seconds(region: Region, strip: Strip, arch: Architecture, n: int, height: in
         products += steps * rows * segments * inner * tiles
         shared += steps * (segments * (reads + rows * tiles * 256) + strip.warps * weights)
     places = n * height * width
+    # Warps are shared out among a multiprocessor's quarters.
+    uneven = ceil(strip.warps * strip.blocks / 4) * 4 / (strip.warps * strip.blocks)
     return arch.seconds(
         blocks=prod(grid),
         at_once=strip.blocks,
-        products=products,
+        products=products * uneven,
         shared=shared,
         memory=2.0 * places * (sum(region.channels) + region.layers[-1].filters),
         barriers=ceil((band + plan.extra) / rows) * (len(region.layers) + 1),

@@ -1,0 +1,214 @@
+"""From an ONNX file to a bundle: its regions, the best kernel for each, compiled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from keras_efficient.errors import ConversionError, WrongArgument
+from keras_efficient.export.bolt import build, partition
+from keras_efficient.export.bolt.architectures import Architecture, architecture
+from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.search import Candidate, candidates, refusals
+from keras_efficient.export.bolt.source import Source
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Kernel", "assemble", "sizes_of"]
+
+TRIES = 4  # candidates that spill registers, before a region is given up
+WORTH = 0.9  # of the time with fewer kernels: estimates are not better than that
+POLICIES = tuple(partition.Policy(max_layers=count) for count in (1024, 6, 4, 3, 2, 1))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The kernel of a region.
+
+    Attributes:
+        index: of the region.
+        region: what it computes.
+        candidate: template and parameters.
+        source: what they made.
+        built: what the compiler made of that.
+        refused: better candidates, and why they were not taken.
+    """
+
+    index: int
+    region: Region
+    candidate: Candidate
+    source: Source
+    built: build.Compiled
+    refused: tuple[str, ...] = ()
+
+    def report(self) -> dict[str, Any]:
+        """Numbers for people and for `--json`."""
+        info = self.built.kernels[self.source.kernel]
+        return {
+            "name": self.source.kernel,
+            "layers": len(self.region.layers),
+            "output": self.region.names[-1] if self.region.names else "",
+            **self.candidate.to_dict(),
+            "registers": info.registers,
+            "shared_bytes": info.shared_bytes + self.source.shared_bytes,
+            "spills": info.spill_stores + info.spill_loads + info.stack_bytes,
+            "estimated_ms": 1000 * self.candidate.seconds,
+            "measured_ms": None,
+            "refused": list(self.refused),
+        }
+
+
+def assemble(
+    model: onnx.ModelProto,
+    sizes: Mapping[str, Sequence[int]],
+    *,
+    arch: str = "sm_90a",
+    policy: partition.Policy | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Finds the regions of a network, chooses a kernel for each, and compiles them.
+
+    Args:
+        model: float32, of opset 13 to 19.
+        sizes: of each input of the model, for which kernels are chosen; kernels take other sizes too.
+        arch: of the GPU.
+        policy: which layers share a region; by default the one whose kernels are fastest by their estimates.
+        on_progress: called with a line at the start of each step.
+
+    Returns:
+        A bundle whose ONNX file computes in float16, with a node for each region; `launches["kernels"]` has what
+        `launches["regions"]` (a kernel's name, or `None`, for each region) refers to.
+
+    Raises:
+        ConversionError: the model cannot be read, a weight is beyond float16, or a kernel does not compile.
+        MissingDependency: a wheel of the extra `gpu` is not installed.
+        UnknownName: no such architecture.
+    """
+    chosen = architecture(arch)
+    on_progress("looking for regions")
+    parted, ranked = _parted(model, sizes, chosen, policy)
+    refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
+    kernels: list[Kernel | None] = []
+    for index, (region, ranking) in enumerate(zip(parted.regions, ranked, strict=True)):
+        on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
+        kernel, reason = _kernel(index, region, ranking, arch)
+        kernels.append(kernel)
+        if reason is not None:
+            refused.append({"node": region.names[-1], "reason": reason})
+    made = [one for one in kernels if one is not None]
+    half = partition.to_float16(parted.model)
+    return Bundle(
+        onnx=half.SerializeToString(),
+        cubins={f"{one.source.kernel}/{arch}": one.built.cubin for one in made},
+        ptx={f"{one.source.kernel}/{arch}": one.built.ptx for one in made},
+        sources={one.source.kernel: one.source.text for one in made},
+        weights={str(one.index): one.source.packed for one in made},
+        launches={
+            "regions": [None if one is None else one.source.kernel for one in kernels],
+            "kernels": {
+                one.source.kernel: {
+                    "rule": dict(one.source.rule),
+                    "threads": one.source.threads,
+                    "shared_bytes": one.source.shared_bytes,
+                    "inputs": len(one.region.channels),
+                }
+                for one in made
+            },
+        },
+        tuning={"architecture": arch, "basis": "estimated", "kernels": [one.report() for one in made]},
+        metadata={"refused": refused, "sizes": {name: list(size) for name, size in sizes.items()}},
+    )
+
+
+def _parted(
+    model: onnx.ModelProto,
+    sizes: Mapping[str, Sequence[int]],
+    arch: Architecture,
+    policy: partition.Policy | None,
+) -> tuple[partition.Partitioned, list[list[Candidate]]]:
+    """The partition whose kernels are fastest by their estimates, and the candidates of its regions."""
+    best: tuple[float, partition.Partitioned, list[list[Candidate]]] | None = None
+    seen = set()
+    for one in POLICIES if policy is None else (policy,):
+        parted = partition.partition(model, one)
+        key = hashlib.sha256(parted.model.SerializeToString(deterministic=True)).digest()
+        if key in seen:
+            continue
+        seen.add(key)
+        known = sizes_of(parted.model, sizes)
+        ranked = [
+            candidates(region, arch, *_image(region, known[region.names[0]])) if region.names[0] in known else []
+            for region in parted.regions
+        ]
+        # A region without a kernel costs as if all of it were.
+        total = sum(some[0].seconds if some else 1.0 for some in ranked)
+        if best is None or total < WORTH * best[0]:
+            best = total, parted, ranked
+    assert best is not None
+    return best[1], best[2]
+
+
+def _image(region: Region, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Images, height and width of the first input."""
+    if region.rows:
+        rows = 1
+        for size in shape[:-1]:
+            rows *= size
+        return 1, 1, rows
+    return shape[0], shape[1], shape[2]
+
+
+def _kernel(index: int, region: Region, ranking: Sequence[Candidate], arch: str) -> tuple[Kernel | None, str | None]:
+    """The first candidate that the compiler can keep in registers; or the reason why there is none."""
+    refused: list[str] = []
+    for candidate in ranking[:TRIES]:
+        source = candidate.emit(region)
+        built = build.compiled(source.text, [source.kernel], arch)
+        info = built.kernels[source.kernel]
+        if info.spill_stores or info.spill_loads or info.stack_bytes:
+            refused.append(f"{candidate.parameters}: {info.spill_stores} bytes of registers spill")
+            continue
+        return Kernel(index, region, candidate, source, built, tuple(refused)), None
+    if refused:
+        return None, f"no kernel keeps its numbers in registers: {refused[0]}"
+    reasons = [f"{name}: {reason}" for name, reason in refusals(region).items()]
+    return None, "; ".join(reasons) or "no parameters fit into the GPU's shared memory"
+
+
+def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all values of a network, as far as they follow from those of its inputs.
+
+    Raises:
+        WrongArgument: a size that contradicts the model's, or an input without one.
+        ConversionError: shapes contradict each other.
+    """
+    import onnx
+    import onnx.inliner
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        given = tuple(sizes.get(value.name, ()))
+        own = tuple(dim.dim_value or None for dim in dims)
+        if len(given) != len(own) or any(want not in (None, size) for want, size in zip(own, given, strict=True)):
+            raise WrongArgument(f"Input {value.name!r} has the shape {own}, not {given}.")
+        for dim, size in zip(dims, given, strict=True):
+            dim.dim_value = size
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(fixed), data_prop=True)
+    except Exception as err:  # onnx's own, without a public base
+        raise ConversionError(f"Shapes of the network cannot be told: {str(err).splitlines()[0]}") from err
+    found = {}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.HasField("shape") and all(dims):
+            found[value.name] = tuple(dims)
+    return found
