@@ -12,7 +12,7 @@ from typing import Any
 from keras_efficient.errors import WrongArgument
 from keras_efficient.export.bolt.region import Layer
 
-__all__ = ["Launch", "geometry", "launch"]
+__all__ = ["Launch", "geometry", "launch", "output_size"]
 
 Launch = tuple[tuple[int, int, int], tuple[int, ...]]
 
@@ -23,6 +23,20 @@ def geometry(layer: Layer) -> list[int]:
     """What an output's size hangs on: reach of the kernel, stride, and padding above, left, below and right."""
     reach = [(size - 1) * step for size, step in zip(layer.kernel, layer.dilation, strict=True)]
     return [*reach, *layer.stride, *layer.padding]
+
+
+def output_size(structure: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a region's output, by its structure as of `spec.spec`."""
+    sizes = {0: (height, width)}
+    for number, layer in enumerate(structure["layers"], len(structure["channels"])):
+        top, left, bottom, right = layer["padding"]
+        found = []
+        for axis, (size, padding) in enumerate(zip(sizes[layer["value"]], (top + bottom, left + right), strict=True)):
+            reach = (layer["kernel"][axis] - 1) * layer["dilation"][axis]
+            found.append((size + padding - reach - 1) // layer["stride"][axis] + 1)
+        sizes[number] = (found[0], found[1])
+    out = sizes[max(sizes)]
+    return out[0] * structure["shuffle"], out[1] * structure["shuffle"]
 
 
 def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors: int) -> Launch:
