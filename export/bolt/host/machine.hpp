@@ -201,8 +201,11 @@ static void check_shared(const char* who, const void* pointer) {
     fail("reads at %p, which is in no argument.", pointer);
 }
 
+// The compiler's checks are for kernels, and slow.
+#define UNCHECKED [[gnu::no_sanitize("undefined")]]
+
 // Rounds through the banks that one call needs: 8 rows of a matrix at a time, each of 4 banks.
-static void count_conflicts(const Warp& warp) {
+UNCHECKED static void count_conflicts(const Warp& warp) {
     ++request->loads;
     for (int matrix = 0; matrix < 4; ++matrix) {
         int most = 0;
@@ -221,9 +224,9 @@ static void count_conflicts(const Warp& warp) {
     }
 }
 
-static float unpacked(uint32_t both, int upper) { return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper))); }
+UNCHECKED static float unpacked(uint32_t both, int upper) { return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper))); }
 
-static void compute_product(Warp& warp) {
+UNCHECKED static void compute_product(Warp& warp) {
     float a[16][16], b[16][8], d[16][8];
     ++request->products;
     for (int lane = 0; lane < 32; ++lane) {
@@ -248,7 +251,7 @@ static void compute_product(Warp& warp) {
             warp.found[lane][i] = std::bit_cast<uint32_t>(d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
 }
 
-static void compute_load(Warp& warp, bool transposed) {
+UNCHECKED static void compute_load(Warp& warp, bool transposed) {
     count_conflicts(warp);
     for (int matrix = 0; matrix < 4; ++matrix) {
         uint16_t elements[8][8];
@@ -401,12 +404,14 @@ static void map_memory() {
     for (size_t i = 0; i < fibers.size(); ++i) mprotect(stacks.mapped + i * stride, page, PROT_NONE);
 }
 
-// Memory that may not be touched was touched.
+// Memory that may not be touched was touched, or a check of the compiler failed.
 static void trapped(int number, siginfo_t* what, void*) {
     if (!running || !pthread_equal(pthread_self(), owner)) {  // none of ours: it happens again, as without us
         std::signal(number, SIG_DFL);
         return;
     }
+    if (number == SIGILL)  // the compiler's checks
+        fail("does what is not defined: an address not aligned, an index out of an array, an integer out of range.");
     const auto* at = static_cast<const unsigned char*>(what->si_addr);
     for (const Region& one : regions) {
         if (at < one.mapped || at >= one.mapped + one.mapped_bytes) continue;
@@ -571,17 +576,17 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
     warps = std::vector<Warp>(fibers.size() / 32);
     drawn = request->seed;
 
+    const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
     static unsigned char signal_stack[65536];  // the stack of the fiber may be what is used up
     stack_t own{}, previous_stack{};
     own.ss_sp = signal_stack;
     own.ss_size = sizeof signal_stack;
-    struct sigaction handler{}, previous[2]{};
+    struct sigaction handler{}, previous[3]{};
     handler.sa_sigaction = trapped;
     handler.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&handler.sa_mask);
     sigaltstack(&own, &previous_stack);
-    sigaction(SIGSEGV, &handler, &previous[0]);
-    sigaction(SIGBUS, &handler, &previous[1]);
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &handler, &previous[i]);
 
     volatile int result = 2;
     if (!sigsetjmp(escape, 1)) {
@@ -594,8 +599,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
         result = 0;
     }
     running = false;
-    sigaction(SIGSEGV, &previous[0], nullptr);
-    sigaction(SIGBUS, &previous[1], nullptr);
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &previous[i], nullptr);
     sigaltstack(&previous_stack, nullptr);
     for (const Region& one : regions) munmap(one.mapped, one.mapped_bytes);
     regions.clear();

@@ -257,6 +257,10 @@ MISTAKES = {
     "copy_async(shared + 8, z, true);": "gives copy_async a row at byte 8 of shared memory, no multiple of 16",
     "copy_async(shared, z + 2, true);": "loads 16 bytes at byte 8 of argument 1, no multiple",
     "y[0] = load_global((const Words*)(z + 1)).x;": "loads 16 bytes at byte 4 of argument 1, no multiple",
+    "*(Words*)(y + 1) = {};": r"thread \d+ does what is not defined: an address not aligned",
+    # Not defined.
+    "int all[4] = {}; all[which] = 1; y[0] = all[thread() % 4];": "an index out of an array",
+    "y[0] = 2147483647 + which;": "an integer out of range",
     # Out of global memory.
     "y[64 + block_x()] = 1;": r"^.*block \(0, 0, 0\), thread \d+ goes out of argument 0: byte 256 of 256",
     "y[block_x() * 5000] = 1;": r"^.*block \(1, 0, 0\), thread \d+ goes out of argument 0: byte 20000 of 256",
