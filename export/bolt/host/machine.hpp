@@ -29,7 +29,7 @@
 
 namespace bolt::host {
 
-// ---------------------------------------------------------------------------------------------- what the caller gives
+// ----------------------------------------------------------------------------------------------- what the caller gives
 
 enum class Kind : int32_t { array, integer, real };
 
@@ -108,7 +108,7 @@ struct Region {
 
 constexpr size_t stack_bytes = 65536;
 constexpr size_t guard_bytes = 1 << 20;  // whole pages
-constexpr int filling = 0xa5;
+constexpr int filling = 0xfe;  // NaN, as halves; as floats -1.7e38
 constexpr int poison = 0xff;  // NaN, as halves and as floats
 
 // One kernel runs at a time. All is static: libraries of several kernels live in one process.
@@ -150,7 +150,7 @@ static pthread_t owner;
     siglongjmp(escape, 1);
 }
 
-// ------------------------------------------------------------------------------------------------------------- switches
+// ------------------------------------------------------------------------------------------------------------ switches
 
 static void resume(int thread) {
     place.thread = thread;
@@ -171,7 +171,7 @@ static void yield(State state) {
     if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
 }
 
-// ----------------------------------------------------------------------------------------------- what primitives call
+// ------------------------------------------------------------------------------------------------ what primitives call
 
 [[maybe_unused]] static unsigned char* shared() { return shared_memory; }
 
@@ -196,8 +196,10 @@ static void check_shared(const char* who, const void* pointer) {
     }
     const unsigned char* byte = static_cast<const unsigned char*>(pointer);
     for (const Region& one : regions)
-        if (one.argument >= 0 && byte >= one.mapped && byte < one.mapped + one.mapped_bytes)
-            fail("reads out of argument %d: at byte %lld of %zu.", one.argument, (long long)(byte - one.begin), one.bytes);
+        if (one.argument >= 0 && byte >= one.mapped && byte < one.mapped + one.mapped_bytes) {
+            const auto offset = (long long)(byte - one.begin);
+            fail("reads out of argument %d: at byte %lld of %zu.", one.argument, offset, one.bytes);
+        }
     fail("reads at %p, which is in no argument.", pointer);
 }
 
@@ -224,7 +226,9 @@ UNCHECKED static void count_conflicts(const Warp& warp) {
     }
 }
 
-UNCHECKED static float unpacked(uint32_t both, int upper) { return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper))); }
+UNCHECKED static float unpacked(uint32_t both, int upper) {
+    return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper)));
+}
 
 UNCHECKED static void compute_product(Warp& warp) {
     float a[16][16], b[16][8], d[16][8];
@@ -382,7 +386,8 @@ static void check_fillings() {
             if (byte == one.begin) byte += one.bytes;
             if (byte == end || *byte == filling) continue;
             const auto offset = (long long)(byte - one.begin);
-            if (one.argument < 0) fail("a thread has written out of shared memory: at byte %lld of %zu.", offset, one.bytes);
+            if (one.argument < 0)
+                fail("a thread has written out of shared memory: at byte %lld of %zu.", offset, one.bytes);
             fail("a thread has written out of argument %d: at byte %lld of %zu.", one.argument, offset, one.bytes);
         }
     }
@@ -425,7 +430,7 @@ static void trapped(int number, siginfo_t* what, void*) {
     fail("reads or writes at %p, where there is nothing.", static_cast<const void*>(at));
 }
 
-// ------------------------------------------------------------------------------------------------------------ scheduler
+// ----------------------------------------------------------------------------------------------------------- scheduler
 
 static void (*body)();  // the kernel, with its arguments
 
@@ -508,7 +513,7 @@ static void run_grid() {
             }
 }
 
-// --------------------------------------------------------------------------------------------------------------- launch
+// -------------------------------------------------------------------------------------------------------------- launch
 
 // An argument as the kernel takes it.
 template <class T>

@@ -242,6 +242,13 @@ def test_what_was_never_written_is_nan():
     assert np.isnan(found).all()
 
 
+def test_what_lies_beyond_an_array_spoils_results():
+    """Arrays begin at multiples of 256 bytes, as on a GPU; up to the next one nothing traps."""
+    x, found = np.zeros(60, np.float32), np.zeros(2, np.float32)
+    launched("y[0] = x[60]; y[1] = x[-1];", [read_only(x), found], parameters="const float* x, float* y")
+    assert (found < -1e38).all()
+
+
 # What a kernel of 64 threads does, and what is said about it. y and z are 64 floats, z is read-only; shared memory has
 # 520 bytes.
 MISTAKES = {
