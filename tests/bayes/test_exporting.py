@@ -10,6 +10,7 @@ from keras import layers
 from keras_efficient import export
 from keras_efficient.bayes import Members, StackedPosterior, StochasticPosterior
 from keras_efficient.bayes.exporting import draw_noise, export_posterior
+from keras_efficient.bayes.noise import spreads
 from keras_efficient.errors import ConversionError, UnknownName, UnsupportedLayer, WrongArgument
 
 RNG = np.random.default_rng(0)
@@ -194,6 +195,22 @@ def test_sample_draws_at_every_run(tmp_path, suffix, kind):
     expected = expected_of(posterior, X[:4])
     runs = 8000 if kind == "members" else 200
     np.testing.assert_allclose(mean_of_runs(run, X[:4], runs), expected, atol=0.03)
+
+
+def test_spreads_are_standard_deviations_of_weights():
+    posterior = near(count=5)
+    members = posterior.members
+    found = spreads(members.network(index) for index in range(5))
+    assert found
+    by_name = {
+        variable.path: stacked
+        for variable, stacked in zip(members.model.trainable_variables, members.trainable, strict=True)
+    }
+    for name, values in found.items():
+        layer = members.model.get_layer(name)
+        for weight, value in zip(layer.weights, values, strict=True):
+            stacked = np.asarray(by_name[weight.path].value)
+            assert value == pytest.approx(stacked.std(axis=0, ddof=1), rel=1e-4, abs=1e-7)
 
 
 def test_noise_is_an_input(tmp_path):

@@ -10,6 +10,7 @@ from keras import layers, ops
 from keras_efficient.bayes import Members, StackedPosterior, StochasticPosterior
 from keras_efficient.bayes.posterior import _bytes_of
 from keras_efficient.errors import WrongArgument
+from keras_efficient.layers import MCDropout
 
 RNG = np.random.default_rng(0)
 
@@ -86,3 +87,10 @@ def test_what_is_refused(posterior, wrong):
 def test_stock_dropout_does_not_draw():
     with pytest.raises(WrongArgument, match="no layer that draws"):
         StochasticPosterior(network())
+
+
+def test_draws_of_a_network_differ():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(MCDropout(0.5)(inputs)))
+    p = StochasticPosterior(model, 4).predict(np.ones((1, 4)))[:, 0]
+    assert len(np.unique(p.round(6), axis=0)) > 1

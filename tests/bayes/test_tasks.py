@@ -45,6 +45,8 @@ def test_calibration_by_hand():
 def test_an_edge_belongs_to_the_lower_bin_and_one_to_the_last():
     p = binary([0.6, 0.8, 1.0])
     assert tasks.calibration_error(p, np.array([1, 0, 0]), bins=5) == pytest.approx((0.6 + 0.2 + 0.0) / 3)
+    # With 5 bins 0.6 is the upper edge of the one that 0.55 is in, where a wrong and a right answer meet.
+    assert tasks.calibration_error(binary([0.6, 0.55]), np.array([1, 0]), bins=5) == pytest.approx(0.575 - 0.5)
 
 
 def test_equal_confidences_share_an_adaptive_bin():

@@ -28,6 +28,7 @@ from keras_efficient.layers.bayesian import (
     with_dropout,
 )
 from keras_efficient.layers.bayesian.distributions import divergence, softplus_inverse
+from keras_efficient.layers.bayesian.estimators import flipout
 from keras_efficient.layers.bayesian.layer import ESTIMATORS
 
 RNG = np.random.default_rng(0)
@@ -514,3 +515,13 @@ def test_factors_may_be_distributions():
     for wrong in ({"members": 0}, {"posterior": NORMAL}, {"posterior": FAMILIES["laplace"][0], "num_data": 1}):
         with pytest.raises(WrongArgument):
             BatchEnsembleDense(5, **wrong)
+
+
+def test_flipout_turns_the_signs_of_inputs_and_of_outputs():
+    """One draw for all examples: alike but for its signs, which are each example's and unit's own."""
+    seed = keras.random.SeedGenerator(3)
+    one = ops.convert_to_numpy(flipout(ops.matmul, ops.ones((2, 1)), ops.zeros((1, 200)), 1.0, 0, -1, seed))
+    assert np.allclose(np.abs(one[0]), np.abs(one[1]))
+    assert 60 < (one[0] * one[1] > 0).sum() < 140  # with signs of inputs alone: none, or all
+    many = ops.convert_to_numpy(flipout(ops.matmul, ops.ones((200, 2)), ops.zeros((2, 1)), 1.0, 0, -1, seed))
+    assert len(np.unique(np.abs(many).round(5))) == 2  # |ξ₁ + ξ₂| and |ξ₁ − ξ₂|: with signs of outputs alone, one

@@ -21,6 +21,7 @@ namespace bolt {
 #define BOLT_KERNEL(threads, blocks) extern "C" void
 #define BOLT_DEVICE inline
 #define BOLT_UNROLL
+#define BOLT_LOOP
 #define BOLT_SHARED(name) unsigned char* const name = ::bolt::host::shared()
 
 using std::int32_t, std::int64_t, std::uint16_t, std::uint32_t, std::uint64_t, std::uint8_t;
@@ -31,6 +32,7 @@ using half = _Float16;
 #define BOLT_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define BOLT_DEVICE __device__ __forceinline__
 #define BOLT_UNROLL _Pragma("unroll")
+#define BOLT_LOOP _Pragma("unroll 1")
 #define BOLT_SHARED(name)                                            \
     extern __shared__ __align__(128) unsigned char bolt_shared[]; \
     unsigned char* const name = bolt_shared
@@ -97,8 +99,8 @@ BOLT_DEVICE void warp_barrier() { __syncwarp(); }
 
 #endif
 
-// Numbers. `pack` makes two halves of two floats, rounded to nearest, ties to even; `low` is the one at the lower
-// address.
+// Numbers. `pack` makes two halves of two floats, rounded to nearest, ties to even, and `join` of two halves; `low`
+// is the one at the lower address.
 
 #ifdef BOLT_HOST
 
@@ -106,6 +108,9 @@ inline half to_half(float x) { return half(x); }
 inline float to_float(half x) { return float(x); }
 inline uint32_t pack(float low, float high) {
     return std::bit_cast<uint16_t>(half(low)) | uint32_t(std::bit_cast<uint16_t>(half(high))) << 16;
+}
+inline uint32_t join(half low, half high) {
+    return std::bit_cast<uint16_t>(low) | uint32_t(std::bit_cast<uint16_t>(high)) << 16;
 }
 inline float low(uint32_t both) { return float(std::bit_cast<half>(uint16_t(both))); }
 inline float high(uint32_t both) { return float(std::bit_cast<half>(uint16_t(both >> 16))); }
@@ -123,6 +128,9 @@ BOLT_DEVICE uint32_t pack(float low, float high) {
     uint32_t both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));  // the upper half comes first
     return both;
+}
+BOLT_DEVICE uint32_t join(half low, half high) {
+    return __half_as_ushort(low) | uint32_t(__half_as_ushort(high)) << 16;
 }
 BOLT_DEVICE float low(uint32_t both) {
     float x;

@@ -1,0 +1,81 @@
+"""What GPUs can do, for estimates: numbers of data sheets, and what programs reach of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keras_efficient.errors import UnknownName
+
+__all__ = ["ARCHITECTURES", "Architecture", "architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A GPU of a compute capability: its largest one.
+
+    Attributes:
+        name: as compilers have it.
+        device: whose numbers these are.
+        processors: multiprocessors.
+        clock: in Hz, under load.
+        product_cycles: that a quarter of a multiprocessor takes for 16 × 8 × 16 in half precision, by `mma.sync`. On
+            Hopper that instruction reaches 62 % of what `wgmma` does (an estimate from publications).
+        shared_bytes: of a block, at most; a kilobyte more is reserved for each block.
+        shared_rate: bytes per cycle of a multiprocessor's shared memory.
+        memory_rate: bytes per second of DRAM that copies reach.
+        registers: of a multiprocessor.
+        launch: seconds that a kernel in a graph takes though it does nothing (an estimate).
+        barrier: cycles of a barrier of a block (an estimate).
+    """
+
+    name: str
+    device: str
+    processors: int
+    clock: float
+    product_cycles: float
+    shared_bytes: int
+    memory_rate: float
+    shared_rate: int = 128
+    registers: int = 65536
+    launch: float = 2.5e-6
+    barrier: int = 40
+
+    def seconds(
+        self, *, blocks: int, at_once: int, products: float, shared: float, memory: float, barriers: float = 0.0
+    ) -> float:
+        """Of a kernel: what its blocks do on their multiprocessors in waves, or its traffic with memory.
+
+        Args:
+            blocks: of the grid.
+            at_once: on a multiprocessor.
+            products: of matrices, of one block.
+            shared: bytes of shared memory that a block moves.
+            memory: bytes of DRAM, all blocks together.
+            barriers: in one block, one behind the other.
+        """
+        waves, rest = divmod(blocks, self.processors * at_once)
+        busy = max(products * self.product_cycles / 4, shared / self.shared_rate)
+        # The last wave's multiprocessors have fewer blocks, if there are fewer.
+        full = at_once * waves + -(-rest // self.processors)
+        cycles = full * busy + (waves + (rest > 0)) * barriers * self.barrier
+        return max(cycles / self.clock, memory / self.memory_rate) + self.launch
+
+
+_ALL = (
+    Architecture("sm_80", "A100", 108, 1.41e9, 4.0 * 2, 163 << 10, 1.7e12),
+    Architecture("sm_86", "A10", 72, 1.7e9, 16.0, 99 << 10, 0.5e12),
+    Architecture("sm_89", "L40S", 142, 2.3e9, 16.0, 99 << 10, 0.75e12),
+    Architecture("sm_90a", "H200", 132, 1.755e9, 4.0 / 0.62, 227 << 10, 4.3e12),
+)
+ARCHITECTURES = {one.name: one for one in _ALL}
+
+
+def architecture(name: str) -> Architecture:
+    """By its name.
+
+    Raises:
+        UnknownName: no such name.
+    """
+    if name not in ARCHITECTURES:
+        raise UnknownName("GPU architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name]

@@ -1,0 +1,65 @@
+"""Regions in float16: their weights and tensors in half, casts where a neighbour is no region."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_efficient.errors import ConversionError
+from keras_efficient.export.bolt.rewriting import Rewriter, constant, tidied
+from keras_efficient.export.bolt.standard import DOMAIN, FUSED
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["to_float16"]
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A file of `partition` whose regions compute in float16; what is between regions stays in float32.
+
+    Raises:
+        ConversionError: a weight is beyond float16's range.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    inner = ir.serde.deserialize_model(model)
+    for node in [one for one in inner.graph if one.domain == DOMAIN and one.op_type == FUSED]:
+        rewriter = Rewriter(inner, node)
+        for index, value in enumerate(node.inputs):
+            if (numbers := constant(value)) is None:
+                node.replace_input_with(index, _half(rewriter, value))
+                continue
+            if not np.all(np.abs(numbers) <= np.finfo(np.float16).max):
+                raise ConversionError(f"A weight of {node.name} is beyond float16's range.")
+            node.replace_input_with(index, rewriter.constant(numbers.astype(np.float16), f"{value.name}__half"))
+        output = node.outputs[0]
+        after = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)})
+        inner.graph.insert_after(node, after)
+        uses, widened = [use for use in output.uses() if use.node is not after], after.outputs[0]
+        if output.is_graph_output():
+            rewriter.replace(output, widened)
+            after.replace_input_with(0, output)
+        else:
+            for use in uses:
+                use.node.replace_input_with(use.idx, widened)
+        output.shape = output.type = None
+    common.RemoveUnusedNodesPass()(inner)
+    common.CommonSubexpressionEliminationPass(size_limit=0)(inner)
+    tidied(inner)
+    return ir.serde.serialize_model(inner)
+
+
+def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:
+    """`value` in float16; what was widened only for its readers is taken as it was."""
+    import onnx_ir as ir
+
+    before = value.producer()
+    if before is not None and before.op_type == "Cast" and before.inputs[0].producer() is not None:
+        source = before.inputs[0].producer()
+        if source.domain == DOMAIN and source.op_type == FUSED:
+            return before.inputs[0]
+    return rewriter.op("Cast", [value], to=int(ir.DataType.FLOAT16))

@@ -1,0 +1,150 @@
+"""N×H×W×C and N×C×H×W: what only moves numbers is made transposes, and transposes go where they cancel each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_efficient.export.bolt.rewriting import (
+    Rewriter,
+    attributes_of,
+    constant,
+    integers,
+    nodes_of,
+    producer,
+    sole_producer,
+)
+from keras_efficient.export.bolt.standard import BINARY, DOMAIN, OURS, UNARY
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from keras_efficient.export.bolt.shapes import Shapes
+
+__all__ = [
+    "NCHW",
+    "NHWC",
+    "plain_scalars",
+    "products_of_rows",
+    "reshapes",
+    "sink_transposes",
+]
+
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def plain_scalars(model: ir.Model, shapes: Shapes) -> None:
+    """Constants with one number have no axes where that changes nothing."""
+    for node in nodes_of(model, *BINARY - {"PRelu"}):
+        for index, value in enumerate(node.inputs):
+            numbers, other = constant(value), node.inputs[1 - index] if len(node.inputs) == 2 else None
+            if numbers is None or other is None or numbers.size > 1:
+                continue
+            if 0 < numbers.ndim <= (shapes.rank(other) or 0):
+                node.replace_input_with(index, Rewriter(model, node).constant(numbers.reshape(()), value.name))
+
+
+def reshapes(model: ir.Model, shapes: Shapes) -> None:
+    """Reshapes that change nothing are left out; those that only move axes of size 1 are transposes."""
+    kinds = ("Reshape", "Squeeze", "Unsqueeze")
+    for node in nodes_of(model, *kinds):
+        wanted, source, best = shapes[node.outputs[0]], node.inputs[0], None
+        while wanted and source is not None:
+            found = shapes[source]
+            if found == wanted:
+                best = (source, None)
+            for perm in (NCHW, NHWC) if best is None and found and len(found[0]) == 4 else ():
+                moving = [axis for axis in perm if any(one[axis] != 1 for one in found)]
+                if moving == sorted(moving) and wanted == tuple(tuple(one[axis] for axis in perm) for one in found):
+                    best = (source, perm)
+            before = source.producer()
+            source = before.inputs[0] if before is not None and before.op_type in kinds else None
+        if best is not None:
+            rewriter = Rewriter(model, node)
+            value, perm = best
+            rewriter.replace(node.outputs[0], value if perm is None else rewriter.op("Transpose", [value], perm=perm))
+
+
+def products_of_rows(model: ir.Model, shapes: Shapes) -> None:
+    """A product of a matrix of rows, made from more axes and given more axes behind it, is one of more axes."""
+    for node in nodes_of(model, "Reshape"):
+        product = sole_producer(node.inputs[0], "MatMul")
+        rows = None if product is None else producer(product.inputs[0], "Reshape")
+        matrix = None if product is None else constant(product.inputs[1])
+        if product is None or rows is None or matrix is None or matrix.ndim != 2:
+            continue
+        source = rows.inputs[0]
+        found, inner, wanted = shapes[source], shapes[product.inputs[0]], shapes[node.outputs[0]]
+        if not found or not inner or len(inner[0]) != 2 or any(one[-1] != len(matrix) for one in found):
+            continue
+        if wanted == tuple((*one[:-1], matrix.shape[1]) for one in found):
+            rewriter = Rewriter(model, node)
+            rewriter.replace(node.outputs[0], rewriter.op("MatMul", [source, product.inputs[1]]))
+
+
+def sink_transposes(model: ir.Model) -> None:
+    """Transposes go behind whatever works on single numbers, until they meet their opposite or anything else."""
+    import onnx_ir.passes.common as common
+
+    changed = True
+    while changed:
+        changed = False
+        for node in list(model.graph):
+            if node.graph is not None and (_cancelled(model, node) or _sunk(model, node)):
+                changed = True
+        common.RemoveUnusedNodesPass()(model)
+    common.CommonSubexpressionEliminationPass(size_limit=0)(model)
+
+
+def _perm(value: ir.Value | None) -> tuple[int, ...] | None:
+    node = None if value is None else value.producer()
+    return integers(node, "perm", ()) or None if node is not None and node.op_type == "Transpose" else None
+
+
+def _cancelled(model: ir.Model, node: ir.Node) -> bool:
+    """Two transposes as one, or as none."""
+    if node.op_type != "Transpose":
+        return False
+    second, first = _perm(node.outputs[0]), _perm(node.inputs[0])
+    if second is not None and second == tuple(range(len(second))):
+        Rewriter(model, node).replace(node.outputs[0], node.inputs[0])
+        model.graph.remove(node, safe=True)
+        return True
+    if first is None or second is None:
+        return False
+    both = tuple(first[axis] for axis in second)
+    source, rewriter = node.inputs[0].producer().inputs[0], Rewriter(model, node)
+    idle = both == tuple(range(len(both)))
+    rewriter.replace(node.outputs[0], source if idle else rewriter.op("Transpose", [source], perm=both))
+    model.graph.remove(node, safe=True)
+    return True
+
+
+def _sunk(model: ir.Model, node: ir.Node) -> bool:
+    """``op(Transpose(x))`` as ``Transpose(op(x))``."""
+    unary = node.op_type in (UNARY if node.domain == "" else OURS) and node.domain in ("", DOMAIN)
+    if not unary and not (node.domain == "" and node.op_type in BINARY):
+        return False
+    count = 1 if unary else len(node.inputs)
+    moving = [value for value in node.inputs[:count] if constant(value) is None]
+    perms = {_perm(value) for value in moving}
+    if len(perms) != 1 or None in perms:
+        return False
+    (perm,) = perms
+    rewriter, inputs = Rewriter(model, node), []
+    for value in node.inputs[:count]:
+        numbers = constant(value)
+        if numbers is None:
+            inputs.append(value.producer().inputs[0])
+        elif numbers.size == 1:
+            inputs.append(value if numbers.ndim == 0 else rewriter.constant(numbers.reshape(()), value.name))
+        elif numbers.ndim > len(perm):
+            return False
+        else:
+            full = numbers.reshape((1,) * (len(perm) - numbers.ndim) + numbers.shape)
+            inputs.append(rewriter.constant(full.transpose(np.argsort(perm)), value.name))
+    made = rewriter.op(node.op_type, [*inputs, *node.inputs[count:]], domain=node.domain, **attributes_of(node))
+    rewriter.replace(node.outputs[0], rewriter.op("Transpose", [made], perm=perm))
+    model.graph.remove(node, safe=True)
+    return True

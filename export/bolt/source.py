@@ -1,0 +1,55 @@
+"""What a template makes of a region: a self-contained source, its packed weights, and how it is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Source", "header", "indented"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One kernel.
+
+    Its arguments are flat, in TensorRT's order: the inputs, the packed weights, 32-bit integers, the output.
+
+    Attributes:
+        text: CUDA C++, all of it.
+        kernel: its name.
+        threads: of a block.
+        blocks: on a multiprocessor at once, that registers are shared out for.
+        shared_bytes: dynamic shared memory of a block.
+        packed: weights, biases and slopes as the kernel reads them.
+        rule: from sizes to a grid, as of `grids.launch`.
+    """
+
+    text: str
+    kernel: str
+    threads: int
+    blocks: int
+    shared_bytes: int
+    packed: bytes
+    rule: Mapping[str, Any]
+
+
+@cache
+def header(name: str) -> str:
+    """The text of a file of `templates/`."""
+    return Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")
+
+
+def indented(lines: list[str]) -> str:
+    """Lines with the indentation of their braces."""
+    found, depth, once = [], 0, 0
+    for line in lines:
+        closing = len(line) - len(line.lstrip("}"))
+        depth -= closing
+        found.append("    " * (depth + once) + line)
+        depth += line.count("{") - line.count("}") + closing
+        is_head = line.startswith(("for ", "if ")) and not line.endswith(("{", ";", "}"))
+        once = 1 if is_head else 0
+    return "\n".join(found)

@@ -1,0 +1,13 @@
+"""CUDA sources for regions, written from parameters; each template is a Python file, most with a `.cuh` beside it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from keras_efficient.export.bolt.templates import depthwise, strip, tile
+
+__all__ = ["TEMPLATES"]
+
+# Each has `refusal(region)`, `candidates(region, arch)`, `seconds(region, parameters, arch, n, height, width)` and
+# `emit(region, parameters)`; and a dataclass of parameters, named as it is.
+TEMPLATES: dict[str, ModuleType] = {"strip": strip, "tile": tile, "depthwise": depthwise}
