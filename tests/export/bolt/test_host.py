@@ -74,18 +74,22 @@ def test_places():
 def test_halves_are_rounded_to_the_nearest_even():
     x = np.concatenate([RNG.normal(size=58) * 10.0 ** RNG.integers(-9, 6, 58), [2049, 2051, 1e9, -0.0, np.inf, 65520]])
     x = x.astype(np.float32)
-    packed, back, one = np.zeros(32, np.uint32), np.zeros(64, np.float32), np.zeros(64, np.float16)
+    packed, joined = np.zeros((2, 32), np.uint32)
+    back, one = np.zeros(64, np.float32), np.zeros(64, np.float16)
     body = """
     const int i = 2 * thread();
     packed[thread()] = pack(x[i], x[i + 1]);
+    joined[thread()] = join(to_half(x[i]), to_half(x[i + 1]));
     y[i] = low(packed[thread()]);
     y[i + 1] = high(packed[thread()]);
     one[i] = to_half(x[i]);
     one[i + 1] = to_half(to_float(to_half(x[i + 1])));"""
-    launched(body, [x, packed, back, one], parameters="const float* x, uint32_t* packed, float* y, half* one")
+    parameters = "const float* x, uint32_t* packed, uint32_t* joined, float* y, half* one"
+    launched(body, [x, packed, joined, back, one], parameters=parameters)
     with np.errstate(over="ignore"):
         wanted = x.astype(np.float16)
     np.testing.assert_array_equal(packed.view(np.float16), wanted)
+    np.testing.assert_array_equal(joined.view(np.float16), wanted)
     np.testing.assert_array_equal(back, wanted.astype(np.float32))
     np.testing.assert_array_equal(one, wanted)
 
