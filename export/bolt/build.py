@@ -3,6 +3,7 @@ compiler; by nvcc where a source needs one."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -207,8 +208,9 @@ def compiled_by_nvcc(
         (folder / "kernel.cu").write_text(source, encoding="utf-8")
         command = [str(program), "--cubin", f"-arch={arch}", "-std=c++17", "-Xptxas=-v", "--expt-relaxed-constexpr"]
         command += [f"-I{Path(one).resolve()}" for one in folders] + ["--keep", "kernel.cu", "-o", "kernel.cubin"]
+        environment = {**os.environ, "LC_ALL": "C"}  # what g++ says is read
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, env=environment)
         except subprocess.TimeoutExpired as error:
             raise ConversionError(f"nvcc has not compiled the source within {seconds:g} s.") from error
         log = done.stdout + done.stderr

@@ -97,8 +97,8 @@ class Bundle:
                 return _read(file, path)
         except FileProblem:
             raise
-        except OSError as error:
-            raise FileProblem(path, f"cannot be read: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+            raise FileProblem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
     def _sections(self) -> Iterator[tuple[str, str, bytes]]:
         """Kind, name and bytes of each section."""
@@ -109,11 +109,18 @@ class Bundle:
             for name, value in sorted(getattr(self, _attribute(kind)).items()):
                 if not 0 < len(name) <= MOST_NAME:
                     raise WrongArgument(f"No name of a section: {name!r}.", hint=f"1 to {MOST_NAME} characters.")
-                yield kind, name, value.encode() if kind == "source" else bytes(value)
+                yield kind, name, _encoded(name, value) if kind == "source" else bytes(value)
 
 
 def _attribute(kind: str) -> str:
     return {"cubin": "cubins", "source": "sources"}.get(kind, kind)
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise WrongArgument(f"Source {name!r} is no text: {error}.") from error
 
 
 def _dumped(kind: str, value: Any) -> bytes:
@@ -184,6 +191,10 @@ def _is_entry(one: Any) -> bool:
     return length >= 0 and ((kind in SINGLE and not name) or (kind in NAMED and 0 < len(name) <= MOST_NAME))
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _value(kind: str, part: bytes) -> Any:
     """A section's content; `None` where it is not of its kind."""
     if kind not in JSON and kind != "source":
@@ -191,7 +202,7 @@ def _value(kind: str, part: bytes) -> Any:
     try:
         if kind == "source":
             return part.decode()
-        value = json.loads(part)
+        value = json.loads(part, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -29,10 +29,14 @@ from keras_efficient.errors import ConversionError, FileProblem, UnknownName, Ve
 __all__ = ["Run", "run"]
 
 FOLDER = Path(__file__).parent
-# Products and sums are rounded each, so that machines agree.
-FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", "-DBOLT_HOST", "-ffp-contract=off", "-fvisibility=hidden")
-# Libraries share nothing; jumps between stacks are meant; what is larger than a stack does not jump over its end.
-FLAGS += ("-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fstack-clash-protection", "-w")
+FLAGS = (
+    *("-O2", "-std=c++20", "-shared", "-fPIC", "-w", "-DBOLT_HOST"),
+    "-ffp-contract=off",  # products and sums are rounded each, so that machines agree
+    *("-fvisibility=hidden", "-fno-gnu-unique"),  # libraries share nothing
+    *("-U_FORTIFY_SOURCE", "-fno-stack-protector"),  # jumps between stacks are meant
+    "-fstack-clash-protection",  # what is larger than a stack does not jump over its end
+    *("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"),
+)
 SECONDS = 300  # for the compiler
 MOST_THREADS = 1024
 
@@ -107,7 +111,8 @@ def run(
     Raises:
         ConversionError: g++ is missing, or refused the source.
         VerificationError: the kernel went out of bounds, gave a row that is not aligned, wrote to a read-only array,
-            used up its stack, or waits for what never comes. Arrays are then as they were.
+            used up its stack, did what C++ does not define, or waits for what never comes. Arrays are then
+            as they were.
         WrongArgument: arguments are not those of the kernel, or there is no such launch.
     """
     blocks = (int(grid),) if isinstance(grid, int | np.integer) else tuple(map(int, grid))
@@ -171,8 +176,9 @@ def _compiled(text: str, defines: tuple[str, ...]) -> Path:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         (Path(folder) / "kernel.cu").write_text(text, encoding="utf-8")
         command += ["-I", str(FOLDER), "-x", "c++", "kernel.cu", "-o", "kernel.so"]
+        environment = {**os.environ, "LC_ALL": "C"}  # what it says is read
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=environment)
         except subprocess.TimeoutExpired as error:
             raise ConversionError(f"g++ has not compiled the kernel within {SECONDS} s.") from error
         if done.returncode:

@@ -29,7 +29,7 @@
 
 namespace bolt::host {
 
-// ---------------------------------------------------------------------------------------------- what the caller gives
+// ----------------------------------------------------------------------------------------------- what the caller gives
 
 enum class Kind : int32_t { array, integer, real };
 
@@ -108,7 +108,7 @@ struct Region {
 
 constexpr size_t stack_bytes = 65536;
 constexpr size_t guard_bytes = 1 << 20;  // whole pages
-constexpr int filling = 0xa5;
+constexpr int filling = 0xfe;  // NaN, as halves; as floats -1.7e38
 constexpr int poison = 0xff;  // NaN, as halves and as floats
 
 // One kernel runs at a time. All is static: libraries of several kernels live in one process.
@@ -150,7 +150,7 @@ static pthread_t owner;
     siglongjmp(escape, 1);
 }
 
-// ------------------------------------------------------------------------------------------------------------- switches
+// ------------------------------------------------------------------------------------------------------------ switches
 
 static void resume(int thread) {
     place.thread = thread;
@@ -171,7 +171,7 @@ static void yield(State state) {
     if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
 }
 
-// ----------------------------------------------------------------------------------------------- what primitives call
+// ------------------------------------------------------------------------------------------------ what primitives call
 
 [[maybe_unused]] static unsigned char* shared() { return shared_memory; }
 
@@ -196,13 +196,18 @@ static void check_shared(const char* who, const void* pointer) {
     }
     const unsigned char* byte = static_cast<const unsigned char*>(pointer);
     for (const Region& one : regions)
-        if (one.argument >= 0 && byte >= one.mapped && byte < one.mapped + one.mapped_bytes)
-            fail("reads out of argument %d: at byte %lld of %zu.", one.argument, (long long)(byte - one.begin), one.bytes);
+        if (one.argument >= 0 && byte >= one.mapped && byte < one.mapped + one.mapped_bytes) {
+            const auto offset = (long long)(byte - one.begin);
+            fail("reads out of argument %d: at byte %lld of %zu.", one.argument, offset, one.bytes);
+        }
     fail("reads at %p, which is in no argument.", pointer);
 }
 
+// The compiler's checks are for kernels, and slow.
+#define UNCHECKED [[gnu::no_sanitize("undefined")]]
+
 // Rounds through the banks that one call needs: 8 rows of a matrix at a time, each of 4 banks.
-static void count_conflicts(const Warp& warp) {
+UNCHECKED static void count_conflicts(const Warp& warp) {
     ++request->loads;
     for (int matrix = 0; matrix < 4; ++matrix) {
         int most = 0;
@@ -221,9 +226,11 @@ static void count_conflicts(const Warp& warp) {
     }
 }
 
-static float unpacked(uint32_t both, int upper) { return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper))); }
+UNCHECKED static float unpacked(uint32_t both, int upper) {
+    return float(std::bit_cast<_Float16>(uint16_t(both >> 16 * upper)));
+}
 
-static void compute_product(Warp& warp) {
+UNCHECKED static void compute_product(Warp& warp) {
     float a[16][16], b[16][8], d[16][8];
     ++request->products;
     for (int lane = 0; lane < 32; ++lane) {
@@ -248,7 +255,7 @@ static void compute_product(Warp& warp) {
             warp.found[lane][i] = std::bit_cast<uint32_t>(d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
 }
 
-static void compute_load(Warp& warp, bool transposed) {
+UNCHECKED static void compute_load(Warp& warp, bool transposed) {
     count_conflicts(warp);
     for (int matrix = 0; matrix < 4; ++matrix) {
         uint16_t elements[8][8];
@@ -379,7 +386,8 @@ static void check_fillings() {
             if (byte == one.begin) byte += one.bytes;
             if (byte == end || *byte == filling) continue;
             const auto offset = (long long)(byte - one.begin);
-            if (one.argument < 0) fail("a thread has written out of shared memory: at byte %lld of %zu.", offset, one.bytes);
+            if (one.argument < 0)
+                fail("a thread has written out of shared memory: at byte %lld of %zu.", offset, one.bytes);
             fail("a thread has written out of argument %d: at byte %lld of %zu.", one.argument, offset, one.bytes);
         }
     }
@@ -401,12 +409,14 @@ static void map_memory() {
     for (size_t i = 0; i < fibers.size(); ++i) mprotect(stacks.mapped + i * stride, page, PROT_NONE);
 }
 
-// Memory that may not be touched was touched.
+// Memory that may not be touched was touched, or a check of the compiler failed.
 static void trapped(int number, siginfo_t* what, void*) {
     if (!running || !pthread_equal(pthread_self(), owner)) {  // none of ours: it happens again, as without us
         std::signal(number, SIG_DFL);
         return;
     }
+    if (number == SIGILL)  // the compiler's checks
+        fail("does what is not defined: an address not aligned, an index out of an array, an integer out of range.");
     const auto* at = static_cast<const unsigned char*>(what->si_addr);
     for (const Region& one : regions) {
         if (at < one.mapped || at >= one.mapped + one.mapped_bytes) continue;
@@ -420,7 +430,7 @@ static void trapped(int number, siginfo_t* what, void*) {
     fail("reads or writes at %p, where there is nothing.", static_cast<const void*>(at));
 }
 
-// ------------------------------------------------------------------------------------------------------------ scheduler
+// ----------------------------------------------------------------------------------------------------------- scheduler
 
 static void (*body)();  // the kernel, with its arguments
 
@@ -503,7 +513,7 @@ static void run_grid() {
             }
 }
 
-// --------------------------------------------------------------------------------------------------------------- launch
+// -------------------------------------------------------------------------------------------------------------- launch
 
 // An argument as the kernel takes it.
 template <class T>
@@ -571,17 +581,17 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
     warps = std::vector<Warp>(fibers.size() / 32);
     drawn = request->seed;
 
+    const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
     static unsigned char signal_stack[65536];  // the stack of the fiber may be what is used up
     stack_t own{}, previous_stack{};
     own.ss_sp = signal_stack;
     own.ss_size = sizeof signal_stack;
-    struct sigaction handler{}, previous[2]{};
+    struct sigaction handler{}, previous[3]{};
     handler.sa_sigaction = trapped;
     handler.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&handler.sa_mask);
     sigaltstack(&own, &previous_stack);
-    sigaction(SIGSEGV, &handler, &previous[0]);
-    sigaction(SIGBUS, &handler, &previous[1]);
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &handler, &previous[i]);
 
     volatile int result = 2;
     if (!sigsetjmp(escape, 1)) {
@@ -594,8 +604,7 @@ static int launch(Request* asked, void (*kernel)(Ts...)) {
         result = 0;
     }
     running = false;
-    sigaction(SIGSEGV, &previous[0], nullptr);
-    sigaction(SIGBUS, &previous[1], nullptr);
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &previous[i], nullptr);
     sigaltstack(&previous_stack, nullptr);
     for (const Region& one : regions) munmap(one.mapped, one.mapped_bytes);
     regions.clear();

@@ -54,7 +54,7 @@ def test_all_primitives_compile(wheels):
         w[warp()] = load_global(w + block_y() + block_z() + grid_x() + grid_y() + grid_z());
         warp_barrier();
         y[0] = fast_exp(x) + fast_tanh(x) + fast_erf(x) + fast_log1p(x);
-        y[1] = shuffle_xor(x, 1) + shuffle_down(x, 2) + to_float(to_half(x)) + float(two.x);
+        y[1] = shuffle_xor(x, 1) + shuffle_down(x, 2) + to_float(to_half(x)) + float(two.x) + low(join(a[0], a[1]));
     }"""
     )
     assert build.compiled(source, ["all"]).kernels["all"].spill_stores == 0

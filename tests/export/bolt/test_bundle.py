@@ -90,6 +90,7 @@ def test_a_file_in_the_way_is_kept(path):
     [
         ({"metadata": {"x": float("nan")}}, "metadata has is no JSON"),
         ({"launches": {"x": b""}}, "launches has is no JSON"),
+        ({"sources": {"x": "\ud800"}}, "Source 'x' is no text"),
         ({"weights": {"": b""}}, "No name of a section: ''"),
         ({"cubins": {"x" * 201: b""}}, "No name of a section"),
         ({"ptx": {str(i): b"" for i in range(20_000)}}, "too large"),
@@ -138,6 +139,8 @@ def test_no_file(tmp_path):
         Bundle.load(tmp_path / "none.bolt")
     with pytest.raises(FileProblem, match="cannot be read: Is a directory"):
         Bundle.load(tmp_path)
+    with pytest.raises(FileProblem, match="cannot be read: embedded null"):
+        Bundle.load("a\0b")
     assert refused(tmp_path / "empty.bolt", b"") == "is no .bolt file."
     assert refused(tmp_path / "other.bolt", b"PK\3\4" * 99) == "is no .bolt file."
 
@@ -180,6 +183,7 @@ def test_tables_that_lie(path):
     ("section", "words"),
     [
         (("metadata", "", b"[]"), "section metadata is no JSON object"),
+        (("metadata", "", b'{"x": NaN}'), "section metadata is no JSON object"),
         (("metadata", "", b""), "section metadata is no JSON object"),
         (("metadata", "", b'{"a":' * 100_000), "section metadata is no JSON object"),
         (("source", "stem", b"\xff"), "section source 'stem' is no text"),

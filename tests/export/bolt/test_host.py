@@ -74,18 +74,22 @@ def test_places():
 def test_halves_are_rounded_to_the_nearest_even():
     x = np.concatenate([RNG.normal(size=58) * 10.0 ** RNG.integers(-9, 6, 58), [2049, 2051, 1e9, -0.0, np.inf, 65520]])
     x = x.astype(np.float32)
-    packed, back, one = np.zeros(32, np.uint32), np.zeros(64, np.float32), np.zeros(64, np.float16)
+    packed, joined = np.zeros((2, 32), np.uint32)
+    back, one = np.zeros(64, np.float32), np.zeros(64, np.float16)
     body = """
     const int i = 2 * thread();
     packed[thread()] = pack(x[i], x[i + 1]);
+    joined[thread()] = join(to_half(x[i]), to_half(x[i + 1]));
     y[i] = low(packed[thread()]);
     y[i + 1] = high(packed[thread()]);
     one[i] = to_half(x[i]);
     one[i + 1] = to_half(to_float(to_half(x[i + 1])));"""
-    launched(body, [x, packed, back, one], parameters="const float* x, uint32_t* packed, float* y, half* one")
+    parameters = "const float* x, uint32_t* packed, uint32_t* joined, float* y, half* one"
+    launched(body, [x, packed, joined, back, one], parameters=parameters)
     with np.errstate(over="ignore"):
         wanted = x.astype(np.float16)
     np.testing.assert_array_equal(packed.view(np.float16), wanted)
+    np.testing.assert_array_equal(joined.view(np.float16), wanted)
     np.testing.assert_array_equal(back, wanted.astype(np.float32))
     np.testing.assert_array_equal(one, wanted)
 
@@ -242,6 +246,13 @@ def test_what_was_never_written_is_nan():
     assert np.isnan(found).all()
 
 
+def test_what_lies_beyond_an_array_spoils_results():
+    """Arrays begin at multiples of 256 bytes, as on a GPU; up to the next one nothing traps."""
+    x, found = np.zeros(60, np.float32), np.zeros(2, np.float32)
+    launched("y[0] = x[60]; y[1] = x[-1];", [read_only(x), found], parameters="const float* x, float* y")
+    assert (found < -1e38).all()
+
+
 # What a kernel of 64 threads does, and what is said about it. y and z are 64 floats, z is read-only; shared memory has
 # 520 bytes.
 MISTAKES = {
@@ -257,6 +268,10 @@ MISTAKES = {
     "copy_async(shared + 8, z, true);": "gives copy_async a row at byte 8 of shared memory, no multiple of 16",
     "copy_async(shared, z + 2, true);": "loads 16 bytes at byte 8 of argument 1, no multiple",
     "y[0] = load_global((const Words*)(z + 1)).x;": "loads 16 bytes at byte 4 of argument 1, no multiple",
+    "*(Words*)(y + 1) = {};": r"thread \d+ does what is not defined: an address not aligned",
+    # Not defined.
+    "int all[4] = {}; all[which] = 1; y[0] = all[thread() % 4];": "an index out of an array",
+    "y[0] = 2147483647 + which;": "an integer out of range",
     # Out of global memory.
     "y[64 + block_x()] = 1;": r"^.*block \(0, 0, 0\), thread \d+ goes out of argument 0: byte 256 of 256",
     "y[block_x() * 5000] = 1;": r"^.*block \(1, 0, 0\), thread \d+ goes out of argument 0: byte 20000 of 256",
