@@ -11,6 +11,7 @@ from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.export.bolt import build, partition
 from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.search import Candidate, candidates, refusals
 from keras_efficient.export.bolt.source import Source
@@ -100,7 +101,7 @@ def assemble(
         if reason is not None:
             refused.append({"node": region.names[-1], "reason": reason})
     made = [one for one in kernels if one is not None]
-    half = partition.to_float16(parted.model)
+    half = to_float16(parted.model)
     return Bundle(
         onnx=half.SerializeToString(),
         cubins={f"{one.source.kernel}/{arch}": one.built.cubin for one in made},
