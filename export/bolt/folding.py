@@ -213,11 +213,19 @@ def _as_sum(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | Non
     return rewriter.op("Add", [node.inputs[0], rewriter.constant(-numbers, f"{node.inputs[1].name}__negative")])
 
 
+def _is_matrix(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether a product of a matrix of rows, with or without a bias, made `value`."""
+    summed = sole_producer(value, "Add")
+    inner = None if summed is None else _constant_and_other(summed)
+    product = _product(value if inner is None else inner[1])
+    return product is not None and shapes.rank(product[0].inputs[0]) == 2
+
+
 def _scale_and_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
     """Batch normalisation as it is at inference, behind something that it can be folded into."""
     found = [constant(value) for value in node.inputs[1:]]
     images = sole_producer(node.inputs[0], "Conv", "ConvTranspose", "DepthToSpace") is not None
-    rows = sole_producer(node.inputs[0], "Gemm") is not None or shapes.rank(node.inputs[0]) == 2
+    rows = _is_matrix(node.inputs[0], shapes)
     if None in [None if one is None else 0 for one in found] or not (images or rows) or len(node.outputs) > 1:
         return None
     scale, shift, mean, variance = (one.astype(np.float64) for one in found if one is not None)

@@ -63,7 +63,10 @@ def reshapes(model: ir.Model, shapes: Shapes) -> None:
         if best is not None:
             rewriter = Rewriter(model, node)
             value, perm = best
-            rewriter.replace(node.outputs[0], value if perm is None else rewriter.op("Transpose", [value], perm=perm))
+            if perm is not None:
+                value = rewriter.op("Transpose", [value], perm=perm)
+                shapes.learn(value, node.outputs[0])
+            rewriter.replace(node.outputs[0], value)
 
 
 def products_of_rows(model: ir.Model, shapes: Shapes) -> None:
