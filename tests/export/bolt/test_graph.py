@@ -213,6 +213,39 @@ def test_batch_normalisation_is_folded(behind):
     assert kinds(found) == Counter(left[behind])
 
 
+def test_scales_before_a_product_go_into_it():
+    """A constant of one number too; they stay where the sum has another reader."""
+    nodes = [
+        ("Relu", ["x"], "r", {}),
+        ("Mul", ["r", "scale"], "a", {}),
+        ("Add", ["a", "shift"], "b", {}),
+        ("MatMul", ["b", "w"], "c", {}),
+        ("Add", ["c", "bias"], "y", {}),
+    ]
+    constants = {"w": normal(5, 4), "scale": normal(5), "shift": np.float32(0.4), "bias": normal(4)}
+    assert kinds(same(network(*nodes, shape=["n", 5], constants=constants))) == {"Relu": 1, "MatMul": 1, "Add": 1}
+    kept = network(*nodes, shape=["n", 5], constants=constants, outputs=("y", "b"))
+    assert kinds(same(kept)) == {"Relu": 1, "Mul": 1, "Add": 2, "MatMul": 1}
+
+
+def test_a_bias_stays_before_the_next_product():
+    nodes = [("MatMul", ["x", "w"], "a", {}), ("Add", ["a", "b"], "c", {}), ("MatMul", ["c", "w"], "y", {})]
+    found = same(network(*nodes, shape=["n", 5], constants={"w": normal(5, 5), "b": normal(5)}))
+    assert [node.op_type for node in found.graph.node] == ["MatMul", "Add", "MatMul"]
+
+
+def test_padding_of_layers_behind_each_other():
+    found = same(
+        network(
+            conv(auto_pad="SAME_UPPER"),
+            conv("y", "c", "v", auto_pad="SAME_UPPER", strides=[2, 2]),
+            shape=["n", 3, 7, 8],
+            constants={"w": normal(4, 3, 3, 3), "v": normal(4, 4, 3, 3)},
+        )
+    )
+    assert all("auto_pad" not in {one.name for one in node.attribute} for node in found.graph.node)
+
+
 def test_shared_weights_are_not_changed_for_others():
     found = same(
         network(

@@ -291,7 +291,7 @@ def test_skips_from_before_a_region_are_inputs(case):
 
 
 def test_equal_structures_are_one_function(case):
-    found = case("resnet50").found
+    found = case("resnet").found
     structures = {spec.structure_hash(spec.spec(region)) for region in found.regions}
     assert len(structures) < len(found.regions)
     assert {one.overload for one in found.model.functions if one.name == FUSED} == structures
@@ -628,7 +628,7 @@ def test_arrays_of_other_shapes():
     for wrong in (
         arrays[:-1],
         [*arrays, arrays[0]],
-        [arrays[0].T, *arrays[1:]],
+        [arrays[0][:2], *arrays[1:]],
         [arrays[0].astype("float64"), *arrays[1:]],
     ):
         with pytest.raises(WrongArgument):
