@@ -20,12 +20,15 @@ from onnx.reference.op_run import OpRun
 from keras_efficient import export, models
 from keras_efficient.deploy import deploy
 from keras_efficient.errors import ConversionError, WrongArgument
+from keras_efficient.export import signature
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.partition import Partitioned, Policy, partition
 from keras_efficient.export.bolt.reference import computed
 from keras_efficient.export.bolt.region import Add
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
+from keras_efficient.export.targets import Request
+from keras_efficient.export.targets.onnx import convert
 
 RNG = np.random.default_rng(0)
 
@@ -128,14 +131,23 @@ NETWORKS = {
 }
 
 
+def converted(model, path):
+    """As `export.save` writes it, without all that is compared and measured besides."""
+    options = {"opset": 18, "layout": "nhwc"}
+    request = Request(
+        export.targets["onnx"], "float32", signature.input_specs(model), None, options, {"keras_efficient": "0"}
+    )
+    convert(model, request, path)
+    return onnx.load(path)
+
+
 class Case:
     """A network, its file, its regions, and inputs with the outputs that Keras computes."""
 
     def __init__(self, name: str, path):
         make, shape = NETWORKS[name]
         model = randomised(make())
-        export.save(model, path, target="onnx")
-        self.model = onnx.load(path)
+        self.model = converted(model, path)
         self.found = partition(self.model)
         self.x = np.random.default_rng(2).uniform(-1, 1, shape).astype("float32")
         self.y = keras.ops.convert_to_numpy(model(self.x, training=False))
