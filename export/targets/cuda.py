@@ -58,8 +58,10 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     bundle.save(path, overwrite=True)
     kernels = bundle.tuning["kernels"]
     estimate = sum(one["estimated_ms"] for one in kernels)
+    was = "each held to its meaning on the CPU" if bundle.metadata["checked"] else "not checked, since g++ is missing"
     notes = [
-        f"{len(kernels)} kernels for {arch}; chosen by an estimate, {estimate:.3f} ms in all: they ran on no GPU yet.",
+        f"{len(kernels)} kernels for {arch}, {was}; they ran on no GPU yet.",
+        f"Kernels were chosen by an estimate: {estimate:.3f} ms in all.",
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
     return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=estimate)

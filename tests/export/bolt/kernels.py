@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from keras_efficient.export.bolt import host
-from keras_efficient.export.bolt.grids import launch
-from keras_efficient.export.bolt.reference import computed
+from keras_efficient.export.bolt.checking import compare, random_inputs
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 
 RNG = np.random.default_rng(0)
@@ -49,32 +49,7 @@ def sesr(blocks, filters=16, scale=2):
     return Region(tuple(layers), (1,), shuffle=scale)
 
 
-def inputs_of(region, *shape):
-    if region.rows:
-        return [RNG.normal(size=(shape[0], channels)).astype(np.float16) for channels in region.channels]
-    n, height, width = shape
-    out = height, width
-    for layer in region.layers:
-        out = layer.size(*out)
-    sizes = [(height, width), *[out] * (len(region.channels) - 1)]
-    pairs = zip(sizes, region.channels, strict=True)
-    return [RNG.normal(size=(n, *size, channels)).astype(np.float16) for size, channels in pairs]
-
-
-def run(region, source, *shape, seed=0, processors=4, text=None):
-    """Relative error of a kernel on the CPU, in a poisoned output; and what the interpreter counted."""
-    inputs = inputs_of(region, *shape)
-    wanted = computed(region, inputs)
-    out = np.full(wanted.shape, np.nan, np.float16)
-    n, height, width = (1, 1, shape[0]) if region.rows else shape
-    grid, integers = launch(source.rule, n, height, width, processors)
-    counted = host.run(
-        source.text if text is None else text,
-        source.kernel,
-        grid=grid,
-        threads=source.threads,
-        shared_bytes=source.shared_bytes,
-        arguments=[*inputs, np.frombuffer(source.packed, np.uint8), height, width, *integers, out],
-        seed=seed,
-    )
-    return np.linalg.norm(out.astype(np.float64) - wanted) / np.linalg.norm(wanted), counted
+def run(region, source, *shape, seed=0, text=None):
+    """`checking.compare` of a kernel, or of a broken one."""
+    source = source if text is None else replace(source, text=text)
+    return compare(region, source, random_inputs(region, *shape), seed=seed)
