@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, WrongArgument
-from keras_efficient.export.bolt import build, checking, partition
+from keras_efficient.export.bolt import build, checking, partition, tuning
 from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.half import to_float16
@@ -23,6 +25,8 @@ __all__ = ["Kernel", "assemble", "sizes_of"]
 
 TRIES = 4  # candidates that spill registers, before a region is given up
 WORTH = 0.9  # of the time with fewer kernels: estimates are not better than that
+Shape = tuple[int, int, int]
+_Ranking = tuple[Shape | None, list[Candidate]]
 POLICIES = tuple(partition.Policy(max_layers=count) for count in (1024, 6, 4, 3, 2, 1))
 
 
@@ -57,8 +61,8 @@ class Kernel:
             "registers": info.registers,
             "shared_bytes": info.shared_bytes + self.source.shared_bytes,
             "spills": info.spill_stores + info.spill_loads + info.stack_bytes,
-            "estimated_ms": 1000 * self.candidate.seconds,
-            "measured_ms": None,
+            "estimated_ms": None if self.candidate.measured else 1000 * self.candidate.seconds,
+            "measured_ms": 1000 * self.candidate.seconds if self.candidate.measured else None,
             "refused": list(self.refused),
         }
 
@@ -70,6 +74,9 @@ def assemble(
     arch: str = "sm_90a",
     policy: partition.Policy | None = None,
     check: bool = True,
+    tune: float = 0,
+    cache: str | Path | None = None,
+    meter: tuning.Meter | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Finds the regions of a network, chooses a kernel for each, and compiles them.
@@ -80,6 +87,10 @@ def assemble(
         arch: of the GPU.
         policy: which layers share a region; by default the one whose kernels are fastest by their estimates.
         check: whether each kernel is run on the CPU, and held to its meaning, where there is a compiler (g++).
+        tune: seconds in which candidates are measured on this machine's GPU; 0: what `cache` knows is taken, else
+            estimates.
+        cache: a file of measurements, read and added to.
+        meter: the GPU that measures; by default the current CUDA device, if `tune` is above 0 or `cache` is given.
         on_progress: called with a line at the start of each step.
 
     Returns:
@@ -97,9 +108,11 @@ def assemble(
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
-    for index, (region, ranking) in enumerate(zip(parted.regions, ranked, strict=True)):
+    measured = _Measuring.of(tune, cache, meter, arch)
+    for index, (region, (shape, estimated)) in enumerate(zip(parted.regions, ranked, strict=True)):
+        ranking, slow = measured.ranked(region, shape, estimated, on_progress)
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
-        kernel, reason = _kernel(index, region, ranking, arch, checked)
+        kernel, reason = _kernel(index, region, ranking, arch, checked, slow)
         kernels.append(kernel)
         if reason is not None:
             refused.append({"node": region.names[-1], "reason": reason})
@@ -123,7 +136,7 @@ def assemble(
                 for one in made
             },
         },
-        tuning={"architecture": arch, "basis": "estimated", "kernels": [one.report() for one in made]},
+        tuning={"architecture": arch, **measured.identity, "kernels": [one.report() for one in made]},
         metadata={
             "checked": checked is not None,
             "refused": refused,
@@ -132,14 +145,46 @@ def assemble(
     )
 
 
+@dataclass
+class _Measuring:
+    """A GPU, what is known of it, and until when it is asked; without a GPU, nothing."""
+
+    meter: tuning.Meter | None
+    cache: tuning.Cache | None
+    deadline: float
+
+    @classmethod
+    def of(cls, tune: float, cache: str | Path | None, meter: tuning.Meter | None, arch: str) -> _Measuring:
+        if meter is None and (tune > 0 or cache is not None):
+            from keras_efficient.export.bolt.meter import CudaMeter
+
+            meter = CudaMeter()
+        if meter is not None and meter.arch != arch:
+            raise WrongArgument(f"This machine's GPU is {meter.arch}, and measures no kernels for {arch}.")
+        return cls(meter, None if cache is None else tuning.Cache(cache), time.monotonic() + tune)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {} if self.meter is None else {"device": self.meter.identity}
+
+    def ranked(
+        self, region: Region, shape: Shape | None, ranking: list[Candidate], on_progress: Callable[[str], None]
+    ) -> tuple[list[Candidate], list[str]]:
+        """As `tuning.tuned`."""
+        if self.meter is None or shape is None or not ranking:
+            return ranking, []
+        how: dict[str, Any] = {"deadline": self.deadline, "cache": self.cache, "on_progress": on_progress}
+        return tuning.tuned(region, ranking, shape, self.meter, **how)
+
+
 def _parted(
     model: onnx.ModelProto,
     sizes: Mapping[str, Sequence[int]],
     arch: Architecture,
     policy: partition.Policy | None,
-) -> tuple[partition.Partitioned, list[list[Candidate]]]:
+) -> tuple[partition.Partitioned, list[_Ranking]]:
     """The partition whose kernels are fastest by their estimates, and the candidates of its regions."""
-    best: tuple[float, partition.Partitioned, list[list[Candidate]]] | None = None
+    best: tuple[float, partition.Partitioned, list[_Ranking]] | None = None
     seen = set()
     for one in POLICIES if policy is None else (policy,):
         parted = partition.partition(model, one)
@@ -148,19 +193,20 @@ def _parted(
             continue
         seen.add(key)
         known = sizes_of(parted.model, sizes)
-        ranked = [
-            candidates(region, arch, *_image(region, known[region.names[0]])) if region.names[0] in known else []
-            for region in parted.regions
-        ]
+        ranked = []
+        for region in parted.regions:
+            size = known.get(region.names[0])
+            shape = None if size is None else _image(region, size)
+            ranked.append((shape, [] if shape is None else candidates(region, arch, *shape)))
         # A region without a kernel costs as if all of it were.
-        total = sum(some[0].seconds if some else 1.0 for some in ranked)
+        total = sum(some[0].seconds if some else 1.0 for _, some in ranked)
         if best is None or total < WORTH * best[0]:
             best = total, parted, ranked
     assert best is not None
     return best[1], best[2]
 
 
-def _image(region: Region, shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _image(region: Region, shape: tuple[int, ...]) -> Shape:
     """Images, height and width of the first input."""
     if region.rows:
         rows = 1
@@ -171,14 +217,20 @@ def _image(region: Region, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _kernel(
-    index: int, region: Region, ranking: Sequence[Candidate], arch: str, checked: dict[str, str | None] | None
+    index: int,
+    region: Region,
+    ranking: Sequence[Candidate],
+    arch: str,
+    checked: dict[str, str | None] | None,
+    refused: list[str],
 ) -> tuple[Kernel | None, str | None]:
     """The first candidate that stays in registers and computes what is meant; or the reason why there is none.
 
     Args:
         checked: what is wrong with kernels that ran on the CPU, by their names; `None`: none are run.
+        refused: candidates that were refused before, and why.
     """
-    refused: list[str] = []
+    refused = list(refused)
     for candidate in ranking[:TRIES]:
         source = candidate.emit(region)
         built = build.compiled(source.text, [source.kernel], arch)

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["Array", "Owned", "array_of"]
+__all__ = ["CPU", "CUDA", "Array", "Owned", "array_of"]
 
 CPU, CUDA = 1, 2
 FLOAT16 = (2, 16, 1)  # kind, bits, lanes

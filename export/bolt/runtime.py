@@ -8,7 +8,7 @@ GPU yet; all but `CudaDevice` is tested with `HostDevice`, which runs the same k
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 from keras_efficient.errors import ConversionError, MissingDependency, UnsupportedLayer, WrongArgument
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.dlpack import Array, Owned, array_of
+from keras_efficient.export.bolt.dlpack import CUDA, Array, Owned, array_of
 from keras_efficient.export.bolt.grids import launch, output_size
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
@@ -241,17 +241,19 @@ class CudaDevice:
         else:
             device = self._call("cuCtxGetDevice")
         kinds = driver.CUdevice_attribute
-        major, minor, self.processors, self._most_shared = (
+        major, minor, self.processors, self._most_shared, self.cache_bytes = (
             self._call("cuDeviceGetAttribute", getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
             for name in (
                 "COMPUTE_CAPABILITY_MAJOR",
                 "COMPUTE_CAPABILITY_MINOR",
                 "MULTIPROCESSOR_COUNT",
                 "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+                "L2_CACHE_SIZE",
             )
         )
         self.arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
         self._libraries: list[Any] = []
+        self._stream: Any = None
 
     def _call(self, name: str, *arguments: Any) -> Any:
         result, *found = getattr(self._driver, name)(*arguments)
@@ -264,7 +266,11 @@ class CudaDevice:
         if code is None:
             others = sorted({one.rsplit("/", 1)[1] for one in bundle.cubins})
             raise ConversionError(f"The bundle is for {', '.join(others)}, this GPU is {self.arch}.")
-        library = self._call("cuLibraryLoadData", code, [], [], 0, [], [], 0)
+        return self.function(code, name, shared_bytes)
+
+    def function(self, cubin: bytes, name: str, shared_bytes: int) -> Any:
+        """A kernel of machine code, that may take so much dynamic shared memory."""
+        library = self._call("cuLibraryLoadData", cubin, [], [], 0, [], [], 0)
         self._libraries.append(library)
         function = self._call("cuKernelGetFunction", self._call("cuLibraryGetKernel", library, name.encode()))
         if shared_bytes > self._most_shared:
@@ -272,6 +278,61 @@ class CudaDevice:
         most = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self._call("cuFuncSetAttribute", function, most, shared_bytes)
         return function
+
+    def identity(self) -> dict[str, Any]:
+        """What measurements hang on."""
+        name = self._call("cuDeviceGetName", 256, self._call("cuCtxGetDevice"))
+        driver = self._call("cuDriverGetVersion")
+        label = name.decode().rstrip("\0")
+        return {"name": label, "processors": self.processors, "arch": self.arch, "driver": int(driver)}
+
+    @property
+    def stream(self) -> int:
+        """One of our own, for measurements."""
+        if self._stream is None:
+            kind = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self._stream = self._call("cuStreamCreate", kind)
+        return int(self._stream)
+
+    def copied(self, array: np.ndarray) -> Array:
+        """A copy of float16 numbers on the device."""
+        array = np.ascontiguousarray(array)
+        memory = _Memory(int(self._call("cuMemAlloc", array.nbytes)), self)
+        self._call("cuMemcpyHtoD", memory.pointer, array.ctypes.data, array.nbytes)
+        return Array(memory.pointer, array.shape, (CUDA, int(self._call("cuCtxGetDevice"))), memory)
+
+    def fetched(self, array: Array) -> np.ndarray:
+        """A copy on the CPU, when all work is done."""
+        found = np.empty(array.shape, np.float16)
+        self._call("cuCtxSynchronize")
+        self._call("cuMemcpyDtoH", found.ctypes.data, array.pointer, found.nbytes)
+        return found
+
+    def timed(self, work: Callable[[], None], repetitions: int) -> list[float]:
+        """Seconds of what `work` launches on `stream`, each as one replay of a graph."""
+        driver, stream = self._driver, self.stream
+        work()  # what is made at the first call cannot be captured
+        self._call("cuStreamSynchronize", stream)
+        self._call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            work()
+        finally:
+            graph = self._call("cuStreamEndCapture", stream)
+        replay = self._call("cuGraphInstantiate", graph, 0)
+        begin, end = (self._call("cuEventCreate", driver.CUevent_flags.CU_EVENT_DEFAULT) for _ in range(2))
+        found = []
+        try:
+            for number in range(repetitions + 1):
+                self._call("cuEventRecord", begin, stream)
+                self._call("cuGraphLaunch", replay, stream)
+                self._call("cuEventRecord", end, stream)
+                self._call("cuEventSynchronize", end)
+                if number:  # the first one uploads the graph
+                    found.append(self._call("cuEventElapsedTime", begin, end) / 1000)
+        finally:
+            self._call("cuGraphExecDestroy", replay)
+            self._call("cuGraphDestroy", graph)
+        return found
 
     def weights(self, packed: bytes) -> Any:
         pointer = self._call("cuMemAlloc", len(packed))
@@ -281,7 +342,7 @@ class CudaDevice:
     def buffer(self, shape: tuple[int, ...], stream: int) -> Array:
         pointer = int(self._call("cuMemAllocAsync", 2 * int(np.prod(shape)), stream))
         owner = _Memory(pointer, self, stream)
-        return Array(pointer, tuple(shape), device=(2, int(self._call("cuCtxGetDevice"))), owner=owner)
+        return Array(pointer, tuple(shape), device=(CUDA, int(self._call("cuCtxGetDevice"))), owner=owner)
 
     def launch(
         self, kernel: Any, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[Any], stream: int

@@ -24,12 +24,14 @@ class Candidate:
     Attributes:
         template: its name.
         parameters: the template's own dataclass.
-        seconds: of a launch, as estimated.
+        seconds: of a launch.
+        measured: whether a GPU told so; else it is an estimate.
     """
 
     template: str
     parameters: Any
     seconds: float
+    measured: bool = False
 
     def emit(self, region: Region) -> Source:
         source: Source = TEMPLATES[self.template].emit(region, self.parameters)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.export.targets import Built, Request, Target
+from keras_efficient.export.targets import Built, Option, Request, Target
 from keras_efficient.export.targets import onnx as onnx_target
 
 if TYPE_CHECKING:
@@ -53,18 +53,22 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
 
     sizes = {spec.name: [1 if size is None else size for size in spec.shape] for spec in request.inputs}
     arch = ARCHITECTURES[request.target.name][0]
-    bundle = assemble(onnx.load(built.path), sizes, arch=arch, on_progress=request.on_progress)
+    tune, cache = float(request.options["tune"]), request.options["tune_cache"] or None
+    how: dict[str, Any] = {"arch": arch, "tune": tune, "cache": cache, "on_progress": request.on_progress}
+    bundle = assemble(onnx.load(built.path), sizes, **how)
     path = folder / "model.bolt"
     bundle.save(path, overwrite=True)
     kernels = bundle.tuning["kernels"]
-    estimate = sum(one["estimated_ms"] for one in kernels)
+    total = sum(one["measured_ms"] or one["estimated_ms"] for one in kernels)
     was = "each held to its meaning on the CPU" if bundle.metadata["checked"] else "not checked, since g++ is missing"
+    measured = all(one["measured_ms"] is not None for one in kernels)
+    basis = "measured on this GPU" if measured else "by an estimate; they ran on no GPU yet"
     notes = [
-        f"{len(kernels)} kernels for {arch}, {was}; they ran on no GPU yet.",
-        f"Kernels were chosen by an estimate: {estimate:.3f} ms in all.",
+        f"{len(kernels)} kernels for {arch}, {was}.",
+        f"{total:.3f} ms in all, {basis}.",
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
-    return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=estimate)
+    return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=total)
 
 
 class BundleModel(onnx_target.OnnxModel):
@@ -110,6 +114,10 @@ TARGETS = tuple(
         open=BundleModel,
         inspect=inspect,
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX
+        options={
+            "tune": Option(0, "seconds in which kernels are measured on this machine's GPU; 0: none are"),
+            "tune_cache": Option("", "a file of measurements, which is read and added to"),
+        },
         static=True,
         default=name == "cuda-sm90a",
         summary=f"Fused kernels for {summary}",

@@ -59,12 +59,18 @@ def export(
         str | None, typer.Option("--system-config", help="NPU: Vela's system configuration.")
     ] = None,
     memory_mode: Annotated[str | None, typer.Option("--memory-mode", help="NPU: Vela's memory mode.")] = None,
+    tune: Annotated[
+        float | None, typer.Option("--tune", metavar="SECONDS", help="CUDA: measure kernels on this machine's GPU.")
+    ] = None,
+    tune_cache: Annotated[
+        Path | None, typer.Option("--tune-cache", metavar="FILE", help="CUDA: measurements, read and added to.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Keep a file that misses its tolerance.")] = False,
     list_targets: Annotated[bool, typer.Option("--list-targets", help="List the targets and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert a model to a file for a phone, an NPU or ONNX Runtime, and check it."""
+    """Convert a model to a file for a phone, an NPU, a GPU or ONNX Runtime, and check it."""
     # TensorFlow reads it when it is imported. With oneDNN it keeps the memory of every tensor that it has let go.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if list_targets:
@@ -73,6 +79,7 @@ def export(
     if model is None or output is None:
         raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
     given = {"allow_cpu": allow_cpu or None, "system_config": system_config, "memory_mode": memory_mode}
+    given |= {"tune": tune, "tune_cache": None if tune_cache is None else str(tune_cache)}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if tile is not None:
         options["tile"] = parse.tile(tile)  # `None` is a choice of its own: one pass

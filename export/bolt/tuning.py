@@ -1,0 +1,249 @@
+"""Measures candidates on a GPU, and keeps what was found in a file that can be shared.
+
+Each candidate is compiled, held to its meaning at a small size, and then timed at the real one with its real epilogue,
+over inputs that do not fit into the L2 cache. The fastest halves go on with more repetitions. Not verified: no GPU was
+at hand yet; the order of steps is tested with a stand-in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from keras_efficient.errors import FileProblem, KerasEfficientError
+from keras_efficient.export.bolt import build, spec
+from keras_efficient.export.bolt.checking import TOLERANCE
+from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.search import Candidate
+from keras_efficient.export.bolt.source import Source
+
+__all__ = ["Cache", "Meter", "key", "tuned"]
+
+ROUNDS = ((3, 1.0), (7, 0.5), (15, 0.25))  # repetitions, and the share of candidates that take part
+FOLDER = Path(__file__).parent
+
+
+class Meter(Protocol):
+    """A GPU that times kernels.
+
+    Attributes:
+        arch: whose machine code it takes.
+        identity: device, driver, and whatever else a measurement hangs on.
+    """
+
+    arch: str
+    identity: dict[str, Any]
+
+    def error(self, region: Region, source: Source, cubin: bytes) -> float:
+        """Relative error at a small size."""
+
+    def seconds(
+        self, region: Region, source: Source, cubin: bytes, shape: tuple[int, int, int], repetitions: int
+    ) -> list[float]:
+        """Of single launches within a graph."""
+
+
+@cache
+def _templates() -> str:
+    """A hash of all that makes sources."""
+    digest = hashlib.sha256()
+    for path in sorted((FOLDER / "templates").iterdir()):
+        if path.suffix in (".py", ".cuh"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def key(region: Region, shape: Sequence[int], identity: dict[str, Any]) -> str:
+    """What a measurement hangs on: structure, sizes, number format, epilogue, GPU, driver, compiler and templates."""
+    parts = [spec.spec(region), list(shape), "float16", identity, _compiler(), _templates()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _compiler() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError:
+        return "none"
+
+
+class Cache:
+    """Measurements in a file of JSON lines, each with a checksum; several processes may write it at a time.
+
+    Lines that are damaged or of somebody else's making are passed over and counted in `damaged`.
+
+    Args:
+        path: of the file, which need not exist yet.
+
+    Raises:
+        FileProblem: it cannot be read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.damaged = Path(path), 0
+        self._found: dict[str, list[dict[str, Any]]] = {}
+        try:
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        except OSError as err:
+            raise FileProblem(path, f"cannot be read: {err.strerror}.") from err
+        for line in lines:
+            entry = _entry(line)
+            if entry is None:
+                self.damaged += 1
+            else:
+                self._found[entry["key"]] = entry["candidates"]
+
+    def get(self, name: str) -> list[dict[str, Any]] | None:
+        """Candidates as `Candidate.to_dict` has them, with their `seconds`, the fastest first; or `None`."""
+        return self._found.get(name)
+
+    def put(self, name: str, found: list[dict[str, Any]]) -> None:
+        """Appends a line.
+
+        Raises:
+            FileProblem: it cannot be written.
+        """
+        self._found[name] = found
+        body = json.dumps({"key": name, "candidates": found}, sort_keys=True)
+        line = json.dumps({"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n"
+        try:
+            with open(self.path, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                # A line that was not ended, by a process that was killed, must not swallow this one.
+                torn = file.tell() > 0 and not self.path.read_bytes().endswith(b"\n")
+                file.write((b"\n" if torn else b"") + line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as err:
+            raise FileProblem(self.path, f"cannot be written: {err.strerror}.") from err
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        outer = json.loads(line)
+        if hashlib.sha256(outer["body"].encode()).hexdigest() != outer["sha256"]:
+            return None
+        body = json.loads(outer["body"])
+        fits = isinstance(body["key"], str) and all(
+            isinstance(one["seconds"], float) and 0 < one["seconds"] < 3600 and isinstance(one["template"], str)
+            for one in body["candidates"]
+        )
+        return body if fits and body["candidates"] else None
+    return None
+
+
+@dataclass
+class _Trial:
+    candidate: Candidate
+    source: Source
+    cubin: bytes
+    times: list[float]
+
+
+def tuned(
+    region: Region,
+    ranking: Sequence[Candidate],
+    shape: tuple[int, int, int],
+    meter: Meter,
+    *,
+    deadline: float,
+    cache: Cache | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+    executor: Executor | None = None,
+) -> tuple[list[Candidate], list[str]]:
+    """Candidates in the order in which a GPU runs them, with its times; and why others were refused.
+
+    Args:
+        region: what they compute.
+        ranking: as of `search.candidates`; after the deadline those that were not measured follow in this order.
+        shape: images, height and width.
+        meter: the GPU.
+        deadline: of `time.monotonic()`.
+        cache: of earlier measurements; these are taken as they are.
+        on_progress: called with a line for each candidate.
+        executor: that compiles; by default processes, as many as there are cores.
+    """
+    name = key(region, shape, meter.identity)
+    known = None if cache is None else cache.get(name)
+    if known is not None and (again := _from_cache(known, ranking)):
+        return again, []
+    trials: list[_Trial] = []
+    refused: list[str] = []
+    with contextlib.nullcontext(executor) if executor is not None else ProcessPoolExecutor() as pool:
+        for candidate, source, result in _compiled(region, ranking, meter.arch, pool, deadline):
+            on_progress(f"candidate {len(trials) + len(refused) + 1} of {len(ranking)}")
+            problem = _problem(region, source, result, meter)
+            if problem is None:
+                trials.append(_Trial(candidate, source, result.cubin, []))
+            else:
+                refused.append(f"{candidate.parameters}: {problem}")
+    for repetitions, share in ROUNDS:
+        trials.sort(key=_median)
+        for trial in trials[: max(1, round(share * len(trials)))]:
+            if trial.times and time.monotonic() > deadline:
+                break
+            trial.times += meter.seconds(region, trial.source, trial.cubin, shape, repetitions)
+    trials.sort(key=_median)
+    found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials if one.times]
+    if found and cache is not None and time.monotonic() <= deadline:
+        cache.put(name, [{**one.to_dict(), "seconds": one.seconds} for one in found])
+    rest = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in found]]
+    return [*found, *rest], refused
+
+
+def _median(trial: _Trial) -> float:
+    return statistics.median(trial.times) if trial.times else float("inf")
+
+
+def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> list[Candidate]:
+    """Known ones that are among today's candidates: a file cannot bring parameters of its own."""
+    by_parameters = {json.dumps(one.to_dict(), sort_keys=True): one for one in ranking}
+    found = []
+    for entry in known:
+        own = {name: value for name, value in entry.items() if name != "seconds"}
+        candidate = by_parameters.get(json.dumps(own, sort_keys=True))
+        if candidate is not None:
+            found.append(replace(candidate, seconds=entry["seconds"], measured=True))
+    return found
+
+
+def _compiled(
+    region: Region, ranking: Sequence[Candidate], arch: str, pool: Executor | None, deadline: float
+) -> Iterator[tuple[Candidate, Source, build.Compiled | KerasEfficientError]]:
+    assert pool is not None
+    sources = [one.emit(region) for one in ranking]
+    jobs = [pool.submit(build.compiled, one.text, [one.kernel], arch) for one in sources]
+    for candidate, source, job in zip(ranking, sources, jobs, strict=True):
+        if time.monotonic() > deadline:
+            job.cancel()
+            continue
+        try:
+            yield candidate, source, job.result()
+        except KerasEfficientError as err:
+            yield candidate, source, err
+
+
+def _problem(region: Region, source: Source, result: Any, meter: Meter) -> str | None:
+    if isinstance(result, KerasEfficientError):
+        return result.message
+    info = result.kernels[source.kernel]
+    if info.spill_stores or info.spill_loads or info.stack_bytes:
+        return f"{info.spill_stores} bytes of registers spill"
+    try:
+        error = meter.error(region, source, result.cubin)
+    except KerasEfficientError as err:
+        return err.message
+    return None if error < TOLERANCE else f"its relative error is {error:.2g}"

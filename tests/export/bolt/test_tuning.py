@@ -1,0 +1,157 @@
+"""What a search does with measurements, of a GPU that is a stand-in; and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keras_efficient.errors import ConversionError, FileProblem
+from keras_efficient.export.bolt import build, tuning
+from keras_efficient.export.bolt.architectures import architecture
+from keras_efficient.export.bolt.search import candidates
+from keras_efficient.export.bolt.tuning import Cache, key, tuned
+
+from .kernels import sesr
+
+REGION = sesr(3)
+SHAPE = (1, 64, 64)
+RANKING = candidates(REGION, architecture("sm_90a"), *SHAPE, limit=6)
+INFO = build.KernelInfo(100, 0, 0, 0, 0)
+
+
+class Meter:
+    """A GPU on which later candidates are faster, and the last but one is wrong."""
+
+    arch = "sm_90a"
+    identity = {"name": "stand-in", "processors": 132}  # noqa: RUF012
+
+    def __init__(self):
+        self.asked = []
+
+    def place(self, source):
+        return [one.emit(REGION).kernel for one in RANKING].index(source.kernel)
+
+    def error(self, region, source, cubin):
+        return 1.0 if self.place(source) == len(RANKING) - 2 else 1e-4
+
+    def seconds(self, region, source, cubin, shape, repetitions):
+        assert (cubin, shape) == (b"code", SHAPE)
+        self.asked.append((self.place(source), repetitions))
+        return [1e-4 - 1e-5 * self.place(source)] * repetitions
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """The first candidate does not compile, the second spills."""
+    kernels = [one.emit(REGION).kernel for one in RANKING]
+
+    def compiled(text, names, arch):
+        place = kernels.index(names[0])
+        if place == 0:
+            raise ConversionError("NVRTC refused the source: kernel.cu:1: no.")
+        info = build.KernelInfo(255, 0, 8, 8, 0) if place == 1 else INFO
+        return build.Compiled(b"code", b"", "", {names[0]: info}, 0.1)
+
+    monkeypatch.setattr(build, "compiled", compiled)
+
+
+def search(meter, cache=None, seconds=60.0):
+    with ThreadPoolExecutor() as pool:
+        how = {"deadline": time.monotonic() + seconds, "cache": cache, "executor": pool}
+        return tuned(REGION, RANKING, SHAPE, meter, **how)
+
+
+def test_the_fastest_comes_first_and_refusals_say_why(compiler):
+    meter = Meter()
+    found, refused = search(meter)
+    assert [one.measured for one in found] == [True] * 3 + [False] * 3
+    assert found[0].to_dict() == RANKING[-1].to_dict()
+    assert found[0].seconds == pytest.approx(5e-5)
+    assert [line.split(": ", 1)[1] for line in refused] == [
+        "NVRTC refused the source: kernel.cu:1: no.",
+        "8 bytes of registers spill",
+        "its relative error is 1",
+    ]
+    # Halves: all three, then the two fastest, then the fastest.
+    assert [count for _, count in meter.asked] == [3, 3, 3, 7, 7, 15]
+
+
+def test_what_a_file_knows_is_not_measured_again(compiler, tmp_path):
+    path = tmp_path / "measured.jsonl"
+    first, _ = search(Meter(), Cache(path))
+    meter = Meter()
+    again, _ = search(meter, Cache(path))
+    assert meter.asked == []
+    assert [one.to_dict() for one in again] == [one.to_dict() for one in first if one.measured]
+    other = Meter()
+    other.identity = {"name": "another", "processors": 132}
+    search(other, Cache(path))
+    assert other.asked
+
+
+def test_no_time_left_leaves_the_estimates(compiler, tmp_path):
+    path = tmp_path / "measured.jsonl"
+    found, _ = search(Meter(), Cache(path), seconds=-1.0)
+    assert found == RANKING
+    assert not path.exists()
+
+
+def test_a_file_brings_no_parameters_of_its_own(compiler, tmp_path):
+    path = tmp_path / "measured.jsonl"
+    name = key(REGION, SHAPE, Meter.identity)
+    strange = {**RANKING[0].to_dict(), "warps": 3000, "seconds": 1e-9}
+    Cache(path).put(name, [strange])
+    meter = Meter()
+    found, _ = search(meter, Cache(path))
+    assert meter.asked
+    assert all(one.parameters.warps < 3000 for one in found)
+
+
+def test_damaged_lines_are_passed_over(tmp_path):
+    path = tmp_path / "measured.jsonl"
+    entry = {**RANKING[0].to_dict(), "seconds": 1e-4}
+    Cache(path).put("one", [entry])
+    good = path.read_bytes()
+    forged = json.dumps({"body": json.dumps({"key": "two", "candidates": [entry]}), "sha256": "0" * 64}).encode()
+    path.write_bytes(b"no json\n" + forged + b"\n" + good[:40] + b"\n" + good + good[:30])
+    cache = Cache(path)
+    assert cache.damaged == 4
+    assert cache.get("one") == [entry]
+    assert cache.get("two") is None
+    cache.put("three", [entry])  # behind a line that was not ended
+    assert Cache(path).get("three") == [entry]
+    with pytest.raises(FileProblem, match="cannot be read"):
+        Cache(tmp_path)
+
+
+def put(path, number):
+    Cache(path).put(f"{number}", [{**RANKING[0].to_dict(), "seconds": 1e-4}] * 40)
+
+
+def test_writers_at_a_time(tmp_path):
+    path = tmp_path / "measured.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=put, args=(path, number)) for number in range(8)]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join()
+    cache = Cache(path)
+    assert cache.damaged == 0
+    assert all(cache.get(f"{number}") for number in range(8))
+
+
+def test_a_key_hangs_on_all_that_a_time_does():
+    keys = {
+        key(REGION, SHAPE, Meter.identity),
+        key(REGION, (1, 64, 65), Meter.identity),
+        key(sesr(4), SHAPE, Meter.identity),
+        key(REGION, SHAPE, {"name": "another"}),
+    }
+    assert len(keys) == 4
+    assert key(sesr(3), SHAPE, Meter.identity) in keys  # whatever its weights
+    assert tuning._templates() == tuning._templates()
