@@ -16,6 +16,7 @@ from keras_efficient.export.bolt.rewriting import (
     integers,
     nodes_of,
     sole_producer,
+    source,
     text,
 )
 from keras_efficient.export.bolt.standard import BINARY, DOMAIN, OURS, UNARY
@@ -138,7 +139,7 @@ def _convolution(value: ir.Value) -> tuple[ir.Node, np.ndarray, np.ndarray] | No
 
 
 def _convolution_with(rewriter: Rewriter, node: ir.Node, weights: np.ndarray, bias: np.ndarray) -> ir.Value:
-    names = [node.inputs[1].name, f"{node.outputs[0].name}__bias"]
+    names = [source(node, 1).name, f"{node.outputs[0].name}__bias"]
     made = [rewriter.constant(one, name) for one, name in zip((weights, bias), names, strict=True)]
     return rewriter.op("Conv", [node.inputs[0], *made], name=node.name, **attributes_of(node) | _automatic(node))
 
@@ -176,8 +177,8 @@ def _scale_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     shift = None if shift is None else per_channel(shift, matrix.shape[1], rows=True)
     if scale is None or (shift is None) != (summed is other):
         return None
-    weights = rewriter.constant(matrix * scale, before.inputs[1].name)
-    made = rewriter.op("MatMul", [before.inputs[0], weights], name=before.name)
+    scaled = rewriter.constant(matrix * scale, before.inputs[1])
+    made = rewriter.op("MatMul", [before.inputs[0], scaled], name=before.name)
     if shift is None:
         return made
     return rewriter.op("Add", [made, rewriter.constant(shift * scale, f"{other.name}__bias")])
@@ -196,7 +197,7 @@ def _input_absorbed(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Val
     if numbers is None or _product(operands[1]) is not None:
         return None
     if before.op_type == "Mul":
-        weights = rewriter.constant(matrix * numbers[:, None], node.inputs[1].name)
+        weights = rewriter.constant(matrix * numbers[:, None], node.inputs[1])
         return rewriter.op("MatMul", [operands[1], weights], name=node.name)
     made = rewriter.op("MatMul", [operands[1], node.inputs[1]], name=node.name)
     return rewriter.op("Add", [made, rewriter.constant(numbers @ matrix, f"{node.outputs[0].name}__bias")])
@@ -226,14 +227,14 @@ def _as_product(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value |
     numbers = constant(node.inputs[1])
     if numbers is None or numbers.dtype != np.float32 or not numbers.all():
         return None
-    return rewriter.op("Mul", [node.inputs[0], rewriter.constant(1 / numbers, f"{node.inputs[1].name}__inverse")])
+    return rewriter.op("Mul", [node.inputs[0], rewriter.constant(1 / numbers, f"{source(node, 1).name}__inverse")])
 
 
 def _as_sum(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
     numbers = constant(node.inputs[1])
     if numbers is None or numbers.dtype != np.float32:
         return None
-    return rewriter.op("Add", [node.inputs[0], rewriter.constant(-numbers, f"{node.inputs[1].name}__negative")])
+    return rewriter.op("Add", [node.inputs[0], rewriter.constant(-numbers, f"{source(node, 1).name}__negative")])
 
 
 def _is_matrix(value: ir.Value, shapes: Shapes) -> bool:
@@ -248,7 +249,7 @@ def _scale_and_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Va
     """Batch normalisation as it is at inference, behind something that it can be folded into."""
     found = [constant(value) for value in node.inputs[1:]]
     images = sole_producer(node.inputs[0], "Conv", "ConvTranspose", "DepthToSpace") is not None
-    rows = _is_matrix(node.inputs[0], shapes)
+    rows = _is_matrix(source(node), shapes)
     if None in [None if one is None else 0 for one in found] or not (images or rows) or len(node.outputs) > 1:
         return None
     scale, shift, mean, variance = (one.astype(np.float64) for one in found if one is not None)
@@ -270,7 +271,7 @@ def _as_matmul(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | 
     if matrix is None or matrix.dtype != np.float32 or turned[0] or bias is None:
         return None
     matrix = (matrix.T if turned[1] else matrix) * np.float32(given[0])
-    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1].name)])
+    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1])])
     shift = per_channel(bias * np.float32(given[1]), matrix.shape[1], rows=True)
     if shift is None:
         return None
@@ -309,23 +310,23 @@ def _clips_merged(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     """Clips behind each other are one; minima and maxima with a number are clips."""
     if (second := bounds(node)) is None:
         return None
-    source = _clipped(node)
-    before = sole_producer(source, "Relu", "Clip", "Min", "Max")
+    read = _clipped(node)
+    before = sole_producer(read, "Relu", "Clip", "Min", "Max")
     first = bounds(before)
     if first is None or before is None:
         if node.op_type not in ("Min", "Max"):
             return None
         low, high = second
     else:
-        source = _clipped(before)
+        read = _clipped(before)
         low, high = (min(max(one, second[0]), second[1]) for one in first)
     if (low, high) == (0.0, float("inf")):
-        return rewriter.op("Relu", [source], name=node.name)
+        return rewriter.op("Relu", [read], name=node.name)
     limits = [
         None if np.isinf(one) else rewriter.constant(np.float32(one).reshape(()), f"{node.outputs[0].name}__{name}")
         for one, name in ((low, "low"), (high, "high"))
     ]
-    return rewriter.op("Clip", [source, *limits], name=node.name)
+    return rewriter.op("Clip", [read, *limits], name=node.name)
 
 
 def _pad_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
@@ -365,7 +366,7 @@ def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Val
             if numbers.ndim not in (3, 4) or numbers.shape[-2:] != (1, 1) or numbers.size != numbers.shape[-3]:
                 return None
             tiled = np.tile(numbers.reshape(-1), block**2)[:, None, None]
-            inputs[1 - place] = rewriter.constant(tiled, inputs[1 - place].name)
+            inputs[1 - place] = rewriter.constant(tiled, inputs[1 - place])
     inputs[place] = shuffle.inputs[0]
     made = rewriter.op(node.op_type, inputs, domain=node.domain, name=node.name, **attributes_of(node))
     return rewriter.op("DepthToSpace", [made], name=shuffle.name, **attributes_of(shuffle))

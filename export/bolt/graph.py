@@ -121,7 +121,9 @@ def _recognised(model: ir.Model) -> None:
         return constant(slopes) is not None
 
     def to_prelu(op: Any, x: Any, slopes: ir.Value, **_: Any) -> Any:
-        numbers = -constant(slopes)
+        given = constant(slopes)
+        assert given is not None  # `has_slopes`
+        numbers = -given
         numbers = numbers[0] if numbers.ndim == 4 and len(numbers) == 1 else numbers
         return op.PRelu(x, op.initializer(ir.tensor(numbers), name=f"{slopes.name}__{x.name}__slopes"))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_efficient.errors import ConversionError
-from keras_efficient.export.bolt.rewriting import Rewriter, constant, tidied
+from keras_efficient.export.bolt.rewriting import Rewriter, constant, producer, source, tidied
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     inner = ir.serde.deserialize_model(model)
     for node in [one for one in inner.graph if one.domain == DOMAIN and one.op_type == FUSED]:
         rewriter = Rewriter(inner, node)
-        for index, value in enumerate(node.inputs):
+        for index in range(len(node.inputs)):
+            value = source(node, index)
             if (numbers := constant(value)) is None:
                 node.replace_input_with(index, _half(rewriter, value))
                 continue
@@ -57,9 +58,9 @@ def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:
     """`value` in float16; what was widened only for its readers is taken as it was."""
     import onnx_ir as ir
 
-    before = value.producer()
-    if before is not None and before.op_type == "Cast" and before.inputs[0].producer() is not None:
-        source = before.inputs[0].producer()
-        if source.domain == DOMAIN and source.op_type == FUSED:
-            return before.inputs[0]
+    if (before := producer(value, "Cast")) is not None:
+        narrow = source(before)
+        region = narrow.producer()
+        if region is not None and region.domain == DOMAIN and region.op_type == FUSED:
+            return narrow
     return rewriter.op("Cast", [value], to=int(ir.DataType.FLOAT16))

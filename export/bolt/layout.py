@@ -14,6 +14,7 @@ from keras_efficient.export.bolt.rewriting import (
     nodes_of,
     producer,
     sole_producer,
+    source,
 )
 from keras_efficient.export.bolt.standard import BINARY, DOMAIN, OURS, UNARY
 
@@ -42,29 +43,30 @@ def plain_scalars(model: ir.Model, shapes: Shapes) -> None:
             if numbers is None or other is None or numbers.size > 1:
                 continue
             if 0 < numbers.ndim <= (shapes.rank(other) or 0):
-                node.replace_input_with(index, Rewriter(model, node).constant(numbers.reshape(()), value.name))
+                node.replace_input_with(index, Rewriter(model, node).constant(numbers.reshape(()), value))
 
 
 def reshapes(model: ir.Model, shapes: Shapes) -> None:
     """Reshapes that change nothing are left out; those that only move axes of size 1 are transposes."""
     kinds = ("Reshape", "Squeeze", "Unsqueeze")
     for node in nodes_of(model, *kinds):
-        wanted, source, best = shapes[node.outputs[0]], node.inputs[0], None
-        while wanted and source is not None:
-            found = shapes[source]
+        wanted, before = shapes[node.outputs[0]], node.inputs[0]
+        best: tuple[ir.Value, tuple[int, ...] | None] | None = None
+        while wanted and before is not None:
+            found = shapes[before]
             if found == wanted:
-                best = (source, None)
+                best = (before, None)
             for perm in (NCHW, NHWC) if best is None and found and len(found[0]) == 4 else ():
                 moving = [axis for axis in perm if any(one[axis] != 1 for one in found)]
                 if moving == sorted(moving) and wanted == tuple(tuple(one[axis] for axis in perm) for one in found):
-                    best = (source, perm)
-            before = source.producer()
-            source = before.inputs[0] if before is not None and before.op_type in kinds else None
+                    best = (before, perm)
+            reshape = producer(before, *kinds)
+            before = None if reshape is None else reshape.inputs[0]
         if best is not None:
             rewriter = Rewriter(model, node)
-            value, perm = best
-            if perm is not None:
-                value = rewriter.op("Transpose", [value], perm=perm)
+            value, turn = best
+            if turn is not None:
+                value = rewriter.op("Transpose", [value], perm=turn)
                 shapes.learn(value, node.outputs[0])
             rewriter.replace(node.outputs[0], value)
 
@@ -77,13 +79,13 @@ def products_of_rows(model: ir.Model, shapes: Shapes) -> None:
         matrix = None if product is None else constant(product.inputs[1])
         if product is None or rows is None or matrix is None or matrix.ndim != 2:
             continue
-        source = rows.inputs[0]
-        found, inner, wanted = shapes[source], shapes[product.inputs[0]], shapes[node.outputs[0]]
+        whole = source(rows)
+        found, inner, wanted = shapes[whole], shapes[product.inputs[0]], shapes[node.outputs[0]]
         if not found or not inner or len(inner[0]) != 2 or any(one[-1] != len(matrix) for one in found):
             continue
         if wanted == tuple((*one[:-1], matrix.shape[1]) for one in found):
             rewriter = Rewriter(model, node)
-            rewriter.replace(node.outputs[0], rewriter.op("MatMul", [source, product.inputs[1]], name=product.name))
+            rewriter.replace(node.outputs[0], rewriter.op("MatMul", [whole, product.inputs[1]], name=product.name))
 
 
 def sink_transposes(model: ir.Model) -> None:
@@ -111,15 +113,17 @@ def _cancelled(model: ir.Model, node: ir.Node) -> bool:
         return False
     second, first = _perm(node.outputs[0]), _perm(node.inputs[0])
     if second is not None and second == tuple(range(len(second))):
-        Rewriter(model, node).replace(node.outputs[0], node.inputs[0])
+        Rewriter(model, node).replace(node.outputs[0], source(node))
         model.graph.remove(node, safe=True)
         return True
     if first is None or second is None:
         return False
     both = tuple(first[axis] for axis in second)
-    source, rewriter = node.inputs[0].producer().inputs[0], Rewriter(model, node)
+    before = producer(node.inputs[0], "Transpose")
+    assert before is not None
+    whole, rewriter = source(before), Rewriter(model, node)
     idle = both == tuple(range(len(both)))
-    rewriter.replace(node.outputs[0], source if idle else rewriter.op("Transpose", [source], perm=both))
+    rewriter.replace(node.outputs[0], whole if idle else rewriter.op("Transpose", [whole], perm=both))
     model.graph.remove(node, safe=True)
     return True
 
@@ -132,21 +136,21 @@ def _sunk(model: ir.Model, node: ir.Node) -> bool:
     count = 1 if unary else len(node.inputs)
     moving = [value for value in node.inputs[:count] if constant(value) is None]
     perms = {_perm(value) for value in moving}
-    if len(perms) != 1 or None in perms:
+    perm = perms.pop() if len(perms) == 1 else None
+    if perm is None:
         return False
-    (perm,) = perms
     rewriter, inputs = Rewriter(model, node), []
     for value in node.inputs[:count]:
-        numbers = constant(value)
+        numbers, before = constant(value), producer(value, "Transpose")
         if numbers is None:
-            inputs.append(value.producer().inputs[0])
+            inputs.append(None if before is None else source(before))
         elif numbers.size == 1:
-            inputs.append(value if numbers.ndim == 0 else rewriter.constant(numbers.reshape(()), value.name))
+            inputs.append(value if numbers.ndim == 0 else rewriter.constant(numbers.reshape(()), value))
         elif numbers.ndim > len(perm):
             return False
         else:
             full = numbers.reshape((1,) * (len(perm) - numbers.ndim) + numbers.shape)
-            inputs.append(rewriter.constant(full.transpose(np.argsort(perm)), value.name))
+            inputs.append(rewriter.constant(full.transpose(np.argsort(perm)), value))
     inputs += node.inputs[count:]
     made = rewriter.op(node.op_type, inputs, domain=node.domain, name=node.name, **attributes_of(node))
     rewriter.replace(node.outputs[0], rewriter.op("Transpose", [made], perm=perm))

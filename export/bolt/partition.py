@@ -24,7 +24,7 @@ from keras_efficient.export.bolt.graph import normalised_ir
 from keras_efficient.export.bolt.layout import NCHW, NHWC, sink_transposes
 from keras_efficient.export.bolt.phases import why_not_phases
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
-from keras_efficient.export.bolt.rewriting import Rewriter, constant, integer, integers, text, tidied
+from keras_efficient.export.bolt.rewriting import Rewriter, constant, integer, integers, source, text, tidied
 from keras_efficient.export.bolt.shapes import Shapes
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED, region_function
 
@@ -168,7 +168,7 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
     regions = []
     for index, (node, region) in enumerate(sorted(nodes, key=lambda pair: order[pair[0]])):
         node.attributes["region"] = ir.AttrInt64("region", index)
-        names = [value.name for value in (*node.inputs[: len(region.channels)], node.outputs[0])]
+        names = [value.name for value in (*node.inputs[: len(region.channels)], node.outputs[0]) if value is not None]
         regions.append(Region(region.layers, region.channels, region.shuffle, region.rows, tuple(map(str, names))))
     inner.ir_version = max(inner.ir_version or 0, 10)  # the first that has overloads
     return Partitioned(ir.serde.serialize_model(inner), tuple(regions), refusals)
@@ -204,13 +204,16 @@ class _Search:
         self.taken |= {move.node for move in moves}
 
     def is_closed(self, moves: list[_Move]) -> bool:
-        """Whether only the last value is read by others."""
+        """Whether only the last value is read by others; no region goes on behind an output of the file."""
         inside = {move.node for move in moves}
         inner = [move.node.outputs[0] for move in moves[:-1]]
-        return all(not v.is_graph_output() and all(use.node in inside for use in v.uses()) for v in inner)
+        return all(use.node in inside for value in inner for use in value.uses())
 
     def next(self, moves: list[_Move]) -> _Move | None:
-        """What comes behind the last value: a step if it is its only reader, else a layer."""
+        """What comes behind the last value: a step if it is its only reader, else a layer.
+
+        So what is amid a layer and its steps has no other readers, and cannot be a skip's source.
+        """
         last = moves[-1].node.outputs[0]
         free = {use.node for use in last.uses()} & self.order.keys() - self.taken  # others read it inside of a loop
         readers = sorted(free, key=lambda node: self.order[node])
@@ -273,7 +276,7 @@ class _Search:
             raise _Refused(f"MatMul: a matrix with {weights.ndim} axes")
         if (self.shapes.rank(node.inputs[0]) or 0) < 2:
             raise _Refused("MatMul: its input has a shape that is not known, or one axis")
-        return _Layer(node.inputs[0], weights[None, None], np.zeros(weights.shape[1], np.float32), rows=True)
+        return _Layer(source(node), weights[None, None], np.zeros(weights.shape[1], np.float32), rows=True)
 
     def convolution(self, node: ir.Node, weights: np.ndarray) -> _Layer:
         if weights.ndim != 4:
@@ -291,7 +294,7 @@ class _Search:
             raise _Refused("Conv: negative padding")
         turned = weights.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
         return _Layer(
-            node.inputs[0],
+            source(node),
             turned,
             np.zeros(len(weights), np.float32),
             depthwise=depthwise,
@@ -330,7 +333,7 @@ class _Search:
 
     def added(self, node: ir.Node, last: ir.Value, moves: list[_Move], layer: _Layer) -> np.ndarray | _Added:
         """The other summand: a bias of rows, or a value."""
-        other = node.inputs[1] if node.inputs[0] is last else node.inputs[0]
+        other = source(node, 1 if node.inputs[0] is last else 0)
         filters = layer.made().filters
         if (numbers := constant(other)) is not None:
             shift = per_channel(numbers, filters, rows=layer.rows)
@@ -344,20 +347,7 @@ class _Search:
         narrow = tuple((*one[:axis], 1, *one[axis:][1:]) for one in mine)
         if mine != wanted or its not in (mine, narrow):
             raise _Refused("Add: what is added has another size, and is not one channel")
-        inner = {move.node.outputs[0] for move in moves} - self.ends(moves)
-        if other in inner:
-            raise _Refused("Add: what is added is a value amid a layer and what is behind it")
         return _Added(other, its[0][axis])
-
-    @staticmethod
-    def ends(moves: list[_Move]) -> set[ir.Value]:
-        """Outputs of the layers, with everything behind them; the last layer's is not among them."""
-        found, before = set(), moves[0].node.outputs[0]
-        for move in moves[1:]:
-            if isinstance(move.what, _Layer):
-                found.add(before)
-            before = move.node.outputs[0]
-        return found
 
     def refusals(self) -> Iterator[Refusal]:
         """Of all nodes in no region, in the graph's order."""
@@ -400,7 +390,7 @@ def _fused(model: ir.Model, moves: list[_Move], index: int, moved: dict[ir.Value
     given = inputs if region.rows else [rewriter.op("Transpose", [one], perm=NHWC) for one in inputs]
     name = f"region_{index}"
     weights = [rewriter.constant(one, f"{name}__{number}") for number, one in enumerate(spec.arrays(region))]
-    attributes = {"spec": spec.written(spec.spec(region)), "region": index}
+    attributes: dict[str, str | int] = {"spec": spec.written(spec.spec(region)), "region": index}
     made = ir.node(FUSED, [*given, *weights], attributes, domain=DOMAIN, overload=body.overload, name=name)
     model.graph.insert_before(last, made)
     value = made.outputs[0] if region.rows else rewriter.op("Transpose", [made.outputs[0]], perm=NCHW)

@@ -14,6 +14,7 @@ from keras_efficient.export.bolt.rewriting import (
     integers,
     nodes_of,
     producer,
+    source,
     text,
 )
 
@@ -33,8 +34,9 @@ def cut_transposed(model: ir.Model, shapes: Shapes) -> None:
     """Transposed convolutions that are cut to a multiple of their input, whatever its size, get padding instead."""
     for node in nodes_of(model, "Slice"):
         before = producer(node.inputs[0], "ConvTranspose")
-        others = {use.node.op_type for use in node.inputs[0].uses() if use.node is not node} - {"Shape"}
-        if before is None or others or node.inputs[0].is_graph_output():
+        whole = source(node)
+        others = {use.node.op_type for use in whole.uses() if use.node is not node} - {"Shape"}
+        if before is None or others or whole.is_graph_output():
             continue
         last = node
         users = [use.node for use in node.outputs[0].uses()]

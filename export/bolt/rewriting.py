@@ -21,6 +21,7 @@ __all__ = [
     "nodes_of",
     "producer",
     "sole_producer",
+    "source",
     "text",
     "tidied",
 ]
@@ -39,6 +40,13 @@ def integer(node: ir.Node, name: str, default: int = 0) -> int:
 def integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
     """An attribute of integers."""
     return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
+
+
+def source(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input that a valid node has."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
@@ -77,10 +85,11 @@ class Rewriter:
     def __init__(self, model: ir.Model, node: ir.Node):
         self.graph, self.node = model.graph, node
 
-    def constant(self, numbers: np.ndarray, name: str) -> ir.Value:
-        """A new initializer; names are made different from all others."""
+    def constant(self, numbers: np.ndarray | np.floating, like: ir.Value | str | None) -> ir.Value:
+        """A new initializer with a name, or another value's name, made different from all others."""
         import onnx_ir as ir
 
+        name = like if isinstance(like, str) else str(None if like is None else like.name)
         taken, free = self.graph.initializers, name
         while free in taken:
             name_and_number = free.rsplit("~", 1)

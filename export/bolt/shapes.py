@@ -37,7 +37,7 @@ class Shapes:
         names = {value.name for node in model.graph for value in node.outputs} | {v.name for v in model.graph.inputs}
         for sizes in self.TRIALS:
             if (found := _tried(model, sizes)) is not None:
-                self.graphs.append({value.name: node for node in found.graph for value in node.outputs})
+                self.graphs.append({str(value.name): node for node in found.graph for value in node.outputs})
                 self._shapes.append(_known_shapes(found.graph, names))
             if found is not None and not _has_free_axes(model):
                 break
@@ -56,7 +56,7 @@ class Shapes:
         """A value that was made since has the shapes of another."""
         for one in self._shapes:
             if old.name in one:
-                one[new.name] = one[old.name]
+                one[str(new.name)] = one[str(old.name)]
 
     def rank(self, value: ir.Value | None) -> int | None:
         found = self[value]
@@ -71,7 +71,7 @@ class Shapes:
         """In each trial, the numbers of an input of the node that makes `value`."""
         found = []
         for graph in self.graphs:
-            node = graph.get(value.name)
+            node = graph.get(str(value.name))
             found.append(None if node is None or index >= len(node.inputs) else constant(node.inputs[index]))
         return found
 
@@ -120,8 +120,9 @@ def _splits_folded(model: ir.Model) -> bool:
 
 
 def _known_shapes(graph: ir.Graph, names: Set[str | None]) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
-        if value.name in names and value.shape is not None and all(isinstance(size, int) for size in value.shape):
-            found[value.name] = tuple(value.shape)
+        sizes = tuple(size for size in value.shape or () if isinstance(size, int))
+        if value.name in names and value.shape is not None and len(sizes) == len(value.shape):
+            found[str(value.name)] = sizes
     return found

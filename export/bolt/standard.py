@@ -1,7 +1,8 @@
 """What our operators mean in ONNX's standard ones: regions (`Fused`), and activations that the opset does not have.
 
 ONNX Runtime 1.32 tells functions of one name apart by their overload, whatever the file's IR version, and takes nodes
-with attributes that the body does not use.
+with attributes that the body does not use; a custom operator `Fused` with any number of inputs stands for all of them,
+whatever their overloads, and other functions of the domain still run beside it.
 """
 
 from __future__ import annotations
