@@ -544,6 +544,7 @@ Sizes sizes_of(const Region& region, const std::vector<std::vector<int64_t>>& sh
             for (size_t axis = 0; axis + 1 < one.size(); ++axis) rows = product({rows, one[axis]});
             found.values.push_back({1, rows});
         } else {
+            product({one[1], one[2], one[3]});
             found.values.push_back({one[1], one[2]});
         }
         if (region.rows ? !std::equal(one.begin(), one.end() - 1, first.begin(), first.end() - 1) : one[0] != first[0])
@@ -1322,7 +1323,7 @@ void inferred(const Api& api, OrtShapeInferContext* given) {
     sizes.back() = {filters, ""};
     for (const int axis : {0, 1})
         if (auto& one = sizes[static_cast<size_t>(axis + 1)]; !region.rows) {
-            if (one.number < 0 && one.name.empty()) return;
+            if ((one.number < 0 && one.name.empty()) || one.number > MOST_NUMBERS) return;
             one = output_size(region, one, axis);
         }
     std::vector<int64_t> numbers;
@@ -1445,6 +1446,15 @@ BOLT_EXPORT int keras_efficient_bolt_launch(const char* rule, int64_t n, int64_t
 } catch (const std::exception& error) {
     std::snprintf(message, 600, "%s", error.what());
     return 1;
+}
+
+// For tests: whether a region's structure is accepted.
+BOLT_EXPORT int keras_efficient_bolt_accepts(const char* spec, char message[600]) try {
+    parsed_region(spec);
+    return 1;
+} catch (const std::exception& error) {
+    std::snprintf(message, 600, "%s", error.what());
+    return 0;
 }
 
 // For tests: how many sections a bundle has, -1 where it is refused.
