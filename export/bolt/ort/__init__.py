@@ -1,4 +1,4 @@
-"""Kernels as a library for ONNX Runtime: networks of `partition` run on the CPU, and by their bundle's kernels on a GPU.
+"""A library for ONNX Runtime: networks of `partition` run on the CPU, and by their bundle's kernels on a GPU.
 
 The library knows the operator `Fused` for float32 and float16 on the CPU, and for float16 on CUDA; float32 nodes of a
 CUDA session run on the CPU. Without it a session runs the operator's meaning, which stands in the file. It is compiled

@@ -3,11 +3,11 @@
 //
 // A node's inputs are those of its region, then constant arrays; its attributes are `spec`, the region's structure in
 // JSON, and `region`, its index in the bundle (`spec.py` and `partition.py` of this package say more). CPU kernels
-// compute in float32. CUDA kernels take machine code, packed weights and launch rules from the bundle that the session's
-// entry `keras_efficient.bolt.bundle`, else the variable KERAS_EFFICIENT_BOLT_BUNDLE, names; without a GPU they are
-// never made. Float32 nodes of a CUDA session run on the CPU, since kernels for GPUs compute in float16.
+// compute in float32. CUDA kernels take machine code, packed weights and launch rules from a bundle, whose path stands
+// in the session's entry `keras_efficient.bolt.bundle`, else in the variable KERAS_EFFICIENT_BOLT_BUNDLE; without a GPU
+// they are never made. Float32 nodes of a CUDA session run on the CPU, since kernels for GPUs compute in float16.
 //
-// Files may come from anybody: what is read from them has its limits, and whatever is wrong becomes a status of one line.
+// Files may come from anybody: what is read from them has its limits, and what is wrong becomes a status of one line.
 
 #include <dlfcn.h>
 
@@ -30,8 +30,8 @@
 #include <utility>
 #include <vector>
 
-// For tests: what is added to each result of the CPU, to see who computed; the driver's library; and whether CUDA kernels
-// stand in for the CPU's of float16, to run them on a driver that is none.
+// For tests: what is added to each result of the CPU, to see who computed; the driver's library; and whether CUDA
+// kernels stand in for the CPU's of float16, to run them on a driver that is none.
 #ifndef BOLT_SENTINEL
 #define BOLT_SENTINEL 0
 #endif
@@ -168,7 +168,8 @@ class Api {
     void call(Function which, Arguments... arguments) const {
         auto* const function = reinterpret_cast<OrtStatus* (*)(Arguments...)>(table_[which]);
         if (OrtStatus* const status = function(arguments...)) {
-            const std::string line = reinterpret_cast<const char* (*)(const OrtStatus*)>(table_[GET_ERROR_MESSAGE])(status);
+            auto* const message = reinterpret_cast<const char* (*)(const OrtStatus*)>(table_[GET_ERROR_MESSAGE]);
+            const std::string line = message(status);
             reinterpret_cast<void (*)(OrtStatus*)>(table_[RELEASE_STATUS])(status);
             refuse("ONNX Runtime: ", line);
         }
@@ -323,7 +324,9 @@ class JsonReader {
         return found;
     }
     // Long objects are kernels of a bundle, by name; keys that come twice are looked for in short ones only.
-    static bool known(const Json& object, const std::string& key) { return object.keys.size() < 64 && object.find(key); }
+    static bool known(const Json& object, const std::string& key) {
+        return object.keys.size() < 64 && object.find(key);
+    }
 
     void number(Json& found) {
         const size_t start = at_;
@@ -389,8 +392,8 @@ class JsonReader {
 
 // --------------------------------------------------------------------------------------------------- regions
 
-constexpr int64_t LONGEST_TEXT = 1 << 20, MOST_LAYERS = 1024, MOST_INPUTS = 256, MOST_STEPS = 64, MOST_CHANNELS = 1 << 20,
-                  MOST_KERNEL = 255, MOST_SHUFFLE = 16, MOST_NUMBERS = (int64_t{1} << 31) - 1;
+constexpr int64_t LONGEST_TEXT = 1 << 20, MOST_LAYERS = 1024, MOST_INPUTS = 256, MOST_STEPS = 64;
+constexpr int64_t MOST_CHANNELS = 1 << 20, MOST_KERNEL = 255, MOST_SHUFFLE = 16, MOST_NUMBERS = (int64_t{1} << 31) - 1;
 
 int64_t product(std::initializer_list<int64_t> sizes) {
     int64_t found = 1;
@@ -438,13 +441,14 @@ Step parsed_step(const Json& given, const std::vector<int64_t>& known, int64_t f
         given.only("a step", {"add"});
         step.value = given.at("add").between("add", 0, static_cast<int64_t>(known.size()) - 1);
         const int64_t channels = known[step.value];
-        if (channels != 1 && channels != filters) refuse("A value of ", channels, " channels is added to ", filters, ".");
+        if (channels != 1 && channels != filters)
+            refuse("A value of ", channels, " channels is added to ", filters, ".");
         step.count = channels;
         return step;
     }
     const Json* const kind = given.kind == Json::OBJECT ? given.find("kind") : nullptr;
-    const auto* const found =
-        std::find_if(std::begin(KINDS) + 1, std::end(KINDS), [&](const char* one) { return kind && kind->text == one; });
+    const auto* const found = std::find_if(std::begin(KINDS) + 1, std::end(KINDS),
+                                           [&](const char* one) { return kind && kind->text == one; });
     if (found == std::end(KINDS)) refuse("A step is no activation.");
     step.kind = static_cast<Kind>(found - std::begin(KINDS));
     if (step.kind == Kind::PRELU) {
@@ -468,7 +472,8 @@ Step parsed_step(const Json& given, const std::vector<int64_t>& known, int64_t f
 }
 
 Layer parsed_layer(const Json& given, const std::vector<int64_t>& known, const Region& region) {
-    given.only("a layer", {"value", "kernel", "channels", "filters", "stride", "dilation", "padding", "depthwise", "steps"});
+    given.only("a layer", {"value", "kernel", "channels", "filters", "stride", "dilation", "padding", "depthwise",
+                           "steps"});
     Layer layer;
     layer.value = given.at("value").between("value", 0, static_cast<int64_t>(known.size()) - 1);
     layer.depthwise = given.at("depthwise").boolean("depthwise");
@@ -633,14 +638,16 @@ template <int vectors>
     const int64_t runs = joined ? 1 : layer.kernel[1], run = joined ? layer.kernel[1] * layer.channels : layer.channels;
     for (int64_t row = 0; row < layer.kernel[0]; ++row) {
         for (int64_t column = 0; column < runs; ++column) {
-            const int64_t offset = (row * layer.dilation[0] * work.input_width + column * layer.dilation[1]) * layer.channels;
-            for (int64_t i = offset; i < offset + run; ++i, weights += vectors * LANES) {
+            const int64_t place = row * layer.dilation[0] * work.input_width + column * layer.dilation[1];
+            const int64_t start = place * layer.channels;
+            for (int64_t i = start; i < start + run; ++i, weights += vectors * LANES) {
                 Vector one[vectors];
                 std::memcpy(one, weights, sizeof one);
 #pragma GCC unroll 8
                 for (int place = 0; place < TILE; ++place)
 #pragma GCC unroll 2
-                    for (int vector = 0; vector < vectors; ++vector) all[place][vector] += places[place][i] * one[vector];
+                    for (int vector = 0; vector < vectors; ++vector)
+                        all[place][vector] += places[place][i] * one[vector];
             }
         }
     }
@@ -731,8 +738,8 @@ void stepped(const Work& work, const Step& step, int64_t start, int64_t places) 
 // One task, of ONNX Runtime's threads.
 void task(void* given, size_t index) {
     const Work& work = *static_cast<const Work*>(given);
-    const int64_t row = static_cast<int64_t>(index) / work.chunks, first = static_cast<int64_t>(index) % work.chunks * CHUNK;
-    const int64_t last = std::min(first + CHUNK, work.width);
+    const int64_t row = static_cast<int64_t>(index) / work.chunks;
+    const int64_t first = static_cast<int64_t>(index) % work.chunks * CHUNK, last = std::min(first + CHUNK, work.width);
     (work.layer->depthwise ? convolved_depthwise : convolved)(work, row, first, last);
     for (const Step& step : work.layer->steps) stepped(work, step, row * work.width + first, last - first);
 }
@@ -791,9 +798,9 @@ class CpuKernel final : public Kernel {
         last_.assign(region.channels.size(), -1);
         for (size_t number = 0; number < region.layers.size(); ++number) {
             Layer& layer = region.layers[number];
-            const std::vector<int64_t> shape =
-                region.rows ? std::vector{layer.channels, layer.filters}
-                            : std::vector{layer.filters, layer.depthwise ? 1 : layer.channels, layer.kernel[0], layer.kernel[1]};
+            std::vector<int64_t> shape{layer.channels, layer.filters};
+            if (!region.rows)
+                shape = {layer.filters, layer.depthwise ? 1 : layer.channels, layer.kernel[0], layer.kernel[1]};
             layer.weights = packed(layer, constant(api, info, index++, count, shape), region.rows);
             layer.bias = constant(api, info, index++, count, {layer.filters});
             last_[static_cast<size_t>(layer.value)] = static_cast<int64_t>(number);
@@ -801,8 +808,9 @@ class CpuKernel final : public Kernel {
                 if (step.kind == Kind::ADD) {
                     last_[static_cast<size_t>(step.value)] = static_cast<int64_t>(number);
                 } else if (step.kind == Kind::PRELU) {
-                    step.slopes = constant(api, info, index++, count,
-                                           region.rows ? std::vector{step.count} : std::vector<int64_t>{step.count, 1, 1});
+                    shape = {step.count, 1, 1};
+                    if (region.rows) shape = {step.count};
+                    step.slopes = constant(api, info, index++, count, shape);
                     step.slopes.resize(static_cast<size_t>(layer.filters), step.slopes[0]);
                 }
             }
@@ -835,7 +843,8 @@ class CpuKernel final : public Kernel {
         if (!is_constant || !value) refuse("Input ", index, " of a region, an array of weights, is not constant.");
         const Shape shape = api.shape(value);
         if (shape.sizes != wanted)
-            refuse("Input ", index, " of a region is ", written(shape.sizes), ", its structure wants ", written(wanted), ".");
+            refuse("Input ", index, " of a region is ", written(shape.sizes), ", its structure wants ", written(wanted),
+                   ".");
         int64_t numbers = 1;
         for (const int64_t one : wanted) numbers *= one;
         std::vector<float> found(static_cast<size_t>(numbers));
@@ -882,9 +891,9 @@ class CpuKernel final : public Kernel {
     }
 
     void write(float* found, Number* output, int64_t height, int64_t width, int64_t filters) const {
-        if constexpr (BOLT_SENTINEL != 0) each(found, height * width * filters, [](float x) { return x + BOLT_SENTINEL; });
-        const int64_t block = region.shuffle, channels = filters / (block * block);
-        if (block == 1) return converted(found, output, height * width * filters);
+        const int64_t block = region.shuffle, channels = filters / (block * block), count = height * width * filters;
+        if constexpr (BOLT_SENTINEL != 0) each(found, count, [](float x) { return x + BOLT_SENTINEL; });
+        if (block == 1) return converted(found, output, count);
         for (int64_t y = 0; y < height; ++y)
             for (int64_t i = 0; i < block; ++i)
                 for (int64_t x = 0; x < width; ++x, output += block * channels)
@@ -906,8 +915,8 @@ std::array<uint8_t, 32> sha256(std::string_view given) {
             if (!prime) continue;
             uint64_t root = 0;  // of the number times 2⁹⁶, rounded down
             for (int bit = 35; bit >= 0; --bit) {
-                const unsigned __int128 next = root | uint64_t{1} << bit;
-                if (next * next * next <= static_cast<unsigned __int128>(number) << 96) root = static_cast<uint64_t>(next);
+                const unsigned __int128 next = root | uint64_t{1} << bit, whole = number;
+                if (next * next * next <= whole << 96) root = static_cast<uint64_t>(next);
             }
             found[count++] = static_cast<uint32_t>(root);
         }
@@ -961,10 +970,12 @@ class Bundle {
   public:
     explicit Bundle(const std::string& path) : path_(path) {
         read();
-        if (content_.size() < HEADER || content_.compare(0, 8, "\x89" "BOLT\r\n\x1a") != 0) refuse(path, ": is no .bolt file.");
+        if (content_.size() < HEADER || !content_.starts_with("\x89" "BOLT\r\n\x1a"))
+            refuse(path, ": is no .bolt file.");
         const uint32_t version = number(8), table_bytes = number(12);
         if (version != 1) refuse(path, ": has format version ", version, ", and this release reads 1.");
-        if (table_bytes > MOST_TABLE || table_bytes > content_.size() - HEADER) damaged("its table goes beyond its end");
+        if (table_bytes > MOST_TABLE || table_bytes > content_.size() - HEADER)
+            damaged("its table goes beyond its end");
         const std::string_view all = content_, table = all.substr(HEADER, table_bytes);
         const auto digest = sha256(table);
         if (std::memcmp(digest.data(), content_.data() + 16, digest.size()) != 0)
@@ -973,8 +984,9 @@ class Bundle {
         if (entries.kind != Json::LIST) damaged("its table is none");
         size_t at = HEADER + table_bytes;
         for (const Json& one : entries.items) {
-            if (one.kind != Json::LIST || one.items.size() != 4 || one.items[0].kind != Json::TEXT ||
-                one.items[1].kind != Json::TEXT || one.items[2].kind != Json::INTEGER || one.items[3].kind != Json::TEXT)
+            constexpr Json::Kind kinds[] = {Json::TEXT, Json::TEXT, Json::INTEGER, Json::TEXT};
+            const auto is_kind = [](const Json& part, Json::Kind kind) { return part.kind == kind; };
+            if (!std::equal(one.items.begin(), one.items.end(), std::begin(kinds), std::end(kinds), is_kind))
                 damaged("its table is none");
             const int64_t length = one.items[2].integer;
             if (length < 0 || static_cast<uint64_t>(length) > content_.size() - at)
@@ -982,7 +994,8 @@ class Bundle {
             const std::string key = one.items[0].text + "/" + one.items[1].text;
             const std::string_view part = all.substr(at, static_cast<size_t>(length));
             at += part.size();
-            if (hexadecimal(sha256(part)) != one.items[3].text) damaged("section " + key + " does not have its SHA-256");
+            if (hexadecimal(sha256(part)) != one.items[3].text)
+                damaged("section " + key + " does not have its SHA-256");
             if (!sections_.emplace(key, part).second) damaged("section " + key + " is there twice");
         }
         if (at != content_.size()) damaged("it does not have the length that its table gives");
@@ -1045,8 +1058,8 @@ Launch launch(const Json& rule, int64_t n, int64_t height, int64_t width, int64_
     if (kind != "strip") {
         const std::vector<int64_t> given = rule.at("geometry").integers("geometry", 0, LIMIT - 1, 8, 8);
         if (std::min(given[2], given[3]) < 1) refuse("A launch with a stride of 0.");
-        // Divided as in Python, downwards.
-        const int64_t down = height + given[4] + given[6] - given[0] - 1, beside = width + given[5] + given[7] - given[1] - 1;
+        const int64_t down = height + given[4] + given[6] - given[0] - 1;
+        const int64_t beside = width + given[5] + given[7] - given[1] - 1;
         if (std::min(down, beside) < 0) refuse("Images of ", height, " × ", width, " are smaller than the kernel.");
         out = {down / given[2] + 1, beside / given[3] + 1};
     }
@@ -1152,8 +1165,11 @@ class CudaKernel final : public Kernel {
         const Launch how = launch(*rule_, sizes.images, height, width, processors_);
         std::vector<int32_t> integers{static_cast<int32_t>(height), static_cast<int32_t>(width)};
         for (const int64_t one : how.integers) integers.push_back(static_cast<int32_t>(one));
-        for (const int64_t one : how.grid)
-            if (one >= int64_t{1} << 31) refuse("A launch of ", one, " blocks.");
+        std::array<unsigned, 3> grid{};
+        for (size_t axis = 0; axis < 3; ++axis) {
+            if (how.grid[axis] >= int64_t{1} << 31) refuse("A launch of ", how.grid[axis], " blocks.");
+            grid[axis] = static_cast<unsigned>(how.grid[axis]);
+        }
         std::vector<void*> arguments;  // pointers to each: inputs, weights, integers, output
         for (const void*& one : data) arguments.push_back(&one);
         arguments.push_back(&weights_);
@@ -1161,9 +1177,8 @@ class CudaKernel final : public Kernel {
         arguments.push_back(&output);
         void* stream = nullptr;
         api.call(CONTEXT_STREAM, static_cast<const OrtKernelContext*>(context), &stream);
-        driver_.call("cuLaunchKernel", function_, static_cast<unsigned>(how.grid[0]), static_cast<unsigned>(how.grid[1]),
-                     static_cast<unsigned>(how.grid[2]), threads_, 1u, 1u, shared_, stream, arguments.data(),
-                     static_cast<void**>(nullptr));
+        driver_.call("cuLaunchKernel", function_, grid[0], grid[1], grid[2], threads_, 1u, 1u, shared_, stream,
+                     arguments.data(), static_cast<void**>(nullptr));
     }
 
   private:
@@ -1293,14 +1308,14 @@ Size output_size(const Region& region, const Size& given, int axis) {
         if (size.number >= 0)
             size.number = size.number + more < 1 ? -1 : (size.number + more - 1) / stride + 1;
         else if (more != 0 || stride != 1)
-            size.name = "floor((" + size.name + " + " + std::to_string(more - 1) + ")/" + std::to_string(stride) + ") + 1";
+            size.name = "floor((" + size.name + " + " + text(more - 1) + ")/" + text(stride) + ") + 1";
         values.push_back(size);
     }
     Size found = values.back();
     if (found.number >= 0)
         found.number *= region.shuffle;
     else if (region.shuffle > 1)
-        found.name = std::to_string(region.shuffle) + "*(" + found.name + ")";
+        found.name = text(region.shuffle) + "*(" + found.name + ")";
     return found;
 }
 
