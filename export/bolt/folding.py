@@ -49,7 +49,9 @@ def padding_explicit(model: ir.Model, shapes: Shapes) -> None:
         less, more = [one // 2 for one in totals], [one - one // 2 for one in totals]
         pads = (*more, *less) if mode == "SAME_LOWER" else (*less, *more)
         rewriter = Rewriter(model, node)
-        rewriter.replace(node.outputs[0], rewriter.op("Conv", node.inputs, **attributes_of(node) | {"pads": pads}))
+        made = rewriter.op("Conv", node.inputs, name=node.name, **attributes_of(node) | {"pads": pads})
+        shapes.learn(made, node.outputs[0])
+        rewriter.replace(node.outputs[0], made)
         model.graph.remove(node, safe=True)
 
 
@@ -79,6 +81,7 @@ def to_fixed_point(model: ir.Model, shapes: Shapes) -> None:
         "ConvTranspose": (as_phases,),
         "Div": (_as_product,),
         "Gemm": (_as_matmul,),
+        "MatMul": (_input_absorbed,),
         "Max": (_clips_merged,),
         "Min": (_clips_merged,),
         "Mul": (_scale_folded,),
@@ -137,7 +140,7 @@ def _convolution(value: ir.Value) -> tuple[ir.Node, np.ndarray, np.ndarray] | No
 def _convolution_with(rewriter: Rewriter, node: ir.Node, weights: np.ndarray, bias: np.ndarray) -> ir.Value:
     names = [node.inputs[1].name, f"{node.outputs[0].name}__bias"]
     made = [rewriter.constant(one, name) for one, name in zip((weights, bias), names, strict=True)]
-    return rewriter.op("Conv", [node.inputs[0], *made], **attributes_of(node) | _automatic(node))
+    return rewriter.op("Conv", [node.inputs[0], *made], name=node.name, **attributes_of(node) | _automatic(node))
 
 
 def _automatic(node: ir.Node) -> dict[str, str]:
@@ -173,10 +176,30 @@ def _scale_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     shift = None if shift is None else per_channel(shift, matrix.shape[1], rows=True)
     if scale is None or (shift is None) != (summed is other):
         return None
-    made = rewriter.op("MatMul", [before.inputs[0], rewriter.constant(matrix * scale, before.inputs[1].name)])
-    return (
-        made if shift is None else rewriter.op("Add", [made, rewriter.constant(shift * scale, f"{other.name}__bias")])
-    )
+    weights = rewriter.constant(matrix * scale, before.inputs[1].name)
+    made = rewriter.op("MatMul", [before.inputs[0], weights], name=before.name)
+    if shift is None:
+        return made
+    return rewriter.op("Add", [made, rewriter.constant(shift * scale, f"{other.name}__bias")])
+
+
+def _input_absorbed(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
+    """A factor and a summand of each column before a product go into its matrix and its bias.
+
+    They could not go into a layer before it: an activation is between.
+    """
+    before, matrix = sole_producer(node.inputs[0], "Mul", "Add"), constant(node.inputs[1])
+    operands = None if before is None else _constant_and_other(before)
+    if before is None or operands is None or matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32:
+        return None
+    numbers = per_channel(operands[0], len(matrix), rows=True)
+    if numbers is None or _product(operands[1]) is not None:
+        return None
+    if before.op_type == "Mul":
+        weights = rewriter.constant(matrix * numbers[:, None], node.inputs[1].name)
+        return rewriter.op("MatMul", [operands[1], weights], name=node.name)
+    made = rewriter.op("MatMul", [operands[1], node.inputs[1]], name=node.name)
+    return rewriter.op("Add", [made, rewriter.constant(numbers @ matrix, f"{node.outputs[0].name}__bias")])
 
 
 def _shift_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
@@ -213,11 +236,19 @@ def _as_sum(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | Non
     return rewriter.op("Add", [node.inputs[0], rewriter.constant(-numbers, f"{node.inputs[1].name}__negative")])
 
 
+def _is_matrix(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether a product of a matrix of rows, with or without a bias, made `value`."""
+    summed = sole_producer(value, "Add")
+    inner = None if summed is None else _constant_and_other(summed)
+    product = _product(value if inner is None else inner[1])
+    return product is not None and shapes.rank(product[0].inputs[0]) == 2
+
+
 def _scale_and_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
     """Batch normalisation as it is at inference, behind something that it can be folded into."""
     found = [constant(value) for value in node.inputs[1:]]
     images = sole_producer(node.inputs[0], "Conv", "ConvTranspose", "DepthToSpace") is not None
-    rows = sole_producer(node.inputs[0], "Gemm") is not None or shapes.rank(node.inputs[0]) == 2
+    rows = _is_matrix(node.inputs[0], shapes)
     if None in [None if one is None else 0 for one in found] or not (images or rows) or len(node.outputs) > 1:
         return None
     scale, shift, mean, variance = (one.astype(np.float64) for one in found if one is not None)
@@ -289,12 +320,12 @@ def _clips_merged(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
         source = _clipped(before)
         low, high = (min(max(one, second[0]), second[1]) for one in first)
     if (low, high) == (0.0, float("inf")):
-        return rewriter.op("Relu", [source])
+        return rewriter.op("Relu", [source], name=node.name)
     limits = [
         None if np.isinf(one) else rewriter.constant(np.float32(one).reshape(()), f"{node.outputs[0].name}__{name}")
         for one, name in ((low, "low"), (high, "high"))
     ]
-    return rewriter.op("Clip", [source, *limits])
+    return rewriter.op("Clip", [source, *limits], name=node.name)
 
 
 def _pad_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
@@ -311,7 +342,8 @@ def _pad_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value |
         return None
     old = integers(node, "pads", (0, 0, 0, 0))
     pads = [a + int(b) for a, b in zip(old, sizes[[2, 3, 6, 7]], strict=True)]
-    return rewriter.op("Conv", [pad.inputs[0], *node.inputs[1:]], **attributes_of(node) | {"pads": pads})
+    made = [pad.inputs[0], *node.inputs[1:]]
+    return rewriter.op("Conv", made, name=node.name, **attributes_of(node) | {"pads": pads})
 
 
 def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
@@ -335,5 +367,5 @@ def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Val
             tiled = np.tile(numbers.reshape(-1), block**2)[:, None, None]
             inputs[1 - place] = rewriter.constant(tiled, inputs[1 - place].name)
     inputs[place] = shuffle.inputs[0]
-    made = rewriter.op(node.op_type, inputs, domain=node.domain, **attributes_of(node))
-    return rewriter.op("DepthToSpace", [made], **attributes_of(shuffle))
+    made = rewriter.op(node.op_type, inputs, domain=node.domain, name=node.name, **attributes_of(node))
+    return rewriter.op("DepthToSpace", [made], name=shuffle.name, **attributes_of(shuffle))

@@ -63,7 +63,10 @@ def reshapes(model: ir.Model, shapes: Shapes) -> None:
         if best is not None:
             rewriter = Rewriter(model, node)
             value, perm = best
-            rewriter.replace(node.outputs[0], value if perm is None else rewriter.op("Transpose", [value], perm=perm))
+            if perm is not None:
+                value = rewriter.op("Transpose", [value], perm=perm)
+                shapes.learn(value, node.outputs[0])
+            rewriter.replace(node.outputs[0], value)
 
 
 def products_of_rows(model: ir.Model, shapes: Shapes) -> None:
@@ -80,7 +83,7 @@ def products_of_rows(model: ir.Model, shapes: Shapes) -> None:
             continue
         if wanted == tuple((*one[:-1], matrix.shape[1]) for one in found):
             rewriter = Rewriter(model, node)
-            rewriter.replace(node.outputs[0], rewriter.op("MatMul", [source, product.inputs[1]]))
+            rewriter.replace(node.outputs[0], rewriter.op("MatMul", [source, product.inputs[1]], name=product.name))
 
 
 def sink_transposes(model: ir.Model) -> None:
@@ -144,7 +147,8 @@ def _sunk(model: ir.Model, node: ir.Node) -> bool:
         else:
             full = numbers.reshape((1,) * (len(perm) - numbers.ndim) + numbers.shape)
             inputs.append(rewriter.constant(full.transpose(np.argsort(perm)), value.name))
-    made = rewriter.op(node.op_type, [*inputs, *node.inputs[count:]], domain=node.domain, **attributes_of(node))
+    inputs += node.inputs[count:]
+    made = rewriter.op(node.op_type, inputs, domain=node.domain, name=node.name, **attributes_of(node))
     rewriter.replace(node.outputs[0], rewriter.op("Transpose", [made], perm=perm))
     model.graph.remove(node, safe=True)
     return True

@@ -204,10 +204,10 @@ class _Search:
         self.taken |= {move.node for move in moves}
 
     def is_closed(self, moves: list[_Move]) -> bool:
-        """Whether only the last value is read by others."""
+        """Whether only the last value is read by others; no region goes on behind an output of the file."""
         inside = {move.node for move in moves}
         inner = [move.node.outputs[0] for move in moves[:-1]]
-        return all(not v.is_graph_output() and all(use.node in inside for use in v.uses()) for v in inner)
+        return all(use.node in inside for value in inner for use in value.uses())
 
     def next(self, moves: list[_Move]) -> _Move | None:
         """What comes behind the last value: a step if it is its only reader, else a layer."""

@@ -63,7 +63,9 @@ def cut_transposed(model: ir.Model, shapes: Shapes) -> None:
         ):
             rewriter = Rewriter(model, node)
             padding = (*start, *(one - first for one, first in zip(cut, start, strict=True)))
-            made = rewriter.op("ConvTranspose", before.inputs, **attributes_of(before) | {"pads": padding})
+            made = rewriter.op(
+                "ConvTranspose", before.inputs, name=before.name, **attributes_of(before) | {"pads": padding}
+            )
             rewriter.replace(last.outputs[0], made)
 
 
@@ -124,5 +126,6 @@ def as_phases(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | N
     given = [phases.reshape(-1, channels, *phases.shape[4:]).astype(np.float32), np.tile(bias, stride**2)]
     names = [f"{node.outputs[0].name}__{name}" for name in ("phases", "bias")]
     values = [rewriter.constant(one, name) for one, name in zip(given, names, strict=True)]
-    made = rewriter.op("Conv", [node.inputs[0], *values], pads=(-first[0], -first[1], *last), strides=(1, 1))
+    pads = (-first[0], -first[1], *last)
+    made = rewriter.op("Conv", [node.inputs[0], *values], name=node.name, pads=pads, strides=(1, 1))
     return made if stride == 1 else rewriter.op("DepthToSpace", [made], blocksize=stride, mode="DCR")

@@ -90,10 +90,19 @@ class Rewriter:
         self.graph.register_initializer(value)
         return value
 
-    def op(self, kind: str, inputs: Sequence[ir.Value | None], *, domain: str = "", **attributes: Any) -> ir.Value:
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        *,
+        domain: str = "",
+        name: str | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """The output of a new node, which may have the name of the one that it replaces."""
         import onnx_ir as ir
 
-        made = ir.node(kind, inputs, attributes, domain=domain)
+        made = ir.node(kind, inputs, attributes, domain=domain, name=name)
         self.graph.insert_before(self.node, made)
         return made.outputs[0]
 

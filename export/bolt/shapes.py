@@ -6,6 +6,7 @@ are added have one size anyway, or one of them is repeated along an axis of size
 
 from __future__ import annotations
 
+from collections.abc import Set
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,11 @@ class Shapes:
     def __init__(self, model: ir.Model):
         self.graphs: list[dict[str, ir.Node]] = []
         self._shapes: list[dict[str, tuple[int, ...]]] = []
+        names = {value.name for node in model.graph for value in node.outputs} | {v.name for v in model.graph.inputs}
         for sizes in self.TRIALS:
             if (found := _tried(model, sizes)) is not None:
                 self.graphs.append({value.name: node for node in found.graph for value in node.outputs})
-                self._shapes.append(_known_shapes(found.graph))
+                self._shapes.append(_known_shapes(found.graph, names))
             if found is not None and not _has_free_axes(model):
                 break
         if _has_free_axes(model) and len(self._shapes) < 2:  # of one trial nobody knows what hangs on the sizes
@@ -49,6 +51,12 @@ class Shapes:
             return tuple(numbers.shape for _ in self._shapes)
         found = tuple(one[value.name] for one in self._shapes if value.name in one)
         return found if len(found) == len(self._shapes) else ()
+
+    def learn(self, new: ir.Value, old: ir.Value) -> None:
+        """A value that was made since has the shapes of another."""
+        for one in self._shapes:
+            if old.name in one:
+                one[new.name] = one[old.name]
 
     def rank(self, value: ir.Value | None) -> int | None:
         found = self[value]
@@ -111,9 +119,9 @@ def _splits_folded(model: ir.Model) -> bool:
     return found
 
 
-def _known_shapes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
+def _known_shapes(graph: ir.Graph, names: Set[str | None]) -> dict[str, tuple[int, ...]]:
     found = {}
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
-        if value.shape is not None and all(isinstance(size, int) for size in value.shape):
+        if value.name in names and value.shape is not None and all(isinstance(size, int) for size in value.shape):
             found[value.name] = tuple(value.shape)
     return found
