@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class Report:
         lowerings: rewrites that were applied before the conversion.
         notes: everything else that a user should know.
         npu: figures of an NPU compiler, or `None`.
-        kernels: figures of a GPU compiler, or `None`.
+        kernels: figures of a GPU compiler for each kernel, or `None`.
     """
 
     target: str
@@ -45,7 +45,7 @@ class Report:
     lowerings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     npu: Mapping[str, Any] | None = None
-    kernels: Mapping[str, Any] | None = None
+    kernels: Sequence[Mapping[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values that JSON can hold; an infinite SQNR becomes `None` and a note."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, WrongArgument
-from keras_efficient.export.bolt import build, partition
+from keras_efficient.export.bolt import build, checking, partition
 from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.search import Candidate, candidates, refusals
 from keras_efficient.export.bolt.source import Source
@@ -68,6 +69,7 @@ def assemble(
     *,
     arch: str = "sm_90a",
     policy: partition.Policy | None = None,
+    check: bool = True,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Finds the regions of a network, chooses a kernel for each, and compiles them.
@@ -77,6 +79,7 @@ def assemble(
         sizes: of each input of the model, for which kernels are chosen; kernels take other sizes too.
         arch: of the GPU.
         policy: which layers share a region; by default the one whose kernels are fastest by their estimates.
+        check: whether each kernel is run on the CPU, and held to its meaning, where there is a compiler (g++).
         on_progress: called with a line at the start of each step.
 
     Returns:
@@ -93,14 +96,15 @@ def assemble(
     parted, ranked = _parted(model, sizes, chosen, policy)
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
+    checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     for index, (region, ranking) in enumerate(zip(parted.regions, ranked, strict=True)):
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
-        kernel, reason = _kernel(index, region, ranking, arch)
+        kernel, reason = _kernel(index, region, ranking, arch, checked)
         kernels.append(kernel)
         if reason is not None:
             refused.append({"node": region.names[-1], "reason": reason})
     made = [one for one in kernels if one is not None]
-    half = partition.to_float16(parted.model)
+    half = to_float16(parted.model)
     return Bundle(
         onnx=half.SerializeToString(),
         cubins={f"{one.source.kernel}/{arch}": one.built.cubin for one in made},
@@ -120,7 +124,11 @@ def assemble(
             },
         },
         tuning={"architecture": arch, "basis": "estimated", "kernels": [one.report() for one in made]},
-        metadata={"refused": refused, "sizes": {name: list(size) for name, size in sizes.items()}},
+        metadata={
+            "checked": checked is not None,
+            "refused": refused,
+            "sizes": {name: list(size) for name, size in sizes.items()},
+        },
     )
 
 
@@ -162,8 +170,14 @@ def _image(region: Region, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _kernel(index: int, region: Region, ranking: Sequence[Candidate], arch: str) -> tuple[Kernel | None, str | None]:
-    """The first candidate that the compiler can keep in registers; or the reason why there is none."""
+def _kernel(
+    index: int, region: Region, ranking: Sequence[Candidate], arch: str, checked: dict[str, str | None] | None
+) -> tuple[Kernel | None, str | None]:
+    """The first candidate that stays in registers and computes what is meant; or the reason why there is none.
+
+    Args:
+        checked: what is wrong with kernels that ran on the CPU, by their names; `None`: none are run.
+    """
     refused: list[str] = []
     for candidate in ranking[:TRIES]:
         source = candidate.emit(region)
@@ -172,9 +186,14 @@ def _kernel(index: int, region: Region, ranking: Sequence[Candidate], arch: str)
         if info.spill_stores or info.spill_loads or info.stack_bytes:
             refused.append(f"{candidate.parameters}: {info.spill_stores} bytes of registers spill")
             continue
+        if checked is not None and source.kernel not in checked:
+            checked[source.kernel] = checking.problem(region, source)
+        if checked is not None and (wrong := checked[source.kernel]) is not None:
+            refused.append(f"{candidate.parameters}: {wrong}")
+            continue
         return Kernel(index, region, candidate, source, built, tuple(refused)), None
     if refused:
-        return None, f"no kernel keeps its numbers in registers: {refused[0]}"
+        return None, f"no kernel of {len(refused)} is good: {refused[0]}"
     reasons = [f"{name}: {reason}" for name, reason in refusals(region).items()]
     return None, "; ".join(reasons) or "no parameters fit into the GPU's shared memory"
 

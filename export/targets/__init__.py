@@ -10,7 +10,7 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Built", "Lowered", "Option", "Request", "Target", "Targets", "registry"]
 
 ENTRY_POINT_GROUP = "keras_efficient.targets"
-_OWN_MODULES = ("tflite", "onnx", "ethos_u")
+_OWN_MODULES = ("tflite", "onnx", "ethos_u", "cuda")
 
 _LISTS = "keras_efficient.export.targets (keras-efficient export --list-targets)"
 
@@ -102,7 +102,7 @@ class Built:
         lowerings: names of the lowerings in the file.
         notes: what the caller should know.
         npu: figures of an NPU compiler, or `None`.
-        kernels: figures of a GPU compiler, or `None`.
+        kernels: figures of a GPU compiler for each kernel, or `None`.
         cost: the target's estimate, in its own unit; of several candidates the lowest is taken. `None` sorts last.
     """
 
@@ -111,7 +111,7 @@ class Built:
     lowerings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     npu: Mapping[str, Any] | None = None
-    kernels: Mapping[str, Any] | None = None
+    kernels: Sequence[Mapping[str, Any]] | None = None
     cost: float | None = None
 
 

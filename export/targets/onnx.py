@@ -253,7 +253,13 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, A
     """Nodes by operator and type, and multiply-accumulates at the given input shapes (`None` if a shape is unknown)."""
     import onnx
 
-    proto = onnx.load(path)
+    return inspected(onnx.load(path), shapes)
+
+
+def inspected(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
+    """As `inspect`, of a file that is in memory; its input and output shapes are changed."""
+    import onnx
+
     nchw = _metadata(_property(proto)).get("layout") == "nchw"
     for value in proto.graph.input:
         shape = shapes.get(value.name, ())
@@ -337,12 +343,17 @@ def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
     import onnx
 
     proto = onnx.load(path)
+    put_metadata(proto, values)
+    onnx.save_model(proto, path)
+
+
+def put_metadata(proto: Any, values: Mapping[str, Any]) -> None:
+    """As `write_metadata`, of a file that is in memory."""
     kept = [item for item in proto.metadata_props if item.key != METADATA_KEY]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     item = proto.metadata_props.add()
     item.key, item.value = METADATA_KEY, json.dumps(values, sort_keys=True)
-    onnx.save_model(proto, path)
 
 
 def runtime() -> Any:
@@ -375,9 +386,11 @@ class OnnxModel(ExportedModel):
         try:
             # Without its fallback: that prints to stdout.
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+                self._content(), options, providers=["CPUExecutionProvider"], enable_fallback=False
             )
             self.metadata = _metadata(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
+        except FileProblem:
+            raise
         except Exception as err:  # onnxruntime's exceptions share no public base; damaged text cannot be decoded
             reason = (str(err).splitlines() or [type(err).__name__])[0]
             raise FileProblem(path, f"ONNX Runtime cannot open it: {reason}", hint="Export the model again.") from err
@@ -388,6 +401,10 @@ class OnnxModel(ExportedModel):
         self.output_names = self._ordered("outputs", [value.name for value in self._session.get_outputs()])
         self.input_shapes = {name: self._shape(values[name].shape) for name in self.input_names}
         self.input_dtypes = {name: _numpy_name(values[name].type) for name in self.input_names}
+
+    def _content(self) -> str | bytes:
+        """The file, or what is to be opened of it."""
+        return str(self.path)
 
     def _shape(self, shape: list[Any]) -> tuple[int | None, ...]:
         sizes = tuple(size if isinstance(size, int) else None for size in shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -178,9 +179,18 @@ def _show(report: Report) -> None:
     shown = {key: value for key, value in values.items() if key not in ("npu", "kernels", "notes", "ops")}
     counts = {f"{name} {dtype}": n for name, dtypes in report.ops.items() for dtype, n in dtypes.items()}
     shown |= {"ops": [f"{n} × {operator}" for operator, n in counts.items()]}
-    for group in ("npu", "kernels"):
-        shown |= {f"{group} {key}": value for key, value in (values[group] or {}).items()}
+    shown |= {f"npu {key}": value for key, value in (values["npu"] or {}).items()}
+    for number, kernel in enumerate(values["kernels"] or ()):
+        spills = f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""
+        sizes = f"{kernel['registers']} registers, {kernel['shared_bytes']} bytes shared{spills}"
+        shown[f"kernel {number}"] = f"{kernel['layers']} layers, {sizes}, {_time_of(kernel)}"
     out.record(values, shown={**shown, "notes": list(report.notes)})
+
+
+def _time_of(kernel: Mapping[str, Any]) -> str:
+    if kernel["measured_ms"] is not None:
+        return f"{kernel['measured_ms']:.3f} ms measured"
+    return f"{kernel['estimated_ms']:.3f} ms estimated"
 
 
 def _list_targets() -> None:

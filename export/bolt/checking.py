@@ -1,0 +1,89 @@
+"""A kernel's result beside what its region means: run on the CPU, thread by thread, at small sizes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_efficient.errors import VerificationError
+from keras_efficient.export.bolt import host
+from keras_efficient.export.bolt.grids import launch
+from keras_efficient.export.bolt.reference import computed
+from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.source import Source
+
+__all__ = ["TOLERANCE", "compare", "is_possible", "problem", "random_inputs"]
+
+TOLERANCE = 5e-3  # relative, of random numbers: chains of a dozen layers in half precision differ by 2e-3
+
+
+def is_possible() -> bool:
+    """Whether this machine can compile for its CPU."""
+    return shutil.which("g++") is not None
+
+
+def random_inputs(region: Region, *shape: int, seed: int = 0) -> list[np.ndarray]:
+    """Float16 arrays for all inputs of a region.
+
+    Args:
+        region: that takes them.
+        shape: images, height, width of the first one; of rows their number.
+        seed: of chance.
+    """
+    random = np.random.default_rng(seed)
+    if region.rows:
+        return [random.normal(size=(shape[0], channels)).astype(np.float16) for channels in region.channels]
+    n, height, width = shape
+    out = height, width
+    for layer in region.layers:
+        out = layer.size(*out)
+    sizes = [(height, width), *[out] * (len(region.channels) - 1)]
+    pairs = zip(sizes, region.channels, strict=True)
+    return [random.normal(size=(n, *size, channels)).astype(np.float16) for size, channels in pairs]
+
+
+def compare(
+    region: Region, source: Source, inputs: Sequence[np.ndarray], *, seed: int = 0, processors: int = 4
+) -> tuple[float, host.Run]:
+    """Relative error of a kernel's output, which is NaN at first, and what the interpreter counted.
+
+    Args:
+        region, source: what is meant, and the kernel.
+        inputs: as of `random_inputs`.
+        seed: of the order in which warps run.
+        processors: that the launch is shared out for.
+
+    Raises:
+        VerificationError: the kernel reads or writes where it must not, or its threads wait for each other.
+    """
+    wanted = computed(region, inputs)
+    out = np.full(wanted.shape, np.nan, np.float16)
+    n, height, width = (1, 1, len(inputs[0])) if region.rows else inputs[0].shape[:3]
+    grid, integers = launch(source.rule, n, height, width, processors)
+    counted = host.run(
+        source.text,
+        source.kernel,
+        grid=grid,
+        threads=source.threads,
+        shared_bytes=source.shared_bytes,
+        arguments=[*inputs, np.frombuffer(source.packed, np.uint8), height, width, *integers, out],
+        seed=seed,
+    )
+    norm = float(np.linalg.norm(wanted)) or 1.0
+    return float(np.linalg.norm(out.astype(np.float64) - wanted)) / norm, counted
+
+
+def problem(region: Region, source: Source) -> str | None:
+    """Why a kernel is wrong, or `None`: at an odd size, of more than one block where that is small."""
+    if region.rows:
+        shape: tuple[int, ...] = (37,)
+    else:
+        down = max(layer.kernel[0] * layer.stride[0] for layer in region.layers)
+        shape = (1, down + 4, max(source.rule.get("useful", 0), down) + 5)
+    try:
+        error, _ = compare(region, source, random_inputs(region, *shape))
+    except VerificationError as err:
+        return err.message
+    return None if error < TOLERANCE else f"its relative error on the CPU is {error:.2g}"

@@ -1,0 +1,245 @@
+"""From a Keras model to a bundle, and from a bundle to results: on the CPU, whose kernels are the GPU's source."""
+
+from __future__ import annotations
+
+import gc
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from keras import layers
+
+from keras_efficient import export, models
+from keras_efficient.errors import ConversionError, MissingDependency, UnknownName, UnsupportedLayer, WrongArgument
+from keras_efficient.export.bolt import build, checking, dlpack
+from keras_efficient.export.bolt.architectures import architecture
+from keras_efficient.export.bolt.assembling import assemble
+from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.grids import launch
+from keras_efficient.export.bolt.region import Activate, Region
+from keras_efficient.export.bolt.runtime import CudaDevice, HostDevice, load
+from keras_efficient.export.bolt.search import candidates, refusals
+
+from .kernels import conv, sesr
+
+RNG = np.random.default_rng(0)
+pytest.importorskip("onnx_ir", reason="kernels need the extra gpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    try:
+        build.compiled('extern "C" __global__ void nothing() {}', ["nothing"])
+    except MissingDependency as err:
+        pytest.skip(str(err))
+
+
+def filled(model):
+    for variable in model.variables:
+        values = RNG.normal(size=variable.shape)
+        variable.assign(values / np.sqrt(max(np.prod(variable.shape[:-1]), 1)))
+    return model
+
+
+def onnx_of(model, folder):
+    path = folder / "model.onnx"
+    export.save(
+        model, path, samples=RNG.normal(size=(1, *[size or 8 for size in model.input_shape[1:]])), overwrite=True
+    )
+    return onnx.load(path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A super-resolution network as a model, its ONNX file, and a bundle."""
+    model = filled(models.SESR(2, "m3"))
+    proto = onnx_of(model, tmp_path_factory.mktemp("small"))
+    (name,) = (one.name for one in proto.graph.input)
+    told = []
+    return model, proto, assemble(proto, {name: (1, 64, 64, 1)}, on_progress=told.append), told
+
+
+def relative(found, wanted):
+    return np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted)
+
+
+def test_a_whole_network_is_one_kernel(small):
+    model, _, bundle, told = small
+    (kernel,) = bundle.tuning["kernels"]
+    assert (kernel["layers"], kernel["template"], kernel["spills"], kernel["measured_ms"]) == (5, "strip", 0, None)
+    assert bundle.metadata == {"checked": checking.is_possible(), "refused": [], "sizes": {"y": [1, 64, 64, 1]}}
+    assert told == ["looking for regions", "compiling kernel 1 of 1 for sm_90a"]
+    x = RNG.uniform(size=(1, 11, 23, 1)).astype(np.float16)
+    wanted = np.asarray(model(x.astype(np.float32)))
+    session = onnxruntime.InferenceSession(bundle.onnx)
+    assert relative(session.run(None, {"y": x.astype(np.float32)})[0], wanted) < 2e-3
+    run = load(bundle, HostDevice())
+    assert (run.inputs, run.outputs) == (("y",), (bundle.tuning["kernels"][0]["output"],))
+    found = run(x)
+    assert relative(found, wanted) < 2e-3
+    out = np.zeros_like(found)
+    assert run(x, out=out) is out
+    assert (out == found).all()
+
+
+def test_a_bundle_is_the_same_from_its_file(small, tmp_path):
+    _, _, bundle, _ = small
+    bundle.save(tmp_path / "small.bolt")
+    x = RNG.uniform(size=(2, 5, 9, 1)).astype(np.float16)
+    assert (load(Bundle.load(tmp_path / "small.bolt"), HostDevice())(x) == load(bundle, HostDevice())(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ((), "takes 1 arrays, received 0"),
+        ((np.zeros((1, 4, 4, 1), np.float32),), "Kernels take float16"),
+        ((np.zeros((1, 4, 4, 2), np.float16),), "of 1 are wanted"),
+        ((np.zeros((4, 4), np.float16),), "of 1 are wanted"),
+        ((np.zeros((1, 4, 8, 1), np.float16)[:, :, ::2],), "not in rows"),
+        (("text",), "An array with DLPack"),
+    ],
+)
+def test_arrays_that_are_wrong(small, arrays, words):
+    run = load(small[2], HostDevice())
+    with pytest.raises(WrongArgument, match=words):
+        run(*arrays)
+    with pytest.raises(WrongArgument, match="`out` is"):
+        run(np.zeros((1, 4, 4, 1), np.float16), out=np.zeros((1, 4, 4, 1), np.float16))
+
+
+def test_several_kernels(tmp_path):
+    inputs = keras.Input((12, 12, 8))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(inputs)
+    x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+    y = layers.Conv2D(16, 1)(x)
+    outputs = layers.Conv2D(8, 3, padding="valid", activation="gelu")(layers.Add()([x, y]))
+    model = filled(keras.Model(inputs, outputs))
+    proto = onnx_of(model, tmp_path)
+    bundle = assemble(proto, {proto.graph.input[0].name: (1, 12, 12, 8)}, arch="sm_80")
+    assert len(bundle.tuning["kernels"]) >= 3
+    assert {name.split("/")[1] for name in bundle.cubins} == {"sm_80"}
+    x = RNG.normal(size=(2, 12, 12, 8)).astype(np.float16)
+    wanted = np.asarray(model(x.astype(np.float32)))
+    assert relative(load(bundle, HostDevice())(x), wanted) < 2e-3
+
+
+def test_rows(tmp_path):
+    inputs = keras.Input((24,))
+    model = keras.Model(inputs, layers.Dense(10)(layers.Dense(40, activation="relu")(inputs)))
+    proto = onnx_of(filled(model), tmp_path)
+    bundle = assemble(proto, {proto.graph.input[0].name: (37, 24)})
+    x = RNG.normal(size=(21, 24)).astype(np.float16)
+    assert relative(load(bundle, HostDevice())(x), np.asarray(model(x.astype(np.float32)))) < 2e-3
+
+
+def test_what_has_no_kernel_is_told_and_left_to_the_onnx_file(tmp_path):
+    inputs = keras.Input((8, 8, 8))
+    x = layers.MaxPooling2D()(layers.Conv2D(8, 3, padding="same")(inputs))
+    proto = onnx_of(filled(keras.Model(inputs, x)), tmp_path)
+    bundle = assemble(proto, {proto.graph.input[0].name: (1, 8, 8, 8)})
+    (refused,) = bundle.metadata["refused"]
+    assert "MaxPool" in refused["reason"]
+    with pytest.raises(UnsupportedLayer, match="has no kernel"):
+        load(bundle, HostDevice())
+
+
+def test_arguments_that_are_wrong(small):
+    proto = small[1]
+    with pytest.raises(UnknownName, match="sm_91"):
+        assemble(proto, {"y": (1, 64, 64, 1)}, arch="sm_91")
+    with pytest.raises(WrongArgument, match=r"Input 'y' has the shape"):
+        assemble(proto, {"y": (1, 64, 64)})
+    with pytest.raises(WrongArgument, match=r"Input 'y' has the shape"):
+        assemble(proto, {"y": (1, 64, 64, 3)})
+
+
+def test_a_machine_without_a_gpu_says_so(small):
+    with pytest.raises((ConversionError, MissingDependency), match=r"No CUDA device|cuda-bindings"):
+        load(small[2])
+    assert CudaDevice.__doc__.count("Not verified") == 1  # until a GPU ran it
+
+
+def test_a_wrong_kernel_is_not_taken(small, monkeypatch):
+    monkeypatch.setattr(checking, "problem", lambda region, source: "its relative error on the CPU is 1")
+    monkeypatch.setattr(checking, "is_possible", lambda: True)
+    bundle = assemble(small[1], {"y": (1, 64, 64, 1)})
+    assert bundle.launches["regions"] == [None]
+    assert "no kernel of 4 is good: Strip(" in bundle.metadata["refused"][0]["reason"]
+
+
+def test_files_of_the_target(tmp_path):
+    model = filled(models.SESR(2, "m3"))
+    report = export.save(model, tmp_path / "small.bolt", target="cuda-sm80", precision="float16", input_shape=(20, 30))
+    assert report.ops["Fused"] == {"float16": 1}
+    assert report.macs == 20 * 30 * (400 + 3 * 2304 + 1600)
+    (kernel,) = report.kernels
+    assert kernel["registers"] <= 255
+    assert "no GPU" in " ".join(report.notes)
+    opened = export.load(tmp_path / "small.bolt")
+    assert opened.metadata["target"] == "cuda-sm80"
+    x = RNG.uniform(size=(1, 20, 30, 1))
+    assert relative(opened(x), np.asarray(model(x))) < 2e-3
+
+
+# ---------------------------------------------------------------------------------------------- search, rules, DLPack
+
+
+def test_the_estimate_of_the_paper_s_network():
+    """A whole SESR-M5 at 1080p on an H200: floors are 0.07 to 0.11 ms, a strip of 80 was estimated at 0.135."""
+    best = candidates(sesr(5), architecture("sm_90a"), 1, 1080, 1920)
+    assert 0.1e-3 < best[0].seconds < 0.25e-3
+    assert [one.seconds for one in best] == sorted(one.seconds for one in best)
+    assert len(best) <= 32
+
+
+def test_regions_that_no_template_serves():
+    region = Region((conv(0, 3, 12, 12, stride=(2, 2)), conv(1, 3, 12, 12)), (12,))
+    assert candidates(region, architecture("sm_90a"), 1, 8, 8) == []
+    assert set(refusals(region)) == {"strip", "tile", "depthwise"}
+
+
+def test_bands_of_strips_cover_an_image_once():
+    rule = {"kind": "strip", "useful": 50, "extra": 14, "rows": 3, "blocks": 1, "channels": 16}
+    for height, width, n in [(1, 1, 1), (7, 51, 2), (1080, 1920, 1), (200, 49, 3)]:
+        (strips, bands, images), (band,) = launch(rule, n, height, width, 132)
+        assert images == n
+        assert (strips - 1) * 50 < width <= strips * 50
+        assert (bands - 1) * band < height <= bands * band
+
+
+@pytest.mark.parametrize(("sizes", "words"), [((0, 4, 4), "nothing to compute"), ((9000, 1000, 1000), "2³¹ numbers")])
+def test_sizes_that_cannot_be_launched(sizes, words):
+    rule = {"kind": "strip", "useful": 50, "extra": 14, "rows": 3, "blocks": 1, "channels": 16}
+    with pytest.raises(WrongArgument, match=words):
+        launch(rule, *sizes, 132)
+
+
+def test_images_smaller_than_a_kernel_are_refused():
+    rule = {"kind": "tile", "places": 64, "across": 1, "channels": 8, "geometry": [4, 4, 1, 1, 0, 0, 0, 0]}
+    with pytest.raises(WrongArgument, match="smaller than the kernel"):
+        launch(rule, 1, 4, 9, 132)
+
+
+def test_arrays_go_out_and_come_in_without_copies():
+    x = np.arange(24, dtype=np.float16).reshape(2, 3, 2, 2)
+    inside = dlpack.array_of(x, 0)
+    assert inside.pointer == x.ctypes.data
+    assert dlpack.array_of(x.transpose(0, 3, 1, 2), 0).shape == (2, 3, 2, 2)  # torch's channels-last
+    outside = dlpack.Owned(inside).like(x)
+    assert outside.ctypes.data == x.ctypes.data
+    assert len(dlpack.Owned._alive) == 1
+    del outside
+    gc.collect()
+    assert not dlpack.Owned._alive
+    capsule = dlpack.Owned(inside).__dlpack__()
+    del capsule
+    gc.collect()
+    assert not dlpack.Owned._alive
+
+
+def test_activations_are_refused_by_name():
+    with pytest.raises(WrongArgument, match="No activation"):
+        Activate("relu7")

@@ -1,0 +1,230 @@
+"""Kernels of every template against double precision, on the CPU, at odd sizes; broken ones are found out."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from keras_efficient.errors import MissingDependency, UnsupportedLayer, VerificationError
+from keras_efficient.export.bolt import build
+from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
+from keras_efficient.export.bolt.templates import TEMPLATES, strip, tile
+from keras_efficient.export.bolt.templates.depthwise import Depthwise
+from keras_efficient.export.bolt.templates.strip import Plan, Strip
+from keras_efficient.export.bolt.templates.tile import Tile
+
+from . import kernels
+from .kernels import bias, conv, prelu, sesr, weights
+
+RELU = Activate("relu")
+FSRCNN = Region(
+    (
+        conv(0, 5, 1, 56, prelu(56)),
+        conv(1, 1, 56, 12, prelu(12)),
+        conv(2, 3, 12, 12, prelu(12)),
+        conv(3, 1, 12, 56, prelu(56)),
+        conv(4, 5, 56, 4),
+    ),
+    (1,),
+    shuffle=2,
+)
+STRIPS = {
+    "whole network": (sesr(5), Strip(2, 1, 4), (1, 21, 37)),
+    "two images, weights kept": (sesr(3), Strip(2, 2, 2, keep=True), (2, 13, 50)),
+    "four times larger": (sesr(3, scale=4), Strip(3, 1, 3), (1, 14, 33)),
+    "smaller than the halo": (sesr(5), Strip(2, 1, 2), (1, 3, 2)),
+    "one place": (sesr(3), Strip(2, 1, 1), (1, 1, 1)),
+    "wide and narrow": (FSRCNN, Strip(3, 1, 2), (1, 9, 41)),
+    "many channels in, skips": (
+        Region((conv(0, 3, 16, 32, Activate("gelu")), conv(2, 3, 32, 32, Activate("silu"), Add(1), Add(2))), (16, 32)),
+        Strip(3, 1, 2),
+        (1, 9, 40),
+    ),
+    "colours": (
+        Region((conv(0, 3, 3, 10, RELU), conv(1, 7, 10, 3, Activate("softplus"))), (3,)),
+        Strip(2, 2, 3),
+        (1, 8, 41),
+    ),
+    "one layer, 24 channels": (
+        Region((conv(0, 3, 24, 20, Activate("clip", low=0.0, high=6.0), Add(1)),), (24, 20)),
+        Strip(2, 1, 1),
+        (2, 7, 33),
+    ),
+}
+PAIR = Region((conv(0, 3, 16, 48, RELU), conv(1, 1, 48, 40, RELU)), (16,))
+ROWS = Region((Layer(0, weights(1, 1, 96, 32), bias(32), steps=(RELU,)), conv(1, 1, 32, 96, RELU)), (96,), rows=True)
+TILES = {
+    "with a skip": (Region((conv(0, 3, 16, 24, prelu(24), Add(1)),), (16, 24)), Tile(2, 3, 2, 1, 32, 3), (2, 7, 9)),
+    "stride, uneven padding": (
+        Region((conv(0, 3, 24, 40, Activate("gelu"), stride=(2, 2), padding=(0, 0, 1, 1)),), (24,)),
+        Tile(1, 3, 2, 2, 64, 2),
+        (1, 11, 13),
+    ),
+    "three channels": (
+        Region((conv(0, 7, 3, 20, RELU, stride=(2, 2), padding=(2, 2, 3, 3)),), (3,)),
+        Tile(1, 4, 1, 1, 32, 2),
+        (1, 17, 20),
+    ),
+    "dilation": (
+        Region((conv(0, 3, 8, 12, padding=(2,) * 4, dilation=(2, 2)),), (8,)),
+        Tile(1, 2, 1, 1, 16, 2),
+        (1, 6, 9),
+    ),
+    "rows": (
+        Region((Layer(0, weights(1, 1, 72, 100), bias(100), steps=(Activate("gelu_tanh"),)),), (72,), rows=True),
+        Tile(2, 4, 2, 2, 32, 4),
+        (77,),
+    ),
+    "odd filters, one channel added": (
+        Region((conv(0, 1, 8, 7, Add(1)),), (8, 1)),
+        Tile(1, 1, 1, 1, 16, 2),
+        (1, 5, 7),
+    ),
+    "pair in registers": (PAIR, Tile(1, 6, 2, 1, 32, 3), (1, 9, 10)),
+    "pair in shared memory": (PAIR, Tile(1, 3, 2, 2, 32, 3, 1, "shared"), (1, 9, 10)),
+    "pair of rows": (ROWS, Tile(1, 2, 2, 2, 32, 3, 1, "shared"), (50,)),
+    "shuffled": (Region((conv(0, 3, 16, 12),), (16,), shuffle=2), Tile(1, 2, 1, 1, 32, 2), (1, 6, 7)),
+}
+DEPTHWISE = {
+    "with a skip": (
+        Region((kernels.depthwise(16, 3, Activate("clip", low=0.0, high=6.0), Add(1)),), (16, 16)),
+        Depthwise(4, 64),
+        (2, 7, 9),
+    ),
+    "stride, 12 channels": (
+        Region((kernels.depthwise(12, 5, prelu(12), stride=(2, 2), padding=(1, 1, 2, 2)),), (12,)),
+        Depthwise(2, 32),
+        (1, 8, 11),
+    ),
+    "3 channels": (Region((kernels.depthwise(3, 3, Activate("silu"), Add(1)),), (3, 1)), Depthwise(1, 32), (1, 5, 6)),
+    "2 channels": (Region((kernels.depthwise(2, 3, prelu(2)),), (2,)), Depthwise(3, 32), (1, 5, 7)),
+}
+CASES = [
+    pytest.param(name, *case, id=f"{name}: {label}")
+    for name, cases in (("strip", STRIPS), ("tile", TILES), ("depthwise", DEPTHWISE))
+    for label, case in cases.items()
+]
+
+
+@pytest.mark.parametrize(("name", "region", "parameters", "shape"), CASES)
+def test_kernels_compute_what_regions_mean(name, region, parameters, shape):
+    error, counted = kernels.run(region, TEMPLATES[name].emit(region, parameters), *shape)
+    # Networks of many layers round as often, in any implementation.
+    assert error < (1e-3 if len(region.layers) < 5 else 1.5e-3)
+    assert counted.conflicts == 1
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations(kind):
+    step = prelu(8) if kind == "prelu" else Activate(kind, low=-0.5, high=0.7) if kind == "clip" else Activate(kind)
+    region = Region((conv(0, 1, 8, 8, step),), (8,))
+    error, _ = kernels.run(region, tile.emit(region, Tile(1, 1, 1, 1, 16, 2)), 1, 4, 5)
+    assert error < 6e-4
+
+
+def without(text, pattern, number):
+    """The text without the n-th match behind the headers."""
+    start = text.index("using namespace bolt;\n\nBOLT_KERNEL")
+    found = list(re.finditer(pattern, text[start:]))[number]
+    return text[: start + found.start()] + ";" + text[start + found.end() :]
+
+
+def is_found_out(region, source, shape, text):
+    for seed in range(4):
+        try:
+            error, _ = kernels.run(region, source, *shape, seed=seed, text=text)
+        except VerificationError:
+            return True
+        if not error < 5e-3:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_strip_without_a_barrier_is_found_out(number):
+    region, parameters, shape = STRIPS["two images, weights kept"]
+    source = strip.emit(region, parameters)
+    assert is_found_out(region, source, shape, without(source.text, r"barrier\(\);", number))
+
+
+@pytest.mark.parametrize("pattern", [r"barrier\(\);", r"copy_wait<\d>\(\);"])
+def test_a_tile_without_its_rendezvous_is_found_out(pattern):
+    region, parameters, shape = TILES["with a skip"]
+    source = tile.emit(region, parameters)
+    assert is_found_out(region, source, shape, without(source.text, pattern, 0))
+
+
+def test_a_strip_without_the_border_s_zeros_is_found_out():
+    region, parameters, shape = STRIPS["whole network"]
+    source = strip.emit(region, parameters)
+    wrong = source.text.replace("there ? pack(a, b) : 0u", "pack(a, b)")
+    assert wrong != source.text
+    assert is_found_out(region, source, shape, wrong)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("name", "region", "parameters"),
+    [
+        ("strip", sesr(5), Strip(4, 2, 4)),
+        ("strip", FSRCNN, Strip(4, 1, 2)),
+        ("tile", Region((conv(0, 3, 64, 64, RELU),), (64,)), Tile(2, 8, 4, 1, 32, 3)),
+        ("tile", PAIR, Tile(2, 6, 4, 1, 32, 3)),
+        ("depthwise", Region((kernels.depthwise(64, 3, RELU),), (64,)), Depthwise()),
+    ],
+    ids=["sesr", "fsrcnn", "convolution", "pair", "depthwise"],
+)
+def test_kernels_stay_in_registers(arch, name, region, parameters):
+    source = TEMPLATES[name].emit(region, parameters)
+    try:
+        info = build.compiled(source.text, [source.kernel], arch).kernels[source.kernel]
+    except MissingDependency as err:
+        pytest.skip(str(err))
+    assert (info.spill_loads, info.spill_stores, info.stack_bytes) == (0, 0, 0)
+    assert info.registers * source.threads * source.blocks <= 65536
+
+
+def test_a_plan_of_the_paper_s_network():
+    """Multiply-accumulates and halo of SESR-M5, ×2."""
+    region = sesr(5)
+    assert region.macs == 400 + 5 * 2304 + 1600
+    plan = Plan(region, Strip(8, 1, 4))
+    assert plan.halo == 7  # of the 9, the first layer's 2 are read, not computed
+    assert plan.extra == 14
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "words"),
+    [
+        ("strip", Region((conv(0, 3, 8, 8, stride=(2, 2)),), (8,)), "strides"),
+        ("strip", Region((conv(0, 3, 12, 8),), (12,)), "no multiple of 8"),
+        ("strip", ROWS, "rows of a matrix"),
+        ("tile", sesr(3), "more than two layers"),
+        ("tile", Region((kernels.depthwise(8, 3),), (8,)), "depthwise"),
+        ("tile", Region((conv(0, 3, 8, 8), conv(1, 3, 8, 8)), (8,)), "not a 1×1"),
+        ("depthwise", PAIR, "not one depthwise"),
+    ],
+)
+def test_regions_that_a_template_does_not_serve(name, region, words):
+    assert words in TEMPLATES[name].refusal(region)
+    parameters = {"strip": Strip(), "tile": Tile(), "depthwise": Depthwise()}[name]
+    with pytest.raises(UnsupportedLayer, match=words):
+        TEMPLATES[name].emit(region, parameters)
+
+
+def test_parameters_that_do_not_fit():
+    with pytest.raises(UnsupportedLayer, match="halo of 7"):
+        strip.emit(sesr(5), Strip(1, 1, 2))
+    with pytest.raises(UnsupportedLayer, match="does not hold all 48"):
+        tile.emit(PAIR, Tile(1, 2, 2, 1, 32, 3))
+    with pytest.raises(UnsupportedLayer, match="whole stages"):
+        tile.emit(PAIR, Tile(1, 6, 2, 1, 24, 3))
+
+
+def test_equal_regions_and_parameters_give_equal_sources():
+    one, other = (strip.emit(sesr(3), Strip(2, 1, 2)) for _ in range(2))
+    assert one.text == other.text  # weights differ, which are no part of it
+    assert one.packed != other.packed
+    assert np.frombuffer(one.packed, np.uint8).size == np.frombuffer(other.packed, np.uint8).size
