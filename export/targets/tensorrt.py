@@ -56,11 +56,13 @@ BATCH, IMAGE, LENGTH = (1, 1, 4), (16, 512, 1920), (1, 128, 512)
 
 # Sums of many numbers, functions that leave float16's range before they come back into it, and operators that ONNX has
 # for float32 only or that hold integers.
-IN_FLOAT32 = frozenset(
-    "Cast CumSum DequantizeLinear Exp InstanceNormalization LayerNormalization Log LogSoftmax Multinomial "
-    "NonMaxSuppression Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMean ReduceProd "
-    "ReduceSum ReduceSumSquare Softmax Sqrt".split()
-)
+# fmt: off
+IN_FLOAT32 = frozenset((
+    "Cast", "CumSum", "DequantizeLinear", "Exp", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
+    "Multinomial", "NonMaxSuppression", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax", "Sqrt",
+))
+# fmt: on
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # scales
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -162,7 +164,7 @@ def _to_float16(path: Path) -> tuple[str, ...]:
 
     model = ir.serde.deserialize_model(onnx_package.shape_inference.infer_shapes(onnx_package.load(path)))
     half: dict[ir.Value, ir.Value] = {}  # of values in float32
-    full: dict[ir.Value, ir.Value] = {}  # of values that were float32 in the file, and now are not
+    full: dict[ir.Value, ir.Value | None] = {}  # of values that were float32 in the file, and now are not
     for node in list(model.graph):
         rewriter = Rewriter(model, node)
         if not _in_float16(node):
@@ -174,11 +176,16 @@ def _to_float16(path: Path) -> tuple[str, ...]:
                         inner.replace_input_with(index, full[value])
             continue
         for index, value in enumerate(node.inputs):
-            if _is_float32(value) and value not in full and index not in FLOAT32_INPUTS.get(node.op_type, ()):
+            if (
+                value is not None
+                and _is_float32(value)
+                and value not in full
+                and index not in FLOAT32_INPUTS.get(node.op_type, ())
+            ):
                 if value not in half:
                     half[value] = _half(rewriter, value)
                 node.replace_input_with(index, half[value])
-        full.update((value, None) for value in node.outputs if _is_float32(value))
+        full.update(dict.fromkeys(filter(_is_float32, node.outputs)))
     for number, value in enumerate(list(model.graph.outputs)):
         if value in full:
             name, value.name = value.name, f"{value.name}__half"
