@@ -56,7 +56,7 @@ class Plugged:
 
 @dataclass(frozen=True)
 class _Plugin:
-    """What a plugin's functions need: names, PTX, the bundle's entry of the launch, the region's structure."""
+    """What a plugin's functions need."""
 
     id: str
     kernel: str
@@ -78,9 +78,9 @@ def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int
     rows = (height + (top + bottom - down - 1)) // stride + 1
     columns = (width + (left + right - beside - 1)) // step + 1
     if rule["kind"] == "tile":
-        places = n * rows * columns
+        places = columns * rows * n  # of rows only the columns are an expression, which must stand first
         return (_ceil(places, rule["places"]), rule["across"], 1), (places, rows, columns)
-    work = n * rows * _ceil(columns, rule["places"]) * rule["groups"]
+    work = _ceil(columns, rule["places"]) * rows * n * rule["groups"]
     return (_ceil(work, rule["threads"]), 1, 1), (n, rows, columns)
 
 
@@ -111,22 +111,19 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     known = sizes_of(model, bundle.metadata["sizes"])
     namespace = f"bolt_{hashlib.sha256(bundle.onnx + str(processors).encode()).hexdigest()[:12]}"
     made, refusals = [], {}
-    for node in model.graph.node:
-        if node.domain != DOMAIN or node.op_type != FUSED:
-            continue
+    for node in [one for one in model.graph.node if one.domain == DOMAIN and one.op_type == FUSED]:
         attributes = {one.name: one for one in node.attribute}
         index, structure = attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
         kernel = bundle.launches["regions"][index]
         if kernel is None:
             continue
         entry, ptx = bundle.launches["kernels"][kernel], bundle.ptx.get(f"{kernel}/{arch}")
-        reason = _misfit(entry, ptx, known.get(node.input[0]))
-        if reason is not None or ptx is None:
-            refusals[node.name] = reason or ""
+        shape = known.get(node.input[0])
+        if ptx is None or shape is None or entry["shared_bytes"] > MOST_SHARED:
+            refusals[node.name] = _reason(entry, ptx)
             continue
-        shape = known[node.input[0]]
-        sizes = (1, 1, prod(shape[:-1])) if structure["rows"] else shape[:3]
-        band = launch(entry["rule"], *sizes, processors)[1][0]  # of a strip; others have none
+        n, height, width = (1, 1, prod(shape[:-1])) if structure["rows"] else shape[:3]
+        band = launch(entry["rule"], n, height, width, processors)[1][0]  # of a strip; others have none
         one = _Plugin(f"{namespace}::region_{index}", kernel, ptx, entry, structure, band)
         _rewrite(model.graph, node, one, bundle.weights[str(index)])
         made.append(one)
@@ -134,17 +131,15 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
         if one.id not in _registered:
             _register(api, one)
             _registered.add(one.id)
-    inlined = onnx.inliner.inline_local_functions(model)
-    return Plugged(inlined, tuple(one.id for one in made), refusals)
+    return Plugged(onnx.inliner.inline_local_functions(model), tuple(one.id for one in made), refusals)
 
 
-def _misfit(entry: Mapping[str, Any], ptx: bytes | None, shape: tuple[int, ...] | None) -> str | None:
-    """Why a kernel cannot be a plugin, or `None`."""
+def _reason(entry: Mapping[str, Any], ptx: bytes | None) -> str:
     if ptx is None:
         return "the bundle has no PTX of it, and TensorRT takes nothing else"
     if entry["shared_bytes"] > MOST_SHARED:
         return f"it takes {entry['shared_bytes']} bytes of shared memory; plugins have {MOST_SHARED}"
-    return None if shape is not None else "the size of its input is not known"
+    return "the size of its input is not known"
 
 
 def _rewrite(graph: Any, node: Any, plugin: _Plugin, packed: bytes) -> None:
@@ -155,14 +150,13 @@ def _rewrite(graph: Any, node: Any, plugin: _Plugin, packed: bytes) -> None:
     graph.initializer.append(numpy_helper.from_array(words, f"{node.name}__packed"))
     namespace, name = plugin.id.split("::")
     inputs = [*node.input[: plugin.entry["inputs"]], f"{node.name}__packed"]
-    named = {"plugin_namespace": namespace, "plugin_version": "1"}
-    made = helper.make_node(name, inputs, list(node.output), name=node.name, domain=DOMAIN, **named)
-    node.CopyFrom(made)
+    found = {"plugin_namespace": namespace, "plugin_version": "1"}
+    node.CopyFrom(helper.make_node(name, inputs, list(node.output), name=node.name, domain=DOMAIN, **found))
 
 
 def _register(api: Any, plugin: _Plugin) -> None:
     """The plugin's three functions. TensorRT reads their signatures, so each input has a name there."""
-    rows, rule = plugin.structure["rows"], plugin.entry["rule"]
+    rows = plugin.structure["rows"]
     filters = plugin.structure["layers"][-1]["filters"] // plugin.structure["shuffle"] ** 2
 
     def sizes(shape: Any) -> tuple[Any, Any, Any]:
@@ -184,7 +178,7 @@ def _register(api: Any, plugin: _Plugin) -> None:
 
     def implement(*tensors: Any) -> Any:
         n, height, width = sizes(tensors[0].shape_expr)
-        grid, integers = formulas(rule, n, height, width, plugin.band)
+        grid, integers = formulas(plugin.entry["rule"], n, height, width, plugin.band)
         parameters = api.KernelLaunchParams()
         parameters.grid_x, parameters.grid_y, parameters.grid_z = map(api.SymInt32, grid)
         parameters.block_x, parameters.shared_mem = plugin.entry["threads"], plugin.entry["shared_bytes"]
