@@ -56,8 +56,6 @@ class Plugged:
 
 @dataclass(frozen=True)
 class _Plugin:
-    """What a plugin's functions need."""
-
     id: str
     kernel: str
     ptx: bytes

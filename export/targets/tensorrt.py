@@ -112,12 +112,13 @@ def profile_of(request: Request) -> dict[str, list[tuple[int, ...]]]:
     found = {}
     for name, shape in free.items():
         ranges = [_range(axis, size, len(shape)) for axis, size in enumerate(shape)]
-        found[name] = [tuple(one) for one in given.get(name, zip(*ranges, strict=True))]
-        if not _is_profile(found[name], shape):
+        shapes = given.get(name, list(zip(*ranges, strict=True)))
+        if not _is_profile(shapes, shape):
             raise WrongArgument(
-                f"profile of {name!r}: {given[name]} are not the least, usual and most shape of {shape}.",
+                f"profile of {name!r}: {shapes} are not the least, usual and most shape of {shape}.",
                 hint='As in {"image": [[1, 64, 64, 3], [1, 540, 960, 3], [4, 1080, 1920, 3]]}.',
             )
+        found[name] = [tuple(one) for one in shapes]
     return found
 
 
@@ -127,8 +128,9 @@ def _range(axis: int, size: int | None, rank: int) -> tuple[int, int, int]:
     return BATCH if axis == 0 else IMAGE if rank == 4 else LENGTH
 
 
-def _is_profile(shapes: Sequence[tuple[Any, ...]], shape: tuple[int | None, ...]) -> bool:
-    if len(shapes) != 3 or any(len(one) != len(shape) for one in shapes):
+def _is_profile(shapes: Any, shape: tuple[int | None, ...]) -> bool:
+    lists = isinstance(shapes, list) and all(isinstance(one, (list, tuple)) for one in shapes)
+    if not lists or len(shapes) != 3 or any(len(one) != len(shape) for one in shapes):
         return False
     axes = list(zip(*shapes, strict=True))
     if not all(isinstance(size, int) for sizes in axes for size in sizes):
@@ -149,7 +151,7 @@ def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]
         ConversionError: tf2onnx refused the model, or a kernel is beyond float16's range.
     """
     plain = replace(request, options={"opset": OPSET, "layout": "nhwc"})
-    notes = onnx.convert(model, plain, path)
+    notes = (*onnx.convert(model, plain, path), *onnx.check(path, model, plain))
     if request.precision == "float16":
         return (*notes, *_to_float16(path))
     if request.precision == "int8":
@@ -303,6 +305,21 @@ class _Reader:
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._left)
+
+
+def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
+    """Runs ONNX's full checker once more: number formats were rewritten.
+
+    Raises:
+        ConversionError: an operator does not have the format.
+    """
+    import onnx as onnx_package
+
+    try:
+        onnx_package.checker.check_model(str(path), full_check=True)
+    except Exception as err:  # ValidationError, InferenceError, TypeInferenceError
+        raise ConversionError(f"The model cannot be written in {request.precision}: {_first([str(err)])}") from err
+    return ()
 
 
 def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
@@ -551,7 +568,7 @@ TARGETS = (
         calibrated=("int8",),
         lower=onnx.lower,
         convert=convert,
-        check=onnx.check,
+        check=check,
         compile=compile_engine,
         validate=validate,
         open=open_file,
