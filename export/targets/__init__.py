@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Built", "Lowered", "Option", "Request", "Target", "Targets", "registry"]
 
 ENTRY_POINT_GROUP = "keras_efficient.targets"
-_OWN_MODULES = ("tflite", "onnx", "ethos_u", "cuda")
+_OWN_MODULES = ("tflite", "onnx", "ethos_u", "cuda", "tensorrt")
 
 _LISTS = "keras_efficient.export.targets (keras-efficient export --list-targets)"
 
