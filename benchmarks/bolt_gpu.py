@@ -1,5 +1,8 @@
-"""Kernels on a GPU beside PyTorch and JAX. Everything is timed by replays of CUDA graphs over inputs that take turns and
-do not fit into the L2 cache together; medians. Needs PyTorch and JAX; neither TensorFlow nor Keras."""
+"""Kernels on a GPU beside PyTorch and JAX; needs these, and neither TensorFlow nor Keras.
+
+All but JAX is timed by replays of CUDA graphs, over inputs that take turns and do not fit into the L2 cache together;
+numbers are medians.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ __all__ = ["rows"]
 
 NOT_MEASURED = "no GPU was at hand"
 LAUNCHES = 20
+Case = tuple[str, Region, tuple[int, int, int]]  # a name, what is computed, and images, height and width
 CANDIDATES = 16
 SECONDS = 20.0  # of search, for a region
 
@@ -84,17 +88,9 @@ class _Bench:
             wanted = 3 if number == 0 else 2
             ratio = peer / best.seconds
             what = names[2 + number]
-            yield Row(
-                what,
-                1000 * best.seconds,
-                "ms",
-                1000 * peer,
-                ratio,
-                bars[what][1],
-                ratio >= wanted,
-                "",
-                details | {"best peer": name},
-            )
+            details["best peer"] = name
+            barred: dict[str, Any] = {"bar": bars[what][1], "reached": ratio >= wanted, "details": details}
+            yield Row(what, 1000 * best.seconds, "ms", 1000 * peer, ratio, **barred)
             del label
         yield from self.several(names[5], 1.3, self.convolutions())
         yield from self.several(names[6], 1.1, self.pairs())
@@ -133,9 +129,7 @@ class _Bench:
             seconds = time.perf_counter() - start
         return self.row(what, seconds, None, seconds <= 10, {})
 
-    def several(
-        self, what: str, bar: float, cases: Iterator[tuple[str, Region, tuple[int, int, int]]]
-    ) -> Iterator[Row]:
+    def several(self, what: str, bar: float, cases: Iterator[Case]) -> Iterator[Row]:
         ratios = []
         for label, region, shape in cases:
             best, peers = self.ours(region, shape), self.peers(region, shape)
@@ -152,29 +146,22 @@ class _Bench:
         mean = exp(sum(map(log, ratios)) / len(ratios))
         yield Row(what, mean, "", ratio=mean, bar=f"≥ {bar}×", reached=mean >= bar, details={"ratios": ratios})
 
-    def convolutions(self) -> Iterator[tuple[str, Region, tuple[int, int, int]]]:
-        for n, size, channels, filters, kernel, stride, activation, residual in CONVOLUTIONS[
-            : 2 if self.quick else None
-        ]:
+    def convolutions(self) -> Iterator[Case]:
+        for case in CONVOLUTIONS[: 2 if self.quick else None]:
+            n, size, channels, filters, kernel, stride, activation, residual = case
             region = convolution(channels, filters, kernel, stride, activation, residual)
             width = 1920 if size == 1080 else size
             more = " + residual" if residual else ""
             label = f"{n}×{size}×{width}, {kernel}×{kernel}, {channels} to {filters}, /{stride}, {activation}{more}"
             yield label, region, (n, size, width)
 
-    def pairs(self) -> Iterator[tuple[str, Region, tuple[int, int, int]]]:
+    def pairs(self) -> Iterator[Case]:
         for n, size, channels, filters, stride in PAIRS[: 1 if self.quick else None]:
-            yield (
-                f"{n}×{size}², 3×3 {channels} to {filters}, /{stride}, and 1×1",
-                pair(channels, filters, stride),
-                (n, size, size),
-            )
+            label = f"{n}×{size}², 3×3 {channels} to {filters}, /{stride}, and 1×1"
+            yield label, pair(channels, filters, stride), (n, size, size)
         for number, channels, middle, filters in ROW_PAIRS[: 1 if self.quick else None]:
-            yield (
-                f"{number} rows, {channels} to {middle} to {filters}",
-                row_pair(channels, middle, filters),
-                (1, 1, number),
-            )
+            label = f"{number} rows, {channels} to {middle} to {filters}"
+            yield label, row_pair(channels, middle, filters), (1, 1, number)
 
     def products(self, what: str) -> Iterator[Row]:
         ratios = []
@@ -192,12 +179,8 @@ class _Bench:
     def peers(self, region: Region, shape: tuple[int, int, int]) -> dict[str, float]:
         """Seconds of PyTorch, plain and compiled, and of JAX; what fails is left out, with a word on stderr."""
         found = {}
-        for name, run in (
-            ("torch eager", _eager),
-            ("torch.compile", _compiled),
-            ("jax.jit", _jax),
-            ("cuBLASLt", _cublas),
-        ):
+        peers = {"torch eager": _eager, "torch.compile": _compiled, "jax.jit": _jax, "cuBLASLt": _cublas}
+        for name, run in peers.items():
             try:
                 value = run(region, shape)
             except Exception as err:  # a peer that cannot is no reason to measure nothing
@@ -286,10 +269,8 @@ def _torch_inputs(region: Region, shape: tuple[int, int, int]) -> list[list[Any]
     total = 2 * sum(prod(one) for one in shapes) + 2 * n * prod(size) * region.layers[-1].filters
     count = int(min(max(2 * torch.cuda.get_device_properties(0).L2_cache_size // total + 1, 2), 64))
     kind = {} if region.rows else {"memory_format": torch.channels_last}
-    return [
-        [torch.randn(one, dtype=torch.float16, device="cuda").contiguous(**kind) for one in shapes]
-        for _ in range(count)
-    ]
+    how: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
+    return [[torch.randn(one, **how).contiguous(**kind) for one in shapes] for _ in range(count)]
 
 
 def _torch_seconds(run: Callable[..., Any], sets: list[list[Any]]) -> float:
@@ -347,8 +328,8 @@ def _cublas(region: Region, shape: tuple[int, int, int]) -> float | None:
 # ----------------------------------------------------------------------------------------------------------------- JAX
 
 
-def _jax(region: Region, shape: tuple[int, int, int]) -> float:
-    """Many calls behind one another in one program, whose results are read: JAX has no graphs of its own to replay."""
+def _jax_function(region: Region) -> Callable[..., Any]:
+    """A region in JAX: N×H×W×C images in half precision."""
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -392,6 +373,14 @@ def _jax(region: Region, shape: tuple[int, int, int]) -> float:
             x = x.reshape(n, height * block, width * block, -1)
         return x
 
+    return forward
+
+
+def _jax(region: Region, shape: tuple[int, int, int]) -> float:
+    """Many calls, one behind the other, until all results are there: JAX has no graphs to replay."""
+    import jax
+    import jax.numpy as jnp
+
     n, height, width = shape
     size = (height, width)
     shapes = [(width, region.channels[0])] if region.rows else [(n, *size, region.channels[0])]
@@ -400,7 +389,7 @@ def _jax(region: Region, shape: tuple[int, int, int]) -> float:
     shapes += [(n, *size, channels) for channels in region.channels[1:]]
     key = jax.random.key(0)
     sets = [[jax.random.normal(key, one, jnp.float16) for one in shapes] for _ in range(8)]
-    run = jax.jit(forward)
+    run = jax.jit(_jax_function(region))
     for inputs in sets:
         run(*inputs).block_until_ready()
     times = []

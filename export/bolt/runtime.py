@@ -232,7 +232,9 @@ class CudaDevice:
         try:
             self._call("cuInit", 0)
         except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
-            raise ConversionError(f"No CUDA device can be used: {err}", hint="Run the bundle's ONNX file.") from err
+            reason = str(err).split(". ")[0].rstrip(".")
+            hint = "Run the bundle's ONNX file in ONNX Runtime."
+            raise ConversionError(f"No CUDA device can be used: {reason}.", hint=hint) from err
         device = self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context
