@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_efficient.errors import MissingDependency
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.assembling import sizes_of
@@ -99,10 +98,12 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     import onnx
     import onnx.inliner
 
+    from keras_efficient.export.targets.tensorrt import NoTensorRT
+
     try:
         import tensorrt.plugin as api
-    except (ImportError, OSError) as err:
-        raise MissingDependency("tensorrt", "Making plugins for TensorRT", "tensorrt") from err
+    except (ImportError, OSError, RuntimeError) as err:
+        raise NoTensorRT("tensorrt", (str(err).splitlines() or [""])[0]) from err
     arch = bundle.tuning["architecture"]
     processors = processors or architecture(arch).processors
     model = onnx.load_from_string(bundle.onnx)
