@@ -95,7 +95,6 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     Raises:
         MissingDependency: no TensorRT, or one without `tensorrt.plugin`.
     """
-    import onnx
     import onnx.inliner
 
     from keras_efficient.export.targets.tensorrt import NoTensorRT
@@ -108,13 +107,13 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     processors = processors or architecture(arch).processors
     model = onnx.load_from_string(bundle.onnx)
     known = sizes_of(model, bundle.metadata["sizes"])
-    namespace = f"bolt_{hashlib.sha256(bundle.onnx + str(processors).encode()).hexdigest()[:12]}"
+    told = (bundle.launches, bundle.ptx, bundle.metadata["sizes"], arch, processors)
+    namespace = f"bolt_{hashlib.sha256(bundle.onnx + repr(told).encode()).hexdigest()[:12]}"
     made, refusals = [], {}
     for node in [one for one in model.graph.node if one.domain == DOMAIN and one.op_type == FUSED]:
         attributes = {one.name: one for one in node.attribute}
         index, structure = attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
-        kernel = bundle.launches["regions"][index]
-        if kernel is None:
+        if (kernel := bundle.launches["regions"][index]) is None:
             continue
         entry, ptx = bundle.launches["kernels"][kernel], bundle.ptx.get(f"{kernel}/{arch}")
         shape = known.get(node.input[0])
