@@ -587,6 +587,7 @@ Sizes sizes_of(const Region& region, const std::vector<std::vector<int64_t>>& sh
 // --------------------------------------------------------------------------------------------------- on the CPU
 
 typedef float Vector __attribute__((vector_size(32)));
+typedef float Loaded __attribute__((vector_size(32), aligned(4), may_alias));  // from any place
 constexpr int LANES = 8, TILE = 6;          // places whose sums are kept in registers, of 8 or 16 filters each
 constexpr int64_t CHUNK = 16 * TILE;        // places that are one task
 
@@ -642,7 +643,9 @@ template <int vectors>
             const int64_t start = place * layer.channels;
             for (int64_t i = start; i < start + run; ++i, weights += vectors * LANES) {
                 Vector one[vectors];
-                std::memcpy(one, weights, sizeof one);
+#pragma GCC unroll 2
+                for (int vector = 0; vector < vectors; ++vector)
+                    one[vector] = *reinterpret_cast<const Loaded*>(weights + vector * LANES);
 #pragma GCC unroll 8
                 for (int place = 0; place < TILE; ++place)
 #pragma GCC unroll 2
