@@ -639,8 +639,8 @@ template <int vectors>
     const int64_t runs = joined ? 1 : layer.kernel[1], run = joined ? layer.kernel[1] * layer.channels : layer.channels;
     for (int64_t row = 0; row < layer.kernel[0]; ++row) {
         for (int64_t column = 0; column < runs; ++column) {
-            const int64_t place = row * layer.dilation[0] * work.input_width + column * layer.dilation[1];
-            const int64_t start = place * layer.channels;
+            const int64_t above = row * layer.dilation[0] * work.input_width, beside = column * layer.dilation[1];
+            const int64_t start = (above + beside) * layer.channels;
             for (int64_t i = start; i < start + run; ++i, weights += vectors * LANES) {
                 Vector one[vectors];
 #pragma GCC unroll 2
