@@ -92,7 +92,7 @@ def session(
 
     Args:
         network: a bundle, or the path of one (`.bolt`), or of an ONNX file, whose regions run on the CPU.
-        providers: of ONNX Runtime; by default CUDA where there is one, then the CPU.
+        providers: of ONNX Runtime; by default CUDA for a bundle, where there is one, then the CPU.
         threads: for each operator on the CPU; by default as many as there are cores.
 
     Raises:
@@ -102,23 +102,25 @@ def session(
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    chosen = [one for one in PREFERRED if one in available] if providers is None else list(providers)
-    if missing := [one for one in chosen if one not in available]:
-        raise WrongArgument(f"ONNX Runtime has no provider {missing[0]!r} here; there are {', '.join(available)}.")
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.bolt" if isinstance(network, Bundle) else Path(network).absolute()
         if isinstance(network, Bundle):
             network.save(path)  # the library reads it while the session is made
         bundle = Bundle.load(path) if path.suffix == ".bolt" else None
+        available = onnxruntime.get_available_providers()
+        if providers is None:
+            wanted = ("CPUExecutionProvider",) if bundle is None else PREFERRED
+            providers = [one for one in wanted if one in available]
+        if missing := [one for one in providers if one not in available]:
+            raise WrongArgument(f"ONNX Runtime has no provider {missing[0]!r} here; there are {', '.join(available)}.")
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
         if bundle is not None:
             options.add_session_config_entry(ENTRY, str(path))
         options.register_custom_ops_library(str(library()))
         given = str(path) if bundle is None else bundle.onnx
         try:
-            return onnxruntime.InferenceSession(given, options, providers=chosen)
+            return onnxruntime.InferenceSession(given, options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's own, without a public base
             raise ConversionError(f"ONNX Runtime refused the network: {str(error).splitlines()[0][:500]}") from error
