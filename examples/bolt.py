@@ -40,9 +40,10 @@ def main(out: Path, size: tuple[int, int], target: str) -> dict[str, float]:
     error = float(np.linalg.norm(run(crop).astype(np.float64) - wanted) / np.linalg.norm(wanted))
     print(f"relative error of the kernel {error:.1e}; ONNX file against Keras {report.sqnr_db:.0f} dB")
 
-    (source,) = bundle.sources.values()
-    (out / "kernel.cu").write_text(source)
-    print(f"{path} and kernel.cu, {len(source.splitlines())} lines to read")
+    for name, source in bundle.sources.items():
+        (out / f"{name}.cu").write_text(source)
+        print(f"{out / name}.cu: {len(source.splitlines())} lines to read")
+    print(f"{path}: {report.bytes} bytes")
     return {"error": error, "sqnr_db": report.sqnr_db or 0.0}
 
 

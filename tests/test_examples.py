@@ -66,5 +66,6 @@ def test_bolt(repo_root, tmp_path, capsys):
     found = load(repo_root / "examples" / "bolt.py").main(tmp_path, (270, 480), "cuda-sm80")
     assert found["error"] < 2e-3
     assert found["sqnr_db"] > 50
-    assert {path.name for path in tmp_path.iterdir()} == {"sesr-m5-x2-cuda-sm80.bolt", "kernel.cu"}
-    assert "7 layers" in capsys.readouterr().out
+    assert (tmp_path / "sesr-m5-x2-cuda-sm80.bolt").stat().st_size < 2**21
+    assert list(tmp_path.glob("strip_*.cu"))
+    assert "lines to read" in capsys.readouterr().out
