@@ -211,7 +211,7 @@ class HostDevice:
         from keras_efficient.export.bolt import host
 
         plain = [one.numpy() if isinstance(one, Array) else one for one in arguments]
-        how = {"grid": tuple(grid), "threads": threads, "shared_bytes": shared_bytes, "seed": self.seed}
+        how: dict[str, Any] = {"grid": tuple(grid), "threads": threads, "shared_bytes": shared_bytes, "seed": self.seed}
         host.run(kernel[0], kernel[1], arguments=plain, **how)
 
 
