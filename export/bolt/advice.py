@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Advice", "Gain", "advise", "check_installed", "converted"]
 
-UNIT = 8  # numbers of float16 that a copy of 16 bytes moves
+UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16
 MOST_IN_REGISTERS, MOST_IN_SHARED = 64, 256  # channels of a first product that a pair keeps
 FREE = 0.02  # of a kernel's time, that nobody notices
 WORTH = 0.01  # of a kernel's time, below which a gain is left out
@@ -76,22 +76,21 @@ class Gain:
     """Milliseconds that are saved; below 0, that are lost.
 
     Attributes:
-        low, high: the least and the most.
-        of: what the kernel takes now; `None`: it is no kernel of ours.
+        low_ms, high_ms: the least and the most.
+        of_ms: what the kernel takes now; `None`: it is no kernel of ours.
         basis: where the numbers are from.
     """
 
-    low: float
-    high: float
-    of: float | None = None
+    low_ms: float
+    high_ms: float
+    of_ms: float | None = None
     basis: Literal["estimated"] = "estimated"
 
     def __str__(self) -> str:
-        word, ends = ("saves", (self.low, self.high)) if self.high > 0 else ("costs", (-self.high, -self.low))
-        first, last = (f"{abs(end):.4f}" for end in ends)
-        amount = last if first == last else f"{first} to {last}"
-        of = "" if self.of is None else f" of {self.of:.4f}"
-        return f"{word} {amount}{of} ms, {self.basis}"
+        saves = self.high_ms > 0
+        ends = (self.low_ms, self.high_ms) if saves else (-self.high_ms, -self.low_ms)
+        of = "" if self.of_ms is None else f" of {self.of_ms:.4f}"
+        return f"{'saves' if saves else 'costs'} {_range(ends)}{of} ms, {self.basis}"
 
 
 @dataclass(frozen=True)
@@ -283,10 +282,10 @@ class _Adviser:
     # ------------------------------------------------------------------------------------------------------ activations
 
     def activations(self, here: _Here) -> Iterator[Advice]:
-        """For each layer that ends in a ReLU, or one that is clipped: what else it could end in."""
+        """For each layer that ends in ReLU or ReLU6: what else it could end in."""
         for layer, name, numbers in zip(here.region.layers, here.names, here.numbers, strict=True):
             last = layer.steps[-1] if layer.steps else None
-            if not isinstance(last, Activate) or (last.kind, last.low) not in (("relu", -np.inf), ("clip", 0)):
+            if not isinstance(last, Activate) or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
                 continue
             mine = INSTRUCTIONS[last.kind]
             costs = {
@@ -296,8 +295,8 @@ class _Adviser:
             }
             free = [kind for kind, cost in costs.items() if cost <= FREE * here.best.seconds]
             rest = [f"{kind} up to {cost / here.best.seconds:.0%}" for kind, cost in costs.items() if kind not in free]
-            what = f"{last.kind}: {', '.join(free)} would cost nothing more" if free else f"{last.kind}: none is free"
-            what += f"; {', '.join(rest)} more" if rest else ""
+            what = f"{last.kind}: {', '.join(free) or 'nothing else'} would cost nothing more"
+            what += f"; {', '.join(rest)}" if rest else ""
             yield Advice("activation", name, what, self.gain(here, -max(costs.values()), 0))
 
     # --------------------------------------------------------------------------------------------------------- channels
@@ -322,7 +321,7 @@ class _Adviser:
             if high < WORTH * before[1]:
                 continue
             side, number = ("in", 0) if value < inputs else ("out", value - inputs)
-            now, then = (_range(ends) for ends in (before, after))
+            now, then = (_range((1000 * ends[0], 1000 * ends[1])) for ends in (before, after))
             more = wide.macs / here.region.macs - 1
             what = f"{has} channels {side}: with {wanted}, {more:.0%} more products, {then} instead of {now} ms"
             yield Advice("channels", here.names[number], what, self.gain(here, low, high))
@@ -382,8 +381,8 @@ class _Adviser:
         return Gain(1000 * low, 1000 * high, 1000 * here.best.seconds)
 
 
-def _range(ends: tuple[float, float]) -> str:
-    first, last = (f"{1000 * end:.4f}" for end in ends)
+def _range(milliseconds: tuple[float, float]) -> str:
+    first, last = (f"{round(end, 4) + 0.0:.4f}" for end in milliseconds)  # + 0.0: of -0.0
     return first if first == last else f"{first} to {last}"
 
 
