@@ -1,4 +1,4 @@
-"""`keras-efficient advise`: what in a trained model could be smaller, and a copy in which it is."""
+"""`keras-efficient advise`: what in a model could be smaller, and a copy in which it is; or faster on a GPU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keras_efficient.cli import parse
 from keras_efficient.cli.output import out
-from keras_efficient.errors import WrongArgument
+from keras_efficient.errors import UnknownName, WrongArgument
 
 if TYPE_CHECKING:
     import keras
 
     from keras_efficient.compress import EmbeddingAdvice, EmbeddingSetting
+    from keras_efficient.export.bolt.advice import Advice
 
 __all__ = ["advise"]
 
@@ -36,6 +38,7 @@ _SETTINGS = {
     "table_error": "table error",
     "sampled": "rows tried",
 }
+_GPU = {"layer": "layer", "kind": "about", "what": "advice", "gain": "time"}
 _BITS = (1, 2, 4, 8, 16, 32)
 
 
@@ -50,6 +53,12 @@ class Form(StrEnum):
 def advise(
     model: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A zoo model, or a .keras file.")],
     embedding: Annotated[bool, typer.Option("--embedding", help="About embedding tables.")] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="cuda-sm…", help="About layers, for this GPU: cuda-sm90a is H200.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="SIZE", help="With --target: 1080x1920, 64 or a=64,b=8.")
+    ] = None,
     apply: Annotated[
         Path | None, typer.Option("--apply", metavar="OUT.keras", help="Write the model with its tables compressed.")
     ] = None,
@@ -70,18 +79,25 @@ def advise(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what could be compressed in a trained model, and do so."""
-    if not embedding:
-        raise typer.BadParameter("says nothing by itself: give --embedding, the only kind of advice so far.")
+    """Say what could be compressed in a trained model, and do so; or what would suit a GPU better."""
+    if embedding == (target is not None):
+        raise typer.BadParameter("needs one kind of advice: give either --embedding or --target cuda-sm90a.")
+    if target is None and input_shape is not None:
+        raise typer.BadParameter("--input-shape belongs to --target.")
     given = {"compression": compression, "form": form and form.value, "bits": bits, "counts": counts}
     given["freeze"] = freeze or None
     options = {name: value for name, value in given.items() if value is not None}
+    if target is not None and apply is not None:
+        raise typer.BadParameter("--apply belongs to --embedding.")
     if apply is None and (options or force):
         raise typer.BadParameter(f"--{next(iter(options), 'force')} belongs to --apply OUT.keras.")
     if bits is not None and bits not in _BITS:
         raise typer.BadParameter(f"--bits must be one of {', '.join(map(str, _BITS))}, not {bits}.")
+    shape = parse.shape(input_shape)
     out.begin(as_json=as_json)
-    if apply is None:
+    if target is not None:
+        _advise_gpu(model, target, shape)
+    elif apply is None:
         _advise(model)
     else:
         _apply(model, apply, options, force)
@@ -103,6 +119,31 @@ def _advise(name: str) -> None:
         out.text("")
         out.rows(rows, _SETTINGS)
         out.text(f"\n{_EXPLANATION}")
+
+
+def _advise_gpu(name: str, target: str, shape: parse.Shape | None) -> None:
+    from keras_efficient.export.bolt import advice as advising
+    from keras_efficient.export.bolt.architectures import architecture
+    from keras_efficient.export.targets.cuda import ARCHITECTURES
+
+    if target not in ARCHITECTURES:
+        raise UnknownName("target of advice", target, ARCHITECTURES)
+    advising.check_installed()
+    arch = architecture(ARCHITECTURES[target][0])
+    model = _open(name)
+    with out.stages("advising") as show, out.hushed():
+        network, sizes = advising.converted(model, shape, show)
+        show("estimating kernels")
+        advice = advising.advise(network, sizes, arch)
+    plain = [dataclasses.asdict(one) for one in advice]
+    if out.as_json:
+        return out.record({"model": name, "target": target, "sizes": sizes, "advice": plain})
+    out.rows([_gpu_row(one) for one in advice], _GPU)
+    out.text(f"\n{_ESTIMATES.format(device=arch.device)}")
+
+
+def _gpu_row(advice: Advice) -> dict[str, Any]:
+    return {**vars(advice), "gain": "" if advice.gain is None else str(advice.gain)}
 
 
 def _counts(given: list[str]) -> dict[str, Any]:
@@ -209,4 +250,9 @@ def _setting_row(table: EmbeddingAdvice, setting: EmbeddingSetting) -> dict[str,
 _EXPLANATION = (
     "table error: the part of the vectors' squared length that is lost before any training, of the rows that were "
     "tried. An estimate of how far they move, not of the model's quality."
+)
+
+_ESTIMATES = (
+    "Times are estimates for an {device}, not measured: at one end of a range all is hidden behind other work that can "
+    "be, at the other nothing is."
 )

@@ -1,0 +1,420 @@
+"""What would make a network faster on its GPU, or better at the same speed: activations, channels, 1×1 layers.
+
+All numbers are estimates, as those that kernels are chosen by. A range has what is hidden behind other work at one end,
+and at the other what is added to the kernel's time.
+
+Source: Xing et al., MLSys 2022, https://arxiv.org/abs/2110.15238, section 3.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from keras_efficient.errors import MissingDependency, WrongArgument
+from keras_efficient.export.bolt import spec
+from keras_efficient.export.bolt.architectures import Architecture
+from keras_efficient.export.bolt.assembling import Shape, _parted, sizes_of
+from keras_efficient.export.bolt.partition import LAYERS, ONE_NODE, Partitioned, Refusal
+from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
+from keras_efficient.export.bolt.search import Candidate, candidates, refusals
+
+if TYPE_CHECKING:
+    import keras
+    import onnx
+
+__all__ = ["Advice", "Gain", "advise", "check_installed", "converted"]
+
+UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16
+MOST_IN_REGISTERS, MOST_IN_SHARED = 64, 256  # channels of a first product that a pair keeps
+FREE = 0.02  # of a kernel's time, that nobody notices
+WORTH = 0.01  # of a kernel's time, below which a gain is left out
+
+# Instructions for each number, counted by hand from CUDA's functions; exponentials and reciprocals as 8, by their rate.
+INSTRUCTIONS = {
+    "relu": 1,
+    "clip": 2,
+    "prelu": 4,
+    "hard_swish": 6,
+    "silu": 24,
+    "sigmoid": 24,
+    "gelu": 30,
+    "gelu_tanh": 36,
+    "tanh": 30,
+    "softplus": 36,
+}
+LOADS_PER_CYCLE = 32  # of a multiprocessor, whatever their width
+FETCH, STORE = 12, 4  # instructions for a number that moves by itself: its address, whether it is there, the move
+NOT_FUSED = frozenset(
+    (
+        *ONE_NODE,
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Celu",
+        "Elu",
+        "HardSigmoid",
+        "Mish",
+        "Selu",
+        "Softsign",
+        "ThresholdedRelu",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Milliseconds that are saved; below 0, that are lost.
+
+    Attributes:
+        low_ms, high_ms: the least and the most.
+        of_ms: what the kernel takes now; `None`: it is no kernel of ours.
+        basis: where the numbers are from.
+    """
+
+    low_ms: float
+    high_ms: float
+    of_ms: float | None = None
+    basis: Literal["estimated"] = "estimated"
+
+    def __str__(self) -> str:
+        saves = self.high_ms > 0
+        ends = (self.low_ms, self.high_ms) if saves else (-self.high_ms, -self.low_ms)
+        of = "" if self.of_ms is None else f" of {self.of_ms:.4f}"
+        return f"{'saves' if saves else 'costs'} {_range(ends)}{of} ms, {self.basis}"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to know of one layer.
+
+    Attributes:
+        kind: "activation": which ones are free here, or one that no kernel has; "channels": a number of channels that
+            is no multiple of 8; "pointwise": a 1×1 layer behind this one, in its kernel; "refused": no kernel has it.
+        layer: the name of its node in the ONNX file.
+        what: in words.
+        gain: in time; `None`: unknown.
+    """
+
+    kind: Literal["activation", "channels", "pointwise", "refused"]
+    layer: str
+    what: str
+    gain: Gain | None = None
+
+
+def advise(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], arch: Architecture) -> tuple[Advice, ...]:
+    """What to change in a network; first what concerns its layers, in their order, then what is in no kernel.
+
+    Args:
+        model: float32, of opset 13 to 19.
+        sizes: of each input of the model.
+        arch: of the GPU.
+
+    Raises:
+        ConversionError: the model cannot be read.
+        MissingDependency: the extra `gpu` is not installed.
+        WrongArgument: a size that contradicts the model's, or an input without one.
+    """
+    check_installed()
+    parted, ranked = _parted(model, sizes, arch, None)
+    names, found = _names(model), _Adviser(arch)
+    advice: list[Advice] = []
+    for region, (shape, ranking) in zip(parted.regions, ranked, strict=True):
+        layers = [_name(names, layer, region) for layer in region.layers]
+        if shape is None or not ranking:
+            advice.append(_without_kernel(region, layers, shape))
+            continue
+        here = _Here(region, layers, shape, ranking[0])
+        advice += [*found.activations(here), *found.channels(here), *found.pointwise(here)]
+    known = sizes_of(parted.model, sizes)
+    return (*advice, *(_refused(one, parted, known, arch) for one in parted.refusals))
+
+
+def check_installed() -> None:
+    """Whether networks can be taken apart.
+
+    Raises:
+        MissingDependency: the extra `gpu` is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401 - brings onnx_ir
+    except ImportError as err:
+        raise MissingDependency("onnxscript", "Advice for GPUs", "gpu") from err
+
+
+def converted(
+    model: keras.Model, input_shape: Any = None, on_progress: Callable[[str], None] = lambda line: None
+) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    """A Keras model as `advise` takes it: its ONNX file, and the sizes of its inputs.
+
+    Args:
+        model: a Functional or Sequential model; it is not changed.
+        input_shape: as of `export.save`; a free batch is 1.
+        on_progress: called with a line at the start of each step.
+
+    Raises:
+        WrongArgument: a size is missing, or does not fit.
+        UnsupportedLayer: a layer that cannot be deployed.
+        ConversionError: the converter failed.
+    """
+    import onnx
+
+    from keras_efficient.deploy import answering
+    from keras_efficient.export import pipeline, signature
+
+    model = answering(model)
+    specs = signature.resolve_shapes(signature.input_specs(model), input_shape)
+    sizes = {}
+    for one in specs:
+        sizes[one.name] = tuple(side or 0 for side in (one.shape[0] or 1, *one.shape[1:]))
+        if 0 in sizes[one.name]:
+            raise WrongArgument(
+                f"Advice is for sizes, and input {one.name!r} has shape {one.shape}.",
+                hint="Give input_shape=, or --input-shape, such as 1080x1920.",
+            )
+    with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
+        path = Path(folder) / "model.onnx"
+        request = pipeline._request(model, path, "onnx", "float32", sizes, None, on_progress, {})
+        built = pipeline._build(pipeline._deploy(model, request.precision), request, Path(folder))
+        return onnx.load(built.path), sizes
+
+
+# ------------------------------------------------------------------------------------------------------ names, refusals
+
+
+def _names(model: onnx.ModelProto) -> dict[bytes, list[str]]:
+    """Names of layers by their weights, which regions keep; of several with the same weights, in their order."""
+    from keras_efficient.export.bolt.graph import normalised_ir
+    from keras_efficient.export.bolt.rewriting import constant
+
+    names = defaultdict(list)
+    for node in normalised_ir(model).graph:
+        if node.op_type in LAYERS and (weights := constant(node.inputs[1])) is not None:
+            turned = weights.transpose((2, 3, 1, 0)) if weights.ndim == 4 else weights
+            names[_digest(turned)].append(node.name or str(node.outputs[0].name))
+    return names
+
+
+def _name(names: Mapping[bytes, list[str]], layer: Layer, region: Region) -> str:
+    known = names.get(_digest(layer.weights))
+    return known.pop(0) if known else region.names[-1]
+
+
+def _digest(weights: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(weights)).digest()
+
+
+def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) -> Advice:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals(region).items())
+    default = "its size is not known" if shape is None else "no parameters fit into the GPU's shared memory"
+    behind = f" (and {len(layers) - 1} layers behind it)" if len(layers) > 1 else ""
+    return Advice("refused", layers[0], f"no template serves it{behind}: {reasons or default}")
+
+
+def _refused(refusal: Refusal, parted: Partitioned, known: Mapping[str, tuple[int, ...]], arch: Architecture) -> Advice:
+    """What is in no kernel; of an activation, what its own pass over memory takes."""
+    node = next((one for one in parted.model.graph.node if refusal.node in (one.name, *one.output)), None)
+    if node is None or node.op_type not in NOT_FUSED:
+        return Advice("refused", refusal.node, refusal.reason)
+    lacks = "not among" in refusal.reason
+    what = f"not fused: {refusal.reason}" + (f"; these are: {', '.join(ACTIVATIONS)}" if lacks else "")
+    gain = None
+    if (shape := known.get(node.output[0])) is not None:
+        traffic = 2 * 2 * prod(shape) / arch.memory_rate
+        gain = Gain(1000 * arch.launch, 1000 * (arch.launch + traffic))
+    return Advice("activation", refusal.node, what, gain)
+
+
+# -------------------------------------------------------------------------------------------------------------- regions
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A region with the names of its layers, the size of its first input, and its kernel."""
+
+    region: Region
+    names: Sequence[str]
+    shape: Shape
+    best: Candidate
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each value; of an input that is only added, unknown and not asked for."""
+        sizes = [self.shape[1:]] * len(self.region.channels)
+        for layer in self.region.layers:
+            sizes.append(layer.size(*sizes[layer.value]))
+        return sizes
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of each layer's output."""
+        outputs = self.sizes[len(self.region.channels) :]
+        return [self.shape[0] * prod(size) * one.filters for size, one in zip(outputs, self.region.layers, strict=True)]
+
+
+class _Adviser:
+    """Estimates for one architecture; equal structures are searched once."""
+
+    def __init__(self, arch: Architecture):
+        self.arch = arch
+        self.known: dict[tuple[str, Shape], Candidate | None] = {}
+
+    def best(self, region: Region, shape: Shape) -> Candidate | None:
+        key = spec.written(spec.spec(region)), shape
+        if key not in self.known:
+            self.known[key] = next(iter(candidates(region, self.arch, *shape, limit=1)), None)
+        return self.known[key]
+
+    def issued(self, instructions: float) -> float:
+        """Seconds in which the GPU issues them."""
+        lanes = 64 if self.arch.name == "sm_80" else 128
+        return instructions / (lanes * self.arch.processors * self.arch.clock)
+
+    # ------------------------------------------------------------------------------------------------------ activations
+
+    def activations(self, here: _Here) -> Iterator[Advice]:
+        """For each layer that ends in ReLU or ReLU6: what else it could end in."""
+        for layer, name, numbers in zip(here.region.layers, here.names, here.numbers, strict=True):
+            last = layer.steps[-1] if layer.steps else None
+            if not isinstance(last, Activate) or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
+                continue
+            mine = INSTRUCTIONS[last.kind]
+            costs = {
+                kind: self.issued(numbers * max(INSTRUCTIONS[kind] - mine, 0))
+                for kind in ACTIVATIONS
+                if kind != last.kind
+            }
+            free = [kind for kind, cost in costs.items() if cost <= FREE * here.best.seconds]
+            rest = [f"{kind} up to {cost / here.best.seconds:.0%}" for kind, cost in costs.items() if kind not in free]
+            what = f"{last.kind}: {', '.join(free) or 'nothing else'} would cost nothing more"
+            what += f"; {', '.join(rest)}" if rest else ""
+            yield Advice("activation", name, what, self.gain(here, -max(costs.values()), 0))
+
+    # --------------------------------------------------------------------------------------------------------- channels
+
+    def channels(self, here: _Here) -> Iterator[Advice]:
+        """For each value of a tile's region whose channels are no multiple of 8: the time if they were."""
+        if here.best.template != "tile":
+            return
+        inputs, shape = len(here.region.channels), here.shape
+        before = self.alone(here.region, shape, here.best)
+        for value, has in ((0, here.region.channels[0]), *zip(count(inputs), _filters(here.region))):
+            wanted = ceil(has / UNIT) * UNIT
+            is_shuffled = value == inputs + len(here.region.layers) - 1 and here.region.shuffle > 1
+            if has == wanted or is_shuffled:  # a shuffle's channels are pixels
+                continue
+            wide = _widened(here.region, value, wanted)
+            best = self.best(wide, shape)
+            if best is None:
+                continue
+            after = self.alone(wide, shape, best)
+            low, high = sorted(one - other for one, other in zip(before, after, strict=True))
+            if high < WORTH * before[1]:
+                continue
+            side, number = ("in", 0) if value < inputs else ("out", value - inputs)
+            now, then = (_range((1000 * ends[0], 1000 * ends[1])) for ends in (before, after))
+            more = wide.macs / here.region.macs - 1
+            what = f"{has} channels {side}: with {wanted}, {more:.0%} more products, {then} instead of {now} ms"
+            yield Advice("channels", here.names[number], what, self.gain(here, low, high))
+
+    def alone(self, region: Region, shape: Shape, best: Candidate) -> tuple[float, float]:
+        """The estimate, and what it lacks: numbers that move one by one, since 16 bytes would hold another place's.
+
+        At least their loads and stores are waited for, at most all instructions for them come on top.
+        """
+        if best.template != "tile":
+            return best.seconds, best.seconds
+        first, last, tile = region.layers[0], region.layers[-1], best.parameters
+        places = shape[0] * prod(first.size(*shape[1:]))
+        moves = instructions = 0
+        if first.channels % UNIT:
+            across = ceil(first.filters / tile.filters) if len(region.layers) == 1 else 1
+            inner = ceil(prod(first.weights.shape[:3]) / tile.inner) * tile.inner
+            moves += places * inner * across
+            instructions += FETCH * places * inner * across
+        if last.filters % UNIT and region.shuffle == 1:
+            moves += places * last.filters
+            instructions += STORE * places * last.filters
+        arch = self.arch
+        waited = moves / (LOADS_PER_CYCLE * arch.processors * arch.clock) + arch.launch
+        return max(best.seconds, waited), max(best.seconds + self.issued(instructions), waited)
+
+    # -------------------------------------------------------------------------------------------------------- pointwise
+
+    def pointwise(self, here: _Here) -> Iterator[Advice]:
+        """For a layer with a larger kernel, alone in its region: what a 1×1 behind it costs in the same kernel."""
+        (layer, *more), shape = here.region.layers, here.shape
+        filters = layer.filters
+        if more or layer.kernel == (1, 1) or filters > MOST_IN_SHARED:
+            return
+        second = Layer(
+            len(here.region.channels), np.zeros((1, 1, filters, filters), np.float32), np.zeros(filters, np.float32)
+        )
+        pair = replace(here.region, layers=(layer, replace(second, steps=(Activate("relu"),))))
+        best = self.best(pair, shape)
+        if best is None:
+            return
+        macs = here.numbers[0] * filters
+        # By instructions of 16 × 8 × 16 on four quarters of each multiprocessor.
+        least = macs / 2048 * self.arch.product_cycles / 4 / self.arch.processors / self.arch.clock
+        low, high = sorted((max(best.seconds - here.best.seconds, 0.0), least))
+        keeps = "registers" if filters <= MOST_IN_REGISTERS else "shared memory"
+        if best.template == "tile" and best.parameters.second == "shared":
+            keeps = "shared memory"
+        out = here.sizes[-1]
+        apart = self.best(Region((replace(second, value=0),), (filters,)), (shape[0], *out))
+        what = f"a 1×1 of {filters} to {filters} channels behind it in the same kernel, by {keeps}"
+        what += f"; as a kernel of its own {1000 * apart.seconds:.4f} ms" if apart is not None else ""
+        yield Advice("pointwise", here.names[0], what, self.gain(here, -high, -low))
+
+    @staticmethod
+    def gain(here: _Here, low: float, high: float) -> Gain:
+        return Gain(1000 * low, 1000 * high, 1000 * here.best.seconds)
+
+
+def _range(milliseconds: tuple[float, float]) -> str:
+    first, last = (f"{round(end, 4) + 0.0:.4f}" for end in milliseconds)  # + 0.0: of -0.0
+    return first if first == last else f"{first} to {last}"
+
+
+def _filters(region: Region) -> list[int]:
+    return [layer.filters for layer in region.layers]
+
+
+def _widened(region: Region, value: int, wanted: int) -> Region:
+    """The region with so many channels of a value; what is added to it has as many."""
+    inputs = len(region.channels)
+    channels, layers = list(region.channels), []
+    if value < inputs:
+        channels[value] = wanted
+    for number, layer in enumerate(region.layers, inputs):
+        weights, bias, steps = layer.weights, layer.bias, layer.steps
+        if layer.value == value:
+            weights = _padded(weights, 2, wanted)
+        if number == value:
+            weights, bias = _padded(weights, 3, wanted), _padded(bias, 0, wanted)
+            steps = tuple(_padded_step(step, wanted) for step in steps)
+            for step in steps:
+                if isinstance(step, Add) and step.value < inputs and channels[step.value] > 1:
+                    channels[step.value] = wanted
+        layers.append(replace(layer, weights=weights, bias=bias, steps=steps))
+    return replace(region, layers=tuple(layers), channels=tuple(channels))
+
+
+def _padded_step(step: Activate | Add, wanted: int) -> Activate | Add:
+    if isinstance(step, Add) or step.slopes is None or step.slopes.size == 1:
+        return step
+    return replace(step, slopes=_padded(step.slopes, 0, wanted))
+
+
+def _padded(array: np.ndarray, axis: int, wanted: int) -> np.ndarray:
+    return np.pad(array, [(0, wanted - size if number == axis else 0) for number, size in enumerate(array.shape)])
