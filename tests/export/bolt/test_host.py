@@ -352,7 +352,7 @@ def test_launches_that_are_none(more, words):
 
 
 def test_a_source_that_is_refused():
-    with pytest.raises(ConversionError, match=r"^g\+\+ refused the source: kernel\.cu:\d+:\d+: error: .*nonsense"):
+    with pytest.raises(ConversionError, match=r"^g\+\+ refused the source: source\.cpp:\d+:\d+: error: .*nonsense"):
         launched("nonsense", [])
 
 
