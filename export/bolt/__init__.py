@@ -1,13 +1,14 @@
 """Bolt: parts of a network as fused GPU kernels, found by a search among templates.
 
-    graph.py, partition.py   an ONNX file, normalised; its parts that one kernel can compute, each as a node of its own
-    shapes.py, rewriting.py, layout.py, phases.py, folding.py, standard.py, half.py
-                             what these two are made of
-    region.py                such a part as values: layers, and what comes behind each
-    spec.py                  the same as JSON and arrays
-    templates/               CUDA sources for a region, written from parameters
-    build.py, bundle.py      sources compiled; one file that has all of it
-    host/                    the same sources on the CPU, thread by thread, to test them without a GPU
+    region.py, spec.py       a part of a network that one kernel computes, as values, and as JSON; reference.py: in NumPy
+    graph.py, partition.py   an ONNX file, normalised (by folding, layout, phases), and its parts, each as a node of its
+                             own (standard.py: what such a node means); half.py: in float16
+    templates/, source.py    CUDA sources for a region, written from parameters; grids.py: how they are launched
+    search.py, tuning.py     candidates ranked by an estimate (architectures.py), or by a GPU's times (meter.py)
+    build.py, checking.py    sources compiled; run on the CPU, thread by thread (host/), and compared
+    assembling.py, bundle.py all of it, from an ONNX file to one file
+    runtime.py, dlpack.py    bundles on a GPU, with arrays of other libraries; ort/: in ONNX Runtime; trt.py: in TensorRT
+    advice.py                what would make a network faster on its GPU
 
 Source: Xing et al., MLSys 2022, https://arxiv.org/abs/2110.15238.
 """

@@ -107,12 +107,13 @@ def assemble(
     parted, ranked = _parted(model, sizes, chosen, policy)
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
+    compiled: dict[str, build.Compiled] = {}
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     measured = _Measuring.of(tune, cache, meter, arch)
     for index, (region, (shape, estimated)) in enumerate(zip(parted.regions, ranked, strict=True)):
         ranking, slow = measured.ranked(region, shape, estimated, on_progress)
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
-        kernel, reason = _kernel(index, region, ranking, arch, checked, slow)
+        kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
         kernels.append(kernel)
         if reason is not None:
             refused.append({"node": region.names[-1], "reason": reason})
@@ -223,17 +224,21 @@ def _kernel(
     arch: str,
     checked: dict[str, str | None] | None,
     refused: list[str],
+    compiled: dict[str, build.Compiled],
 ) -> tuple[Kernel | None, str | None]:
     """The first candidate that stays in registers and computes what is meant; or the reason why there is none.
 
     Args:
         checked: what is wrong with kernels that ran on the CPU, by their names; `None`: none are run.
         refused: candidates that were refused before, and why.
+        compiled: kernels that others of equal structure had compiled, by their names.
     """
     refused = list(refused)
     for candidate in ranking[:TRIES]:
         source = candidate.emit(region)
-        built = build.compiled(source.text, [source.kernel], arch)
+        if source.kernel not in compiled:
+            compiled[source.kernel] = build.compiled(source.text, [source.kernel], arch)
+        built = compiled[source.kernel]
         info = built.kernels[source.kernel]
         if info.spill_stores or info.spill_loads or info.stack_bytes:
             refused.append(f"{candidate.parameters}: {info.spill_stores} bytes of registers spill")

@@ -43,16 +43,15 @@ JSON = ("launches", "tuning", "metadata")
 class Bundle:
     """A compiled network.
 
-    What there is several of has names: an architecture ("sm_90a"), or a kernel and an architecture
-    ("stem/sm_90a"), as the launches refer to it.
+    What there is several of has names: of a kernel, or of a kernel and an architecture ("strip_1f/sm_90a").
 
     Attributes:
         onnx: the ONNX file, with a node for each kernel.
         cubins: machine code by name.
-        ptx: the same in PTX, for later GPUs.
+        ptx: the same in PTX, as TensorRT takes it.
         sources: CUDA C++ by name, to compile for others.
         launches: what a launch of each kernel takes, in JSON: objects, lists, strings, numbers, booleans and null.
-        weights: packed, by the kernel's name.
+        weights: packed, by the number of the region.
         tuning: which kernels were tried, and how fast they were, in JSON.
         metadata: all else, in JSON.
     """

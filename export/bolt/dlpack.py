@@ -6,6 +6,7 @@ Source: https://dmlc.github.io/dlpack/latest/c_api.html (the structures), and th
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -74,6 +75,10 @@ class Array:
     device: tuple[int, int]
     owner: Any
 
+    @property
+    def nbytes(self) -> int:
+        return 2 * prod(self.shape)
+
     def numpy(self) -> np.ndarray:
         """The same memory, on the CPU."""
         numbers = (ctypes.c_uint16 * prod(self.shape)).from_address(self.pointer)
@@ -83,7 +88,8 @@ class Array:
 def array_of(given: Any, stream: int) -> Array:
     """Where another library's array is, when all that is queued for it before `stream` is done.
 
-    Torch's channels-last images, N×C×H×W by shape and N×H×W×C in memory, are taken as they are in memory.
+    Torch's channels-last images, N×C×H×W by shape and N×H×W×C in memory, are taken as they are in memory; with one
+    channel nothing tells the two apart, and N×H×W×1 is what is wanted.
 
     Raises:
         WrongArgument: no array, not float16, or not in rows.
@@ -120,18 +126,25 @@ def _same(strides: tuple[int, ...], wanted: tuple[int, ...], shape: tuple[int, .
 
 
 class Owned:
-    """Our memory as another library's array."""
+    """Our memory as another library's array.
+
+    Args:
+        array: where it is.
+        order: is called with the stream of who takes it, which then waits for what fills the memory.
+    """
 
     _alive: dict[int, tuple[Any, ...]] = {}  # noqa: RUF012  # of all: what deleters free
 
-    def __init__(self, array: Array):
-        self._array = array
+    def __init__(self, array: Array, order: Callable[[int], None] = lambda stream: None):
+        self._array, self._order = array, order
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.device
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
         array = self._array
+        if array.device[0] == CUDA and stream != -1:  # which asks for no waiting
+            self._order(0 if stream in (None, 1) else int(stream))
         sizes = (ctypes.c_int64 * len(array.shape))(*array.shape)
         strides = (ctypes.c_int64 * len(array.shape))(*_rows(array.shape))
         tensor = _Tensor(array.pointer, _Device(*array.device), len(array.shape), _Type(*FLOAT16), sizes, strides, 0)

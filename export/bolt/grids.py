@@ -17,6 +17,7 @@ __all__ = ["Launch", "geometry", "launch", "output_size"]
 Launch = tuple[tuple[int, int, int], tuple[int, ...]]
 
 LIMIT = 2**31
+MOST_IMAGES = 65535  # blocks along a grid's third axis
 
 
 def geometry(layer: Layer) -> list[int]:
@@ -67,6 +68,8 @@ def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors:
 def _strip(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
     """As many bands of rows as end soonest: waves of blocks, times the steps that each takes."""
     height, width = out
+    if n > MOST_IMAGES:
+        raise WrongArgument(f"{n} images are more than {MOST_IMAGES}, the most of a launch.")
     strips, rows, slots = ceil(width / rule["useful"]), rule["rows"], processors * rule["blocks"]
 
     def cost(bands: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from keras_efficient.export.bolt.source import Source
 
 __all__ = ["CudaMeter"]
 
-LAUNCHES = 20  # in a graph, so that their distance on the device is measured and not that of calls
+LAUNCHES = 20  # in a graph, at least, so that their distance on the device is measured and not that of calls
 SETS = 64  # of inputs and outputs, at most, that take turns
 CACHES = 2  # as many times the L2 cache as these fill
 
@@ -32,7 +33,8 @@ class CudaMeter:
         self.device = CudaDevice() if device is None else device
         self.arch = self.device.arch
         self.identity: dict[str, Any] = self.device.identity()
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[Any, Any] = {}
+        self._weights: tuple[bytes, Any] | None = None
 
     def error(self, region: Region, source: Source, cubin: bytes) -> float:
         down = max(layer.kernel[0] * layer.stride[0] for layer in region.layers)
@@ -59,17 +61,20 @@ class CudaMeter:
         ]
 
         def launches() -> None:
-            for number in range(LAUNCHES):
+            for number in range(max(LAUNCHES, count)):
                 inputs, out = sets[number % count]
                 self._launch(region, source, cubin, inputs, out)
 
-        return [one / LAUNCHES for one in self.device.timed(launches, repetitions)]
+        return [one / max(LAUNCHES, count) for one in self.device.timed(launches, repetitions)]
 
     def _launch(self, region: Region, source: Source, cubin: bytes, inputs: list[Any], out: Any) -> None:
-        if source.kernel not in self._functions:
-            function = self.device.function(cubin, source.kernel, source.shared_bytes)
-            self._functions[source.kernel] = function, self.device.weights(source.packed)
-        function, weights = self._functions[source.kernel]
+        # Kernels of equal structure have equal names, and weights of their own.
+        name, packed = (source.kernel, hashlib.sha256(cubin).digest()), hashlib.sha256(source.packed).digest()
+        if name not in self._functions:
+            self._functions[name] = self.device.function(cubin, source.kernel, source.shared_bytes)
+        if self._weights is None or self._weights[0] != packed:
+            self._weights = packed, self.device.weights(source.packed)
+        function, weights = self._functions[name], self._weights[1]
         n, height, width = (1, 1, inputs[0].shape[0]) if region.rows else inputs[0].shape[:3]
         grid, integers = launch(source.rule, n, height, width, self.device.processors)
         arguments = [*inputs, weights, height, width, *integers, out]

@@ -20,13 +20,14 @@ def computed(region: Region, inputs: Sequence[np.ndarray], *, rounded: type | No
     Args:
         region: what is computed.
         inputs: (N, H, W, C) each, or (M, C) of rows.
-        rounded: a NumPy type that each layer's output is rounded to, as kernels keep it; `None`: none.
+        rounded: a NumPy type that weights and each layer's output are rounded to, as kernels keep them; `None`: none.
     """
     values = [np.asarray(one, np.float64) for one in inputs]
     if region.rows:
         values = [one[None, None] for one in values]
     for layer in region.layers:
-        found = _convolved(values[layer.value], layer) + layer.bias
+        weights = layer.weights if rounded is None else layer.weights.astype(rounded)
+        found = _convolved(values[layer.value], layer, weights.astype(np.float64)) + layer.bias
         for step in layer.steps:
             found = found + values[step.value] if isinstance(step, Add) else activated(found, step)
         values.append(found if rounded is None else found.astype(rounded).astype(np.float64))
@@ -64,12 +65,11 @@ def activated(x: np.ndarray, step: Activate) -> np.ndarray:
             return np.tanh(x)
 
 
-def _convolved(x: np.ndarray, layer: Layer) -> np.ndarray:
+def _convolved(x: np.ndarray, layer: Layer, weights: np.ndarray) -> np.ndarray:
     top, left, bottom, right = layer.padding
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
     height, width = layer.size(*x.shape[1:3])
     found = np.zeros((len(x), height, width, layer.filters))
-    weights = layer.weights.astype(np.float64)
     for row in range(layer.kernel[0]):
         for column in range(layer.kernel[1]):
             above, beside = row * layer.dilation[0], column * layer.dilation[1]

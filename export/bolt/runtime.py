@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +18,14 @@ import numpy as np
 from keras_efficient.errors import ConversionError, MissingDependency, UnsupportedLayer, WrongArgument
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.dlpack import CUDA, Array, Owned, array_of
-from keras_efficient.export.bolt.grids import launch, output_size
+from keras_efficient.export.bolt.dlpack import CPU, CUDA, Array, Owned, array_of
+from keras_efficient.export.bolt.grids import Launch, launch, output_size
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
 __all__ = ["CudaDevice", "Device", "HostDevice", "Runner", "load"]
+
+
+ALIGNMENT = 16  # bytes: the widest loads of kernels
 
 
 class Device(Protocol):
@@ -30,10 +34,18 @@ class Device(Protocol):
     Attributes:
         arch: whose machine code it takes.
         processors: its multiprocessors.
+        place: DLPack's kind and number of it.
     """
 
     arch: str
     processors: int
+    place: tuple[int, int]
+
+    def order(self, before: int, after: int) -> None:
+        """What is on stream `after` from now on waits for what is on `before`."""
+
+    def finish(self, stream: int) -> None:
+        """Waits for all that is on a stream."""
 
     def kernel(self, bundle: Bundle, name: str, shared_bytes: int) -> Any:
         """A kernel of the bundle, ready to be launched."""
@@ -78,9 +90,11 @@ class Runner:
         self.outputs = tuple(one.name for one in graph.output)
         names = {one: one for one in self.inputs}  # what casts between float32 and float16 made is the same here
         self._steps: list[_Step] = []
-        kernels, regions = bundle.launches["kernels"], bundle.launches["regions"]
+        self._launches: dict[tuple[int, int, int, int], Launch] = {}
+        kernels, regions = _launches(bundle)
+        types = _types(graph)
         for node in graph.node:
-            if node.op_type == "Cast":
+            if _only_widens(node, types):
                 names[node.output[0]] = names.get(node.input[0], node.input[0])
                 continue
             index, structure = _region(node)
@@ -89,6 +103,8 @@ class Runner:
                 raise UnsupportedLayer(node.name, "the bundle has no kernel for it.", hint="Run its ONNX file instead.")
             entry = kernels[name]
             reads = tuple(names.get(one, one) for one in node.input[: len(structure["channels"])])
+            if str(index) not in bundle.weights:
+                raise ConversionError(f"The bundle has no weights of region {index}.", hint="Export the model again.")
             kernel = device.kernel(bundle, name, entry["shared_bytes"])
             weights = device.weights(bundle.weights[str(index)])
             names[node.output[0]] = node.output[0]
@@ -114,24 +130,50 @@ class Runner:
         if out is not None and len(self.outputs) != 1:
             raise WrongArgument("`out` is for networks with one output.")
         stream = _stream_of(inputs[0]) if stream is None else stream
-        values = {name: array_of(one, stream) for name, one in zip(self.inputs, inputs, strict=True)}
+        values = {name: self._taken(one, stream) for name, one in zip(self.inputs, inputs, strict=True)}
         if out is not None:
-            values[self._results[0]] = array_of(out, stream)
-        for step in self._steps:
-            self._run(step, values, stream)
+            values[self._results[0]] = self._target(out, stream, list(values.values()))
+        for number, step in enumerate(self._steps):
+            self._run(number, step, values, stream)
+        if type(inputs[0]).__module__.startswith("jax"):
+            self._device.finish(stream)  # JAX would use the inputs' memory again, knowing nothing of this stream
         if out is not None:
             return out
-        found = [Owned(values[name]).like(inputs[0]) for name in self._results]
+        order = partial(self._device.order, stream)
+        found = [Owned(values[name], order).like(inputs[0]) for name in self._results]
         return found[0] if len(found) == 1 else found
 
-    def _run(self, step: _Step, values: dict[str, Array], stream: int) -> None:
+    def _taken(self, given: Any, stream: int) -> Array:
+        array = array_of(given, stream)
+        if array.device != self._device.place:
+            raise WrongArgument(
+                f"The array is on DLPack device {array.device}, the kernels are on {self._device.place}."
+            )
+        if array.device[0] != CPU and array.pointer % ALIGNMENT:
+            hint = "Copy it: it begins within another one."
+            raise WrongArgument(f"The array's memory begins at no multiple of {ALIGNMENT} bytes.", hint=hint)
+        return array
+
+    def _target(self, out: Any, stream: int, inputs: Sequence[Array]) -> Array:
+        if type(out).__module__.startswith("jax"):
+            raise WrongArgument("`out` is an array of JAX, which nobody may write to.", hint="Leave it out.")
+        array = self._taken(out, stream)
+        end = array.pointer + array.nbytes
+        if any(one.pointer < end and array.pointer < one.pointer + one.nbytes for one in inputs):
+            raise WrongArgument("`out` shares memory with an input, which kernels read while they write.")
+        return array
+
+    def _run(self, number: int, step: _Step, values: dict[str, Array], stream: int) -> None:
         given = [values[name] for name in step.reads]
         channels, rows = step.structure["channels"], step.structure["rows"]
         for name, one, wanted in zip(step.reads, given, channels, strict=True):
             if len(one.shape) != (2 if rows else 4) or one.shape[-1] != wanted:
                 raise WrongArgument(f"{name!r} is {one.shape}; {'rows' if rows else 'N×H×W'} of {wanted} are wanted.")
         n, height, width = (1, 1, given[0].shape[0]) if rows else given[0].shape[:3]
-        grid, integers = launch(step.entry["rule"], n, height, width, self._device.processors)
+        key = (number, n, height, width)
+        if key not in self._launches:
+            self._launches[key] = launch(step.entry["rule"], n, height, width, self._device.processors)
+        grid, integers = self._launches[key]
         size = output_size(step.structure, height, width)
         filters = step.structure["layers"][-1]["filters"] // step.structure["shuffle"] ** 2
         shape = (size[1], filters) if rows else (n, *size, filters)
@@ -169,6 +211,39 @@ def _region(node: Any) -> tuple[int, Mapping[str, Any]]:
     return attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
 
 
+def _launches(bundle: Bundle) -> tuple[dict[str, Any], list[Any]]:
+    """Kernels by name, and the name for each region."""
+    kernels, regions = bundle.launches.get("kernels"), bundle.launches.get("regions")
+    wanted = {"rule": dict, "threads": int, "shared_bytes": int}
+    fits = (
+        isinstance(kernels, dict)
+        and isinstance(regions, list)
+        and all(isinstance(one, dict) for one in kernels.values())
+        and all(isinstance(one.get(name), kind) for one in kernels.values() for name, kind in wanted.items())
+        and all(one is None or one in kernels for one in regions)
+    )
+    if not fits:
+        raise ConversionError("The bundle does not say how its kernels are launched.", hint="Export the model again.")
+    return kernels, regions  # type: ignore[return-value]
+
+
+def _types(graph: Any) -> dict[str, int]:
+    """Number formats of inputs, by name; what a region gives is float16."""
+    return {one.name: one.type.tensor_type.elem_type for one in graph.input}
+
+
+def _only_widens(node: Any, types: dict[str, int]) -> bool:
+    """Whether a node makes float32 of float16 or back, which the runtime leaves out."""
+    import onnx
+
+    if node.op_type != "Cast" or node.domain:
+        return False
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    to = next(one.i for one in node.attribute if one.name == "to")
+    types[node.output[0]] = to
+    return to in floats and types.get(node.input[0], onnx.TensorProto.FLOAT16) in floats
+
+
 def _stream_of(array: Any) -> int:
     """The stream on which an array's library works at the moment."""
     library = type(array).__module__.split(".")[0]
@@ -192,9 +267,16 @@ class HostDevice:
     """
 
     arch = "host"
+    place = (CPU, 0)
 
     def __init__(self, processors: int = 4, seed: int = 0):
         self.processors, self.seed = processors, seed
+
+    def order(self, before: int, after: int) -> None:
+        pass  # all is done when a call returns
+
+    def finish(self, stream: int) -> None:
+        pass
 
     def kernel(self, bundle: Bundle, name: str, shared_bytes: int) -> Any:
         return bundle.sources[name], name
@@ -253,7 +335,8 @@ class CudaDevice:
                 "L2_CACHE_SIZE",
             )
         )
-        self.arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
+        self.arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        self._context, self.place = context, (CUDA, int(device))
         self._libraries: list[Any] = []
         self._stream: Any = None
 
@@ -301,6 +384,7 @@ class CudaDevice:
         array = np.ascontiguousarray(array)
         memory = _Memory(int(self._call("cuMemAlloc", array.nbytes)), self)
         self._call("cuMemcpyHtoD", memory.pointer, array.ctypes.data, array.nbytes)
+        self._call("cuCtxSynchronize")
         return Array(memory.pointer, array.shape, (CUDA, int(self._call("cuCtxGetDevice"))), memory)
 
     def fetched(self, array: Array) -> np.ndarray:
@@ -336,12 +420,30 @@ class CudaDevice:
             self._call("cuGraphDestroy", graph)
         return found
 
+    def order(self, before: int, after: int) -> None:
+        if before == after:
+            return
+        event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self._call("cuEventRecord", event, before)
+        self._call("cuStreamWaitEvent", after, event, 0)
+        self._call("cuEventDestroy", event)  # when it is done with
+
+    def finish(self, stream: int) -> None:
+        self._call("cuStreamSynchronize", stream)
+
+    def enter(self) -> None:
+        """Makes the context this thread's."""
+        self._call("cuCtxSetCurrent", self._context)
+
     def weights(self, packed: bytes) -> Any:
+        self.enter()
         pointer = self._call("cuMemAlloc", len(packed))
         self._call("cuMemcpyHtoD", pointer, packed, len(packed))
+        self._call("cuCtxSynchronize")  # a copy from pageable memory may return before it is there
         return _Memory(int(pointer), self)
 
     def buffer(self, shape: tuple[int, ...], stream: int) -> Array:
+        self.enter()
         pointer = int(self._call("cuMemAllocAsync", 2 * int(np.prod(shape)), stream))
         owner = _Memory(pointer, self, stream)
         return Array(pointer, tuple(shape), device=(CUDA, int(self._call("cuCtxGetDevice"))), owner=owner)
@@ -349,6 +451,7 @@ class CudaDevice:
     def launch(
         self, kernel: Any, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[Any], stream: int
     ) -> None:
+        self.enter()
         values, kinds = zip(*_plain(arguments), strict=True)
         self._call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared_bytes, stream, (values, kinds), 0)
 
@@ -370,6 +473,7 @@ class _Memory:
 
     def __del__(self) -> None:
         driver = self._device._driver
+        driver.cuCtxSetCurrent(self._device._context)
         if self._stream is None:
             driver.cuMemFree(self.pointer)
         else:

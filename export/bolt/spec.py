@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from math import isfinite, isinf, prod
+from math import isinf, prod
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ VERSION = 1
 LONGEST_TEXT = 1 << 20
 MOST = {"layers": 1024, "inputs": 256, "steps": 64, "channels": 1 << 20, "kernel": 255, "shuffle": 16}
 MOST_WEIGHTS = (1 << 31) - 1
+MOST_LIMIT = float(np.finfo(np.float32).max)
 
 
 def spec(region: Region) -> dict[str, Any]:
@@ -246,12 +247,12 @@ def _checked_step(step: Any, known: list[int], filters: int) -> None:
         raise WrongArgument(f"A step is no activation: {str(step)[:100]}.")
     more = {"prelu": ("slopes",), "clip": ("low", "high")}.get(str(kind), ())
     _keys(step, "a step", "kind", *more)
-    if kind == "prelu" and (isinstance(step["slopes"], bool) or step["slopes"] not in (1, filters)):
+    if kind == "prelu" and (type(step["slopes"]) is not int or step["slopes"] not in (1, filters)):
         raise WrongArgument(f"{str(step['slopes'])[:20]} slopes for {filters} channels.")
     if kind == "clip":
         limits = [step[name] for name in more]
         for one in limits:
-            if one is not None and (isinstance(one, bool) or not isinstance(one, int | float) or not isfinite(one)):
+            if one is not None and (type(one) not in (int, float) or not abs(one) <= MOST_LIMIT):
                 raise WrongArgument(f"A clip's limits are numbers, not {str(limits)[:100]}.")
         if None not in limits and limits[0] > limits[1]:
             raise WrongArgument(f"A clip from {limits[0]} to {limits[1]}.")

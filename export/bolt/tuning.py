@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import statistics
 import time
@@ -172,19 +173,22 @@ def tuned(
         shape: images, height and width.
         meter: the GPU.
         deadline: of `time.monotonic()`.
-        cache: of earlier measurements; these are taken as they are.
+        cache: of earlier measurements; these are taken as they are, and candidates that it lacks are measured.
         on_progress: called with a line for each candidate.
         executor: that compiles; by default processes, as many as there are cores.
     """
     name = key(region, shape, meter.identity)
-    known = None if cache is None else cache.get(name)
-    if known is not None and (again := _from_cache(known, ranking)):
-        return again, []
+    earlier = _from_cache((cache and cache.get(name)) or [], ranking)
+    left = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in earlier]]
+    if not left or time.monotonic() >= deadline:
+        return [*earlier, *left], []
     trials: list[_Trial] = []
     refused: list[str] = []
-    with contextlib.nullcontext(executor) if executor is not None else ProcessPoolExecutor() as pool:
-        for candidate, source, result in _compiled(region, ranking, meter.arch, pool, deadline):
-            on_progress(f"candidate {len(trials) + len(refused) + 1} of {len(ranking)}")
+    # A fork would have the parent's CUDA context, which is of no use in a child.
+    context = multiprocessing.get_context("spawn")
+    with contextlib.nullcontext(executor) if executor is not None else ProcessPoolExecutor(mp_context=context) as pool:
+        for candidate, source, result in _compiled(region, left, meter.arch, pool, deadline):
+            on_progress(f"candidate {len(earlier) + len(trials) + len(refused) + 1} of {len(ranking)}")
             problem = _problem(region, source, result, meter)
             if problem is None and isinstance(result, build.Compiled):
                 trials.append(_Trial(candidate, source, result.cubin, []))
@@ -193,12 +197,13 @@ def tuned(
     for repetitions, share in ROUNDS:
         trials.sort(key=_median)
         for trial in trials[: max(1, round(share * len(trials)))]:
-            if trial.times and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 break
             trial.times += meter.seconds(region, trial.source, trial.cubin, shape, repetitions)
     trials.sort(key=_median)
     found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials if one.times]
-    if found and cache is not None and time.monotonic() <= deadline:
+    news, found = bool(found), sorted([*earlier, *found], key=lambda one: one.seconds)
+    if news and cache is not None:
         cache.put(name, [{**one.to_dict(), "seconds": one.seconds} for one in found])
     rest = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in found]]
     return [*found, *rest], refused
@@ -209,7 +214,7 @@ def _median(trial: _Trial) -> float:
 
 
 def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> list[Candidate]:
-    """Known ones that are among today's candidates: a file cannot bring parameters of its own."""
+    """Known ones that are among today's candidates, the fastest first: a file cannot bring parameters of its own."""
     by_parameters = {json.dumps(one.to_dict(), sort_keys=True): one for one in ranking}
     found = []
     for entry in known:
@@ -217,7 +222,7 @@ def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> li
         candidate = by_parameters.get(json.dumps(own, sort_keys=True))
         if candidate is not None:
             found.append(replace(candidate, seconds=entry["seconds"], measured=True))
-    return found
+    return sorted(found, key=lambda one: one.seconds)
 
 
 def _compiled(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_efficient.errors import ConversionError
 from keras_efficient.export.targets import Built, Option, Request, Target
 from keras_efficient.export.targets import onnx as onnx_target
 
@@ -57,15 +58,18 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     how: dict[str, Any] = {"arch": arch, "tune": tune, "cache": cache, "on_progress": request.on_progress}
     bundle = assemble(onnx.load(built.path), sizes, **how)
     path = folder / "model.bolt"
-    bundle.save(path, overwrite=True)
     kernels = bundle.tuning["kernels"]
+    if not kernels:
+        reasons = "; ".join(f"{one['node']}: {one['reason']}" for one in bundle.metadata["refused"][:3])
+        raise ConversionError(f"No part of the network has a kernel. {reasons}.", hint="Export it as .onnx.")
+    bundle.save(path, overwrite=True)
     total = sum(one["measured_ms"] or one["estimated_ms"] for one in kernels)
     was = "each held to its meaning on the CPU" if bundle.metadata["checked"] else "not checked, since g++ is missing"
-    measured = all(one["measured_ms"] is not None for one in kernels)
-    basis = "measured on this GPU" if measured else "by an estimate; they ran on no GPU yet"
+    measured = sum(one["measured_ms"] is not None for one in kernels)
+    basis = f"{measured} of {len(kernels)} times measured on this GPU, the others estimates"
+    basis = basis if measured else "an estimate; they ran on no GPU yet"
     notes = [
-        f"{len(kernels)} kernels for {arch}, {was}.",
-        f"{total:.3f} ms in all, {basis}.",
+        f"{len(kernels)} kernels for {arch}, {was}: {total:.3f} ms in all, {basis}.",
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
     return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=total)

@@ -1077,6 +1077,7 @@ Launch launch(const Json& rule, int64_t n, int64_t height, int64_t width, int64_
             refuse(n, " images of ", height, " × ", width, " have 2³¹ numbers or more.");
     }
     if (kind == "strip") {
+        if (n > 65535) refuse(n, " images are more than 65535, the most of a launch.");
         const int64_t strips = quotient(width, integer("useful")), rows = integer("rows"), extra = integer("extra", 0);
         const int64_t slots = processors * integer("blocks");
         int64_t best = 0, least = std::numeric_limits<int64_t>::max();

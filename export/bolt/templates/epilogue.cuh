@@ -2,7 +2,7 @@
 
 namespace bolt {
 
-BOLT_DEVICE float relu(float x) { return x > 0.0f ? x : 0.0f; }
+BOLT_DEVICE float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays NaN
 BOLT_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 BOLT_DEVICE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 BOLT_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + fast_erf(0.70710678f * x)); }

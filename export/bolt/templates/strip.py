@@ -481,6 +481,10 @@ class _Writer:
         if other >= self.inputs:
             rows, pad, _ = self.plan.rings[other]
             back = self.plan.offsets[other] - self.plan.offsets[value]
+            if self.plan.layer(other).filters == 1 < filters:  # one number for all filters
+                line = f"ring_{other}.row(wrapped(wrapped(at_{other} - {back}, {rows}) + row, {rows}))"
+                one = f"const float one = to_float({line}[ring_{other}.place(place + {pad}, 0)]);"
+                return ["{", one, "a += one, b += one;", "}"]
             return [
                 "{",
                 f"const half* from = ring_{other}.row(wrapped(wrapped(at_{other} - {back}, {rows}) + row, {rows})) + "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -100,6 +101,7 @@ def test_a_bundle_is_the_same_from_its_file(small, tmp_path):
         ((np.zeros((4, 4), np.float16),), "of 1 are wanted"),
         ((np.zeros((1, 4, 8, 1), np.float16)[:, :, ::2],), "not in rows"),
         (("text",), "An array with DLPack"),
+        ((np.zeros((1, 4, 4, 1), np.float16), np.zeros((1, 4, 4, 1), np.float16)), "takes 1 arrays, received 2"),
     ],
 )
 def test_arrays_that_are_wrong(small, arrays, words):
@@ -108,6 +110,26 @@ def test_arrays_that_are_wrong(small, arrays, words):
         run(*arrays)
     with pytest.raises(WrongArgument, match="`out` is"):
         run(np.zeros((1, 4, 4, 1), np.float16), out=np.zeros((1, 4, 4, 1), np.float16))
+    both = np.zeros((5, 8, 8, 1), np.float16)
+    with pytest.raises(WrongArgument, match="shares memory"):
+        run(both[:1, :4, :8], out=both[:1])
+
+
+def test_bundles_that_say_nothing_of_launches(small):
+    for launches in ({}, {"kernels": {}, "regions": ["x"]}, {"kernels": {"x": {"rule": 1}}, "regions": [None]}):
+        with pytest.raises(ConversionError, match="does not say how"):
+            load(replace(small[2], launches=launches), HostDevice())
+    with pytest.raises(ConversionError, match="no weights of region 0"):
+        load(replace(small[2], weights={}), HostDevice())
+
+
+def test_casts_to_integers_are_not_left_out():
+    from keras_efficient.export.bolt.runtime import _only_widens
+
+    for to, widens in ((1, True), (10, True), (6, False), (11, False)):
+        node = onnx.helper.make_node("Cast", ["x"], ["y"], to=to)
+        assert _only_widens(node, {"x": 1}) is widens
+    assert not _only_widens(onnx.helper.make_node("Cast", ["x"], ["y"], to=1), {"x": 6})
 
 
 def test_several_kernels(tmp_path):
@@ -210,7 +232,10 @@ def test_bands_of_strips_cover_an_image_once():
         assert (bands - 1) * band < height <= bands * band
 
 
-@pytest.mark.parametrize(("sizes", "words"), [((0, 4, 4), "nothing to compute"), ((9000, 1000, 1000), "2³¹ numbers")])
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [((0, 4, 4), "nothing to compute"), ((9000, 1000, 1000), "2³¹ numbers"), ((70_000, 8, 8), "more than 65535")],
+)
 def test_sizes_that_cannot_be_launched(sizes, words):
     rule = {"kind": "strip", "useful": 50, "extra": 14, "rows": 3, "blocks": 1, "channels": 16}
     with pytest.raises(WrongArgument, match=words):

@@ -228,3 +228,10 @@ def test_equal_regions_and_parameters_give_equal_sources():
     assert one.text == other.text  # weights differ, which are no part of it
     assert one.packed != other.packed
     assert np.frombuffer(one.packed, np.uint8).size == np.frombuffer(other.packed, np.uint8).size
+
+
+def test_one_number_for_all_filters():
+    """An inner value of one channel that is added to all of a later layer."""
+    region = Region((conv(0, 3, 8, 1), conv(1, 1, 1, 16, Add(1)), conv(2, 3, 16, 8)), (8,))
+    error, _ = kernels.run(region, strip.emit(region, Strip(2, 1, 2)), 1, 7, 31)
+    assert error < 1e-3
