@@ -287,15 +287,15 @@ class _Adviser:
             last = layer.steps[-1] if layer.steps else None
             if not isinstance(last, Activate) or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
                 continue
-            mine = INSTRUCTIONS[last.kind]
             costs = {
-                kind: self.issued(numbers * max(INSTRUCTIONS[kind] - mine, 0))
+                kind: self.issued(numbers * max(INSTRUCTIONS[kind] - INSTRUCTIONS[last.kind], 0))
                 for kind in ACTIVATIONS
                 if kind != last.kind
             }
             free = [kind for kind, cost in costs.items() if cost <= FREE * here.best.seconds]
             rest = [f"{kind} up to {cost / here.best.seconds:.0%}" for kind, cost in costs.items() if kind not in free]
-            what = f"{last.kind}: {', '.join(free) or 'nothing else'} would cost nothing more"
+            mine = "relu6" if last.kind == "clip" else last.kind
+            what = f"{mine}: {', '.join(free) or 'nothing else'} would cost nothing more"
             what += f"; {', '.join(rest)}" if rest else ""
             yield Advice("activation", name, what, self.gain(here, -max(costs.values()), 0))
 
@@ -378,7 +378,7 @@ class _Adviser:
 
     @staticmethod
     def gain(here: _Here, low: float, high: float) -> Gain:
-        return Gain(1000 * low, 1000 * high, 1000 * here.best.seconds)
+        return Gain(1000 * low + 0.0, 1000 * high + 0.0, 1000 * here.best.seconds)
 
 
 def _range(milliseconds: tuple[float, float]) -> str:
