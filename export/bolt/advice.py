@@ -282,10 +282,10 @@ class _Adviser:
     # ------------------------------------------------------------------------------------------------------ activations
 
     def activations(self, here: _Here) -> Iterator[Advice]:
-        """For each layer that ends in ReLU or ReLU6: what else it could end in."""
+        """For each layer whose last activation is ReLU or ReLU6: what else that could be."""
         for layer, name, numbers in zip(here.region.layers, here.names, here.numbers, strict=True):
-            last = layer.steps[-1] if layer.steps else None
-            if not isinstance(last, Activate) or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
+            last = next((step for step in reversed(layer.steps) if isinstance(step, Activate)), None)
+            if last is None or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
                 continue
             costs = {
                 kind: self.issued(numbers * max(INSTRUCTIONS[kind] - INSTRUCTIONS[last.kind], 0))
