@@ -192,15 +192,23 @@ def converted(
 
 
 def _names(model: onnx.ModelProto) -> dict[bytes, list[str]]:
-    """Names of layers by their weights, which regions keep; of several with the same weights, in their order."""
+    """Names of layers by their weights, which regions keep; of several with the same weights, in their order.
+
+    tf2onnx gives some layers numbers, without the path in the Keras model, which what comes behind them still has.
+    """
     from keras_efficient.export.bolt.graph import normalised_ir
     from keras_efficient.export.bolt.rewriting import constant
 
+    readers = {value: node.name for node in reversed(model.graph.node) for value in node.input}
+    behind = {node.name: readers.get(node.output[0], "") for node in model.graph.node}
     names = defaultdict(list)
     for node in normalised_ir(model).graph:
         if node.op_type in LAYERS and (weights := constant(node.inputs[1])) is not None:
             turned = weights.transpose((2, 3, 1, 0)) if weights.ndim == 4 else weights
-            names[_digest(turned)].append(node.name or str(node.outputs[0].name))
+            name = node.name or str(node.outputs[0].name)
+            reader = behind.get(name, "")
+            has_path = "/" in name or "/" not in reader
+            names[_digest(turned)].append(name if has_path else f"{name} before {reader}")
     return names
 
 
@@ -210,7 +218,7 @@ def _name(names: Mapping[bytes, list[str]], layer: Layer, region: Region) -> str
 
 
 def _digest(weights: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(weights)).digest()
+    return hashlib.sha256(np.ascontiguousarray(weights).data).digest()
 
 
 def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) -> Advice:

@@ -239,6 +239,12 @@ def test_layers_of_the_same_weights_have_names_of_their_own():
     assert set(of("activation", model)) == {"Conv_0", "Conv_3"}
 
 
+def test_a_layer_with_a_number_is_told_by_what_is_behind_it():
+    model = network(16, ("Conv", {"weights": (16, 3)}), ("Relu", {}))
+    model.graph.node[1].name = "net/first/Relu"
+    assert set(of("activation", model)) == {"Conv_0 before net/first/Relu"}
+
+
 def test_sizes_that_are_wrong():
     model = network(16, ("Conv", {"weights": (16, 3)}))
     with pytest.raises(WrongArgument, match="Input 'x' has the shape"):
