@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Advice", "Gain", "advise", "check_installed", "converted"]
 
 UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16
-MOST_IN_REGISTERS, MOST_IN_SHARED = 64, 256  # channels of a first product that a pair keeps
+MOST_KEPT = 256  # channels of a first product that a pair keeps, up to 64 of them in registers
 FREE = 0.02  # of a kernel's time, that nobody notices
 WORTH = 0.01  # of a kernel's time, below which a gain is left out
 
@@ -362,7 +362,7 @@ class _Adviser:
         """For a layer with a larger kernel, alone in its region: what a 1×1 behind it costs in the same kernel."""
         (layer, *more), shape = here.region.layers, here.shape
         filters = layer.filters
-        if more or layer.kernel == (1, 1) or filters > MOST_IN_SHARED:
+        if more or layer.kernel == (1, 1) or filters > MOST_KEPT:
             return
         second = Layer(
             len(here.region.channels), np.zeros((1, 1, filters, filters), np.float32), np.zeros(filters, np.float32)
@@ -375,9 +375,8 @@ class _Adviser:
         # By instructions of 16 × 8 × 16 on four quarters of each multiprocessor.
         least = macs / 2048 * self.arch.product_cycles / 4 / self.arch.processors / self.arch.clock
         low, high = sorted((max(best.seconds - here.best.seconds, 0.0), least))
-        keeps = "registers" if filters <= MOST_IN_REGISTERS else "shared memory"
-        if best.template == "tile" and best.parameters.second == "shared":
-            keeps = "shared memory"
+        in_registers = best.template == "tile" and best.parameters.second == "registers"
+        keeps = "registers" if in_registers else "shared memory"
         out = here.sizes[-1]
         apart = self.best(Region((replace(second, value=0),), (filters,)), (shape[0], *out))
         what = f"a 1×1 of {filters} to {filters} channels behind it in the same kernel, by {keeps}"
