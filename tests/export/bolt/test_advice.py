@@ -205,7 +205,7 @@ def test_a_pointwise_layer_behind_a_wider_kernel(filters, where):
 @pytest.mark.parametrize(
     "nodes",
     [
-        [("Conv", {"weights": (320, 3)})],
+        [("Conv", {"weights": (384, 3)})],
         [("Conv", {"weights": (32, 1)})],
         [("Conv", {"weights": (64, 3), "group": 64})],
         [("Conv", {"weights": (64, 3)}), ("Relu", {}), ("Conv", {"weights": (64, 1)})],
