@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
+import pytest
+
 from keras_efficient import export
 
 
@@ -57,3 +59,13 @@ def test_ursabench(repo_root, tmp_path, capsys):
     assert scores["MAP"]["noise"] > 0.9
     assert [path.name for path in tmp_path.iterdir()] == ["digits-ensemble.tflite"]
     assert "the digit that it doubts most" in capsys.readouterr().out
+
+
+def test_bolt(repo_root, tmp_path, capsys):
+    pytest.importorskip("cuda.bindings", reason="kernels need the extra gpu")
+    found = load(repo_root / "examples" / "bolt.py").main(tmp_path, (270, 480), "cuda-sm80")
+    assert found["error"] < 2e-3
+    assert found["sqnr_db"] > 50
+    assert (tmp_path / "sesr-m5-x2-cuda-sm80.bolt").stat().st_size < 2**21
+    assert list(tmp_path.glob("strip_*.cu"))
+    assert "lines to read" in capsys.readouterr().out

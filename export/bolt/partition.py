@@ -247,7 +247,9 @@ class _Search:
             second.weights.shape[:2] == (1, 1) and second.made().is_same and not second.depthwise
         )
         wide = max(one.made().filters for one in every)
-        return len(layers) == 1 and pointwise and layers[0].rows == second.rows and wide <= self.policy.max_second
+        # A depthwise layer multiplies no matrices; no template has a product behind one.
+        first = len(layers) == 1 and not layers[0].depthwise and layers[0].rows == second.rows
+        return first and pointwise and wide <= self.policy.max_second
 
     def is_small(self, layer: _Layer) -> bool:
         """Whether it may be in a chain, its channels aside."""

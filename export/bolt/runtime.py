@@ -211,7 +211,7 @@ class HostDevice:
         from keras_efficient.export.bolt import host
 
         plain = [one.numpy() if isinstance(one, Array) else one for one in arguments]
-        how = {"grid": tuple(grid), "threads": threads, "shared_bytes": shared_bytes, "seed": self.seed}
+        how: dict[str, Any] = {"grid": tuple(grid), "threads": threads, "shared_bytes": shared_bytes, "seed": self.seed}
         host.run(kernel[0], kernel[1], arguments=plain, **how)
 
 
@@ -232,7 +232,9 @@ class CudaDevice:
         try:
             self._call("cuInit", 0)
         except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
-            raise ConversionError(f"No CUDA device can be used: {err}", hint="Run the bundle's ONNX file.") from err
+            reason = str(err).split(". ")[0].rstrip(".")
+            hint = "Run the bundle's ONNX file in ONNX Runtime."
+            raise ConversionError(f"No CUDA device can be used: {reason}.", hint=hint) from err
         device = self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_efficient.errors import MissingDependency
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.assembling import sizes_of
@@ -96,24 +95,25 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     Raises:
         MissingDependency: no TensorRT, or one without `tensorrt.plugin`.
     """
-    import onnx
     import onnx.inliner
+
+    from keras_efficient.export.targets.tensorrt import NoTensorRT
 
     try:
         import tensorrt.plugin as api
-    except (ImportError, OSError) as err:
-        raise MissingDependency("tensorrt", "Making plugins for TensorRT", "tensorrt") from err
+    except (ImportError, OSError, RuntimeError) as err:
+        raise NoTensorRT("tensorrt", (str(err).splitlines() or [""])[0]) from err
     arch = bundle.tuning["architecture"]
     processors = processors or architecture(arch).processors
     model = onnx.load_from_string(bundle.onnx)
     known = sizes_of(model, bundle.metadata["sizes"])
-    namespace = f"bolt_{hashlib.sha256(bundle.onnx + str(processors).encode()).hexdigest()[:12]}"
+    told = (bundle.launches, bundle.ptx, bundle.metadata["sizes"], arch, processors)
+    namespace = f"bolt_{hashlib.sha256(bundle.onnx + repr(told).encode()).hexdigest()[:12]}"
     made, refusals = [], {}
     for node in [one for one in model.graph.node if one.domain == DOMAIN and one.op_type == FUSED]:
         attributes = {one.name: one for one in node.attribute}
         index, structure = attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
-        kernel = bundle.launches["regions"][index]
-        if kernel is None:
+        if (kernel := bundle.launches["regions"][index]) is None:
             continue
         entry, ptx = bundle.launches["kernels"][kernel], bundle.ptx.get(f"{kernel}/{arch}")
         shape = known.get(node.input[0])

@@ -186,7 +186,7 @@ def tuned(
         for candidate, source, result in _compiled(region, ranking, meter.arch, pool, deadline):
             on_progress(f"candidate {len(trials) + len(refused) + 1} of {len(ranking)}")
             problem = _problem(region, source, result, meter)
-            if problem is None:
+            if problem is None and isinstance(result, build.Compiled):
                 trials.append(_Trial(candidate, source, result.cubin, []))
             else:
                 refused.append(f"{candidate.parameters}: {problem}")

@@ -27,7 +27,6 @@ from keras_efficient.errors import (
     UnknownName,
     WrongArgument,
 )
-from keras_efficient.export.bolt.rewriting import Rewriter, constant, tidied
 from keras_efficient.export.flatbuffer import METADATA_KEY
 from keras_efficient.export.runtime import ExportedModel
 from keras_efficient.export.targets import Built, Option, Request, Target, onnx
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
     import onnx_ir as ir
+
+    from keras_efficient.export.bolt.rewriting import Rewriter
 
 __all__ = ["TARGETS", "EngineModel", "NoTensorRT", "convert", "profile_of"]
 
@@ -74,7 +75,7 @@ class NoTensorRT(MissingDependency):
         name = MODULES[runtime]
         message = f"TensorRT engines need the package {name!r}, which cannot be imported: {reason}."
         KerasEfficientError.__init__(self, message, hint=INSTALL[runtime])
-        self.package, self.extra = name, "tensorrt"
+        self.package, self.extra = name, ""  # no extra of ours: what is installed hangs on the machine
 
 
 def validate(request: Request) -> None:
@@ -164,6 +165,8 @@ def _to_float16(path: Path) -> tuple[str, ...]:
     import onnx as onnx_package
     import onnx_ir as ir
 
+    from keras_efficient.export.bolt.rewriting import Rewriter, tidied
+
     model = ir.serde.deserialize_model(onnx_package.shape_inference.infer_shapes(onnx_package.load(path)))
     half: dict[ir.Value, ir.Value] = {}  # of values in float32
     full: dict[ir.Value, ir.Value | None] = {}  # of values that were float32 in the file, and now are not
@@ -224,6 +227,8 @@ def _is_float32(value: ir.Value | None) -> bool:
 def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:
     import numpy as np
     import onnx_ir as ir
+
+    from keras_efficient.export.bolt.rewriting import constant
 
     if (numbers := constant(value)) is None:
         return rewriter.op("Cast", [value], to=int(ir.DataType.FLOAT16))

@@ -138,8 +138,8 @@ def _advise_gpu(name: str, target: str, shape: parse.Shape | None) -> None:
     plain = [dataclasses.asdict(one) for one in advice]
     if out.as_json:
         return out.record({"model": name, "target": target, "sizes": sizes, "advice": plain})
-    if not advice:
-        return out.text(f"Nothing: {name} has no ReLU, no odd channels and no layer that a 1×1 could join.")
+    if not advice and not out.as_json:
+        return out.message("Nothing to advise: every layer is in a kernel, and its channels are aligned.")
     out.rows([_gpu_row(one) for one in advice], _GPU)
     out.text(f"\n{_ESTIMATES.format(device=arch.device)}")
 

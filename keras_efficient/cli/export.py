@@ -78,8 +78,8 @@ def export(
         return _list_targets()
     if model is None or output is None:
         raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
-    given = {"allow_cpu": allow_cpu or None, "system_config": system_config, "memory_mode": memory_mode}
-    given |= {"tune": tune, "tune_cache": None if tune_cache is None else str(tune_cache)}
+    given: dict[str, Any] = {"allow_cpu": allow_cpu or None, "system_config": system_config}
+    given |= {"memory_mode": memory_mode, "tune": tune, "tune_cache": tune_cache and str(tune_cache)}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if tile is not None:
         options["tile"] = parse.tile(tile)  # `None` is a choice of its own: one pass

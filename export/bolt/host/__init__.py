@@ -9,13 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
 import re
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficient.errors import ConversionError, FileProblem, UnknownName, VerificationError, WrongArgument
+from keras_efficient.errors import UnknownName, VerificationError, WrongArgument
+from keras_efficient.export.bolt.shared_library import compiled
 
 __all__ = ["Run", "run"]
 
@@ -37,7 +32,6 @@ FLAGS = (
     "-fstack-clash-protection",  # what is larger than a stack does not jump over its end
     *("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"),
 )
-SECONDS = 300  # for the compiler
 MOST_THREADS = 1024
 
 _one_at_a_time = threading.Lock()
@@ -160,43 +154,8 @@ def _argument(number: int, value: Any) -> _Argument:
 
 
 def _compiled(text: str, defines: tuple[str, ...]) -> Path:
-    """The library with a kernel, compiled unless that was done before."""
-    program = shutil.which("g++")
-    if program is None:
-        raise ConversionError(
-            "Running kernels on the CPU needs g++, which is not there.", hint="Install g++ 12 or later."
-        )
-    native = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()  # halves in one instruction
-    command = [program, *FLAGS, *native, *defines]
-    known = "\0".join((*command, text, (FOLDER / "machine.hpp").read_text(encoding="utf-8")))
-    name = hashlib.sha256(known.encode()).hexdigest()[:32]
-    library = _cache() / f"{name}.so"
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        (Path(folder) / "kernel.cu").write_text(text, encoding="utf-8")
-        command += ["-I", str(FOLDER), "-x", "c++", "kernel.cu", "-o", "kernel.so"]
-        environment = {**os.environ, "LC_ALL": "C"}  # what it says is read
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=environment)
-        except subprocess.TimeoutExpired as error:
-            raise ConversionError(f"g++ has not compiled the kernel within {SECONDS} s.") from error
-        if done.returncode:
-            lines = done.stderr.splitlines() or ["it gave no reason"]
-            first = next((line for line in lines if "error" in line), lines[-1])
-            raise ConversionError(f"g++ refused the source: {first.strip()[:300]}")
-        os.replace(Path(folder) / "kernel.so", library)
-    return library
-
-
-def _cache() -> Path:
-    """A folder of this user's alone: libraries in it are run."""
-    folder = Path(tempfile.gettempdir()) / f"keras_efficient-bolt-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022 or folder.is_symlink():
-        raise FileProblem(folder, "others may write to it.", hint="Remove it, or set TMPDIR.")
-    return folder
+    machine = (FOLDER / "machine.hpp").read_text(encoding="utf-8")
+    return compiled("Running kernels on the CPU", text, (*FLAGS, *defines), include=FOLDER, known=machine)
 
 
 @functools.cache

@@ -10,11 +10,6 @@ their entry `keras_efficient.bolt.bundle`, or in the variable KERAS_EFFICIENT_BO
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.host import _cache
+from keras_efficient.export.bolt.shared_library import compiled
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,7 +27,6 @@ __all__ = ["ENTRY", "library", "session"]
 SOURCE = Path(__file__).with_name("library.cpp")
 ENTRY = "keras_efficient.bolt.bundle"  # of a session's options: the path of its bundle
 FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra")
-SECONDS = 300  # for the compiler
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
@@ -45,44 +39,8 @@ def library(*, defines: Sequence[str] = ()) -> Path:
     Raises:
         ConversionError: g++ is missing, or refused the source.
     """
-    program = shutil.which("g++")
-    if program is None:
-        raise ConversionError(
-            "ONNX Runtime's library of kernels needs g++, which is not there.", hint="Install g++ 12 or later."
-        )
-    command = [program, *FLAGS, *_native(), *(f"-D{one}" for one in defines)]
-    known = "\0".join((*command, _processor(), SOURCE.read_text(encoding="utf-8")))
-    found = _cache() / f"ort-{hashlib.sha256(known.encode()).hexdigest()[:32]}.so"
-    if found.exists():
-        return found
-    with tempfile.TemporaryDirectory(dir=found.parent) as folder:
-        made = Path(folder) / "library.so"
-        command += [str(SOURCE), "-o", str(made), "-ldl"]
-        environment = {**os.environ, "LC_ALL": "C"}  # what it says is read
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
-        except subprocess.TimeoutExpired as error:
-            raise ConversionError(f"g++ has not compiled the library within {SECONDS} s.") from error
-        if done.returncode:
-            lines = done.stderr.splitlines() or ["it gave no reason"]
-            first = next((line for line in lines if "error" in line), lines[-1])
-            raise ConversionError(f"g++ refused the library: {first.strip()[:300]}")
-        os.replace(made, found)
-    return found
-
-
-def _native() -> tuple[str, ...]:
-    """Flags for this machine's processor: its vectors, and halves in one instruction."""
-    return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()
-
-
-def _processor() -> str:
-    """What the processor can, where the system says it: another one gets another library."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line for line in lines if line.startswith("flags")), platform.machine())
+    flags = (*FLAGS, *(f"-D{one}" for one in defines), "-ldl")
+    return compiled("ONNX Runtime's library of kernels", SOURCE.read_text(encoding="utf-8"), flags)
 
 
 def session(
@@ -92,7 +50,7 @@ def session(
 
     Args:
         network: a bundle, or the path of one (`.bolt`), or of an ONNX file, whose regions run on the CPU.
-        providers: of ONNX Runtime; by default CUDA where there is one, then the CPU.
+        providers: of ONNX Runtime; by default CUDA for a bundle, where there is one, then the CPU.
         threads: for each operator on the CPU; by default as many as there are cores.
 
     Raises:
@@ -102,23 +60,25 @@ def session(
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    chosen = [one for one in PREFERRED if one in available] if providers is None else list(providers)
-    if missing := [one for one in chosen if one not in available]:
-        raise WrongArgument(f"ONNX Runtime has no provider {missing[0]!r} here; there are {', '.join(available)}.")
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.bolt" if isinstance(network, Bundle) else Path(network).absolute()
         if isinstance(network, Bundle):
             network.save(path)  # the library reads it while the session is made
         bundle = Bundle.load(path) if path.suffix == ".bolt" else None
+        available = onnxruntime.get_available_providers()
+        if providers is None:
+            wanted = ("CPUExecutionProvider",) if bundle is None else PREFERRED
+            providers = [one for one in wanted if one in available]
+        if missing := [one for one in providers if one not in available]:
+            raise WrongArgument(f"ONNX Runtime has no provider {missing[0]!r} here; there are {', '.join(available)}.")
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
         if bundle is not None:
             options.add_session_config_entry(ENTRY, str(path))
         options.register_custom_ops_library(str(library()))
         given = str(path) if bundle is None else bundle.onnx
         try:
-            return onnxruntime.InferenceSession(given, options, providers=chosen)
+            return onnxruntime.InferenceSession(given, options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's own, without a public base
             raise ConversionError(f"ONNX Runtime refused the network: {str(error).splitlines()[0][:500]}") from error

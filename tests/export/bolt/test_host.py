@@ -12,7 +12,7 @@ import pytest
 
 from keras_efficient.errors import ConversionError, VerificationError, WrongArgument
 from keras_efficient.export import bolt
-from keras_efficient.export.bolt import host
+from keras_efficient.export.bolt import host, shared_library
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles kernels for the CPU")
 
@@ -27,7 +27,7 @@ SEEDS = range(8)
 def cache(tmp_path_factory):
     """Everything is compiled anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host.tempfile, "tempdir", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(shared_library.tempfile, "tempdir", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -352,7 +352,7 @@ def test_launches_that_are_none(more, words):
 
 
 def test_a_source_that_is_refused():
-    with pytest.raises(ConversionError, match=r"^g\+\+ refused the source: kernel\.cu:\d+:\d+: error: .*nonsense"):
+    with pytest.raises(ConversionError, match=r"^g\+\+ refused the source: source\.cpp:\d+:\d+: error: .*nonsense"):
         launched("nonsense", [])
 
 

@@ -22,6 +22,8 @@ from keras_efficient.errors import ConversionError, FileProblem, WrongArgument
 from keras_efficient.export.bolt import grids, host, ort, reference, spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.half import to_float16
+from keras_efficient.export.bolt.partition import partition
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
 from keras_efficient.export.bolt.search import candidates
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED, region_function
@@ -552,6 +554,37 @@ def test_sessions_of_bundles(tmp_path):
         ort.session(tmp_path / "none.bolt")
 
 
+def test_a_network_of_several_regions(tmp_path):
+    """Skips between regions, free sizes, and casts around halves."""
+    import onnx
+    import onnx.helper as helper
+    from onnx import numpy_helper
+
+    arrays = {"a": normal(8, 3, 3, 3) / 5, "b": normal(8), "c": normal(8, 1, 3, 3) / 3, "d": normal(8, 8, 1, 1) / 3}
+    nodes = [
+        helper.make_node("Conv", ["x0", "a", "b"], ["p"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("Conv", ["q", "c"], ["r"], pads=[1, 1, 1, 1], group=8),
+        helper.make_node("HardSwish", ["r"], ["s"]),
+        helper.make_node("Conv", ["s", "d"], ["t"]),
+        helper.make_node("Add", ["t", "q"], ["y"]),
+    ]
+    sides = [helper.make_tensor_value_info(name, 1, ["n", count, *size]) for name, count, size in
+             (("x0", 3, ("h", "w")), ("y", 8, ("u", "v")))]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "network", sides[:1], sides[1:], [numpy_helper.from_array(x, name) for name, x in arrays.items()]
+    )
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    found = partition(network)
+    assert len(found.regions) >= 2
+    inputs = [normal(2, 3, 15, 22)]
+    wanted = ran(opened(network.SerializeToString()), inputs)
+    for name, content, tolerance in (("single", found.model, 1e-5), ("half", to_float16(found.model), 5e-3)):
+        onnx.save(content, tmp_path / f"{name}.onnx")
+        session = ort.session(tmp_path / f"{name}.onnx", ["CPUExecutionProvider"], threads=1)
+        check(ran(session, inputs), wanted, tolerance)
+
+
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setitem(os.environ, "PATH", "")
     with pytest.raises(ConversionError, match=r"needs g\+\+"):
@@ -663,7 +696,7 @@ def test_bundles_without_what_is_asked_for(tmp_path, special, monkeypatch):
     monkeypatch.setenv("KERAS_EFFICIENT_BOLT_BUNDLE", str(path))
     assert "cannot be read" in said()
     bundle.save(path)
-    opened(content, special)
+    alive = opened(content, special)  # what it read is not taken for what the file is later
     assert "has no kernel for region 0" in said(changed(launches={"regions": [None]}))
     assert "has no region 0" in said(changed(launches={"regions": []}))
     assert "JSON without" in said(changed(launches={"kernels": {}}))
@@ -675,3 +708,4 @@ def test_bundles_without_what_is_asked_for(tmp_path, special, monkeypatch):
     assert "more than this GPU has" in said(changed(entry={"shared_bytes": 300_000}))
     assert "threads is an integer from 1 to 1024" in said(changed(entry={"threads": 2048}))
     assert "inputs is an integer from 1 to 1" in said(changed(entry={"inputs": 2}))
+    assert alive.get_outputs()

@@ -131,6 +131,10 @@ NETWORKS = {
 }
 
 
+# Of ResNet-50 the conversion alone lasts 20 seconds, on a busy machine two minutes.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in NETWORKS]
+
+
 def converted(model, path):
     """As `export.save` writes it, without all that is compared and measured besides."""
     options = {"opset": 18, "layout": "nhwc"}
@@ -204,7 +208,7 @@ def kinds(model) -> Counter:
 # --------------------------------------------------------------------------------------------------- what they compute
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_regions_compute_what_keras_computes(case, name):
     one = case(name)
     onnx.checker.check_model(one.found.model, full_check=True)
@@ -212,7 +216,7 @@ def test_regions_compute_what_keras_computes(case, name):
     assert error(by_reference(one.found, one.x), one.y) < 1e-5
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_regions_in_half(case, name):
     one = case(name)
     model = to_float16(one.found.model)
@@ -229,7 +233,7 @@ def test_regions_next_to_each_other_have_no_cast_between_them(case):
     assert kinds(to_float16(case("sesr_m5").found.model))["Cast"] == 2
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_structures_are_read_back(case, name):
     found = case(name).found
     nodes = [node for node in found.model.graph.node if node.op_type == FUSED]
@@ -270,6 +274,7 @@ def test_work_of_sesr(case):
         assert case(name).found.regions[0].macs == macs
 
 
+@pytest.mark.slow
 def test_resnet50_is_folded_and_in_regions(case):
     found = case("resnet50").found
     left = kinds(found.model)
