@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Advice", "Gain", "advise", "check_installed", "converted"]
 
 UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16
-MOST_IN_REGISTERS, MOST_IN_SHARED = 64, 256  # channels of a first product that a pair keeps
+MOST_KEPT = 256  # channels of a first product that a pair keeps, up to 64 of them in registers
 FREE = 0.02  # of a kernel's time, that nobody notices
 WORTH = 0.01  # of a kernel's time, below which a gain is left out
 
@@ -192,15 +192,23 @@ def converted(
 
 
 def _names(model: onnx.ModelProto) -> dict[bytes, list[str]]:
-    """Names of layers by their weights, which regions keep; of several with the same weights, in their order."""
+    """Names of layers by their weights, which regions keep; of several with the same weights, in their order.
+
+    tf2onnx gives some layers numbers, without the path in the Keras model, which what comes behind them still has.
+    """
     from keras_efficient.export.bolt.graph import normalised_ir
     from keras_efficient.export.bolt.rewriting import constant
 
+    readers = {value: node.name for node in reversed(model.graph.node) for value in node.input}
+    behind = {node.name: readers.get(node.output[0], "") for node in model.graph.node}
     names = defaultdict(list)
     for node in normalised_ir(model).graph:
         if node.op_type in LAYERS and (weights := constant(node.inputs[1])) is not None:
             turned = weights.transpose((2, 3, 1, 0)) if weights.ndim == 4 else weights
-            names[_digest(turned)].append(node.name or str(node.outputs[0].name))
+            name = node.name or str(node.outputs[0].name)
+            reader = behind.get(name, "")
+            has_path = "/" in name or "/" not in reader
+            names[_digest(turned)].append(name if has_path else f"{name} before {reader}")
     return names
 
 
@@ -210,7 +218,7 @@ def _name(names: Mapping[bytes, list[str]], layer: Layer, region: Region) -> str
 
 
 def _digest(weights: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(weights)).digest()
+    return hashlib.sha256(np.ascontiguousarray(weights).data).digest()
 
 
 def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) -> Advice:
@@ -282,20 +290,20 @@ class _Adviser:
     # ------------------------------------------------------------------------------------------------------ activations
 
     def activations(self, here: _Here) -> Iterator[Advice]:
-        """For each layer that ends in ReLU or ReLU6: what else it could end in."""
+        """For each layer whose last activation is ReLU or ReLU6: what else that could be."""
         for layer, name, numbers in zip(here.region.layers, here.names, here.numbers, strict=True):
-            last = layer.steps[-1] if layer.steps else None
-            if not isinstance(last, Activate) or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
+            last = next((step for step in reversed(layer.steps) if isinstance(step, Activate)), None)
+            if last is None or not (last.kind == "relu" or (last.low, last.high) == (0, 6)):
                 continue
-            mine = INSTRUCTIONS[last.kind]
             costs = {
-                kind: self.issued(numbers * max(INSTRUCTIONS[kind] - mine, 0))
+                kind: self.issued(numbers * max(INSTRUCTIONS[kind] - INSTRUCTIONS[last.kind], 0))
                 for kind in ACTIVATIONS
                 if kind != last.kind
             }
             free = [kind for kind, cost in costs.items() if cost <= FREE * here.best.seconds]
             rest = [f"{kind} up to {cost / here.best.seconds:.0%}" for kind, cost in costs.items() if kind not in free]
-            what = f"{last.kind}: {', '.join(free) or 'nothing else'} would cost nothing more"
+            mine = "relu6" if last.kind == "clip" else last.kind
+            what = f"{mine}: {', '.join(free) or 'nothing else'} would cost nothing more"
             what += f"; {', '.join(rest)}" if rest else ""
             yield Advice("activation", name, what, self.gain(here, -max(costs.values()), 0))
 
@@ -354,7 +362,7 @@ class _Adviser:
         """For a layer with a larger kernel, alone in its region: what a 1×1 behind it costs in the same kernel."""
         (layer, *more), shape = here.region.layers, here.shape
         filters = layer.filters
-        if more or layer.kernel == (1, 1) or filters > MOST_IN_SHARED:
+        if more or layer.kernel == (1, 1) or filters > MOST_KEPT:
             return
         second = Layer(
             len(here.region.channels), np.zeros((1, 1, filters, filters), np.float32), np.zeros(filters, np.float32)
@@ -367,9 +375,8 @@ class _Adviser:
         # By instructions of 16 × 8 × 16 on four quarters of each multiprocessor.
         least = macs / 2048 * self.arch.product_cycles / 4 / self.arch.processors / self.arch.clock
         low, high = sorted((max(best.seconds - here.best.seconds, 0.0), least))
-        keeps = "registers" if filters <= MOST_IN_REGISTERS else "shared memory"
-        if best.template == "tile" and best.parameters.second == "shared":
-            keeps = "shared memory"
+        in_registers = best.template == "tile" and best.parameters.second == "registers"
+        keeps = "registers" if in_registers else "shared memory"
         out = here.sizes[-1]
         apart = self.best(Region((replace(second, value=0),), (filters,)), (shape[0], *out))
         what = f"a 1×1 of {filters} to {filters} channels behind it in the same kernel, by {keeps}"
@@ -378,7 +385,7 @@ class _Adviser:
 
     @staticmethod
     def gain(here: _Here, low: float, high: float) -> Gain:
-        return Gain(1000 * low, 1000 * high, 1000 * here.best.seconds)
+        return Gain(1000 * low + 0.0, 1000 * high + 0.0, 1000 * here.best.seconds)
 
 
 def _range(milliseconds: tuple[float, float]) -> str:

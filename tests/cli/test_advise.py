@@ -1,4 +1,4 @@
-"""`keras-efficient advise` on a model with a large and a small table."""
+"""`keras-efficient advise` on a model with a large and a small table, and on one of convolutions."""
 
 from __future__ import annotations
 
@@ -143,6 +143,14 @@ def test_counts_that_fit_no_table(ranker_file, tmp_path, layer, counts, words):
         (["m.keras"], 2, "--embedding"),
         (["sesr-m5x2", "--embedding"], 2, "Unknown model: 'sesr-m5x2'"),
         (["missing.keras", "--embedding"], 1, "missing.keras: no such file"),
+        (["m.keras", "--embedding", "--target", "cuda-sm90a"], 2, "either --embedding or --target"),
+        (["m.keras", "--target", "cuda-sm91"], 2, "Unknown target of advice: 'cuda-sm91'"),
+        (["m.keras", "--target", "onnx"], 2, "Known: cuda-sm80"),
+        (["missing.keras", "--target", "cuda-sm90a"], 1, "missing.keras: no such file"),
+        (["m.keras", "--target", "cuda-sm90a", "--input-shape", "big"], 2, "'big' is no size"),
+        (["m.keras", "--target", "cuda-sm90a", "--apply", "a.keras"], 2, "--apply belongs to --embedding"),
+        (["m.keras", "--target", "cuda-sm90a", "--bits", "2"], 2, "--bits belongs to --apply"),
+        (["m.keras", "--embedding", "--input-shape", "64x64"], 2, "--input-shape belongs to --target"),
         (["m.keras", "--embedding", "--bits", "2"], 2, "--bits belongs to --apply"),
         (["m.keras", "--embedding", "--force"], 2, "--force belongs to --apply"),
         (["m.keras", "--embedding", "--freeze"], 2, "--freeze belongs to --apply"),
@@ -167,6 +175,36 @@ def test_errors_are_found_before_keras_is_imported(tmp_path, arguments, status, 
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
 
 
+def test_what_would_suit_a_gpu(keras_file, capsys):
+    pytest.importorskip("onnxscript", reason="advice for GPUs needs the extra gpu")
+    done = program("advise", keras_file, "--target", "cuda-sm90a", "--input-shape", "64x96", "--json")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert (values["model"], values["target"]) == (str(keras_file), "cuda-sm90a")
+    assert values["sizes"] == {"y": [1, 64, 96, 1]}
+    relus = [one for one in values["advice"] if one["kind"] == "activation"]
+    assert len(relus) == 3
+    for one in relus:
+        assert one["what"].startswith("relu: ")
+        assert one["gain"]["low_ms"] < one["gain"]["high_ms"] == 0
+        assert one["gain"]["basis"] == "estimated"
+    from keras_efficient.cli.advise import _advise_gpu
+
+    _advise_gpu(str(keras_file), "cuda-sm90a", (64, 96))
+    table = capsys.readouterr().out
+    assert table.split()[:4] == ["layer", "about", "advice", "time"]
+    assert relus[0]["layer"] in "".join(table.split())
+    assert "not measured" in table
+
+
+def test_advice_for_a_gpu_needs_a_size(keras_file):
+    pytest.importorskip("onnxscript", reason="advice for GPUs needs the extra gpu")
+    done = program("advise", keras_file, "--target", "cuda-sm90a")
+    assert done.returncode == 2
+    assert "--input-shape" in done.stderr
+    assert done.stdout == ""
+
+
 def test_a_model_without_tables(keras_file):
     done = program("advise", keras_file, "--embedding")
     assert done.returncode == 2
@@ -177,4 +215,5 @@ def test_a_model_without_tables(keras_file):
 def test_help_imports_no_keras():
     done = program("advise", "--help", spy=True)
     assert "--embedding" in done.stdout
+    assert "--target" in done.stdout
     assert not {"keras", "numpy", "tensorflow", "yaml"} & done.imported
