@@ -1,13 +1,13 @@
 """Bolt: parts of a network as fused GPU kernels, found by a search among templates.
 
-    region.py, spec.py       a part of a network that one kernel computes, as values, and as JSON; reference.py: in NumPy
+    region.py, spec.py       a part of a network that one kernel computes, as values and as JSON; reference.py: in NumPy
     graph.py, partition.py   an ONNX file, normalised (by folding, layout, phases), and its parts, each as a node of its
                              own (standard.py: what such a node means); half.py: in float16
     templates/, source.py    CUDA sources for a region, written from parameters; grids.py: how they are launched
     search.py, tuning.py     candidates ranked by an estimate (architectures.py), or by a GPU's times (meter.py)
     build.py, checking.py    sources compiled; run on the CPU, thread by thread (host/), and compared
     assembling.py, bundle.py all of it, from an ONNX file to one file
-    runtime.py, dlpack.py    bundles on a GPU, with arrays of other libraries; ort/: in ONNX Runtime; trt.py: in TensorRT
+    runtime.py, dlpack.py    bundles on a GPU, with others' arrays; ort/: in ONNX Runtime; trt.py: in TensorRT
     advice.py                what would make a network faster on its GPU
 
 Source: Xing et al., MLSys 2022, https://arxiv.org/abs/2110.15238.

@@ -139,7 +139,7 @@ def _advise_gpu(name: str, target: str, shape: parse.Shape | None) -> None:
     if out.as_json:
         return out.record({"model": name, "target": target, "sizes": sizes, "advice": plain})
     if not advice and not out.as_json:
-        return out.message("Nothing to advise: every layer is in a kernel, and its channels are aligned.")
+        return out.message("Nothing to advise.")
     out.rows([_gpu_row(one) for one in advice], _GPU)
     out.text(f"\n{_ESTIMATES.format(device=arch.device)}")
 
