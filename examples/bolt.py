@@ -47,11 +47,15 @@ def main(out: Path, size: tuple[int, int], target: str) -> dict[str, float]:
     return {"error": error, "sqnr_db": report.sqnr_db or 0.0}
 
 
+def size_of(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="1080x1920", help="height and width that the kernel is chosen for")
+    parser.add_argument("--size", type=size_of, default=(1080, 1920), help="height and width, such as 1080x1920")
     parser.add_argument("--target", default="cuda-sm90a")
     parser.add_argument("--out", type=Path, default=Path("out"))
     arguments = parser.parse_args()
-    height, width = map(int, arguments.size.split("x"))
-    main(arguments.out, (height, width), arguments.target)
+    main(arguments.out, arguments.size, arguments.target)

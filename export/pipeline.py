@@ -46,7 +46,7 @@ def save(
     path: str | Path,
     *,
     target: str | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     calibration: Any = None,
     samples: Any = None,
     input_shape: Any = None,
@@ -62,7 +62,7 @@ def save(
         model: a Functional or Sequential Keras 3 model, ours or not. It is not changed.
         path: where the file goes; its suffix picks the target when none is named.
         target: a name out of `export.targets`.
-        precision: one out of the target's `precisions`.
+        precision: one out of the target's `precisions`; by default float32, or the target's first where it has none.
         calibration: real inputs for ``int8`` and ``int16x8``: an array with a batch axis (several inputs: a list or
             dict of arrays), a folder of images, a generator or a `tf.data.Dataset`. 100 to 500 are good. The other
             precisions need none; given all the same, it is checked alike and serves as `samples`.
@@ -145,7 +145,7 @@ def load(path: str | Path, *, threads: int | None = None) -> ExportedModel:
     """Opens an exported file (or one of somebody else's) as a callable: float arrays in, float arrays out.
 
     Args:
-        path: a `.tflite` or `.onnx`.
+        path: a `.tflite`, `.onnx`, `.bolt` or `.engine`.
         threads: that the runtime may use; by default 1.
 
     Returns:
@@ -163,7 +163,7 @@ def _request(
     model: keras.Model,
     path: Path,
     target: str | None,
-    precision: str,
+    precision: str | None,
     input_shape: Any,
     metadata: Mapping[str, Any] | None,
     on_progress: Callable[[str], None] | None,
@@ -171,6 +171,8 @@ def _request(
 ) -> Request:
     """Checks every argument that can be checked before any work."""
     chosen = registry.find(target, path)
+    if precision is None:
+        precision = "float32" if "float32" in chosen.precisions else chosen.precisions[0]
     if precision not in chosen.precisions:
         raise UnknownName(f"precision of target {chosen.name!r}", precision, chosen.precisions)
     inputs = signature.resolve_shapes(signature.input_specs(model), input_shape)

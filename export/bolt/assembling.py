@@ -102,6 +102,8 @@ def assemble(
         MissingDependency: a wheel of the extra `gpu` is not installed.
         UnknownName: no such architecture.
     """
+    if not 0 <= tune < float("inf"):
+        raise WrongArgument(f"Kernels are measured for 0 seconds or more, not for {tune!r}.")
     chosen = architecture(arch)
     on_progress("looking for regions")
     parted, ranked = _parted(model, sizes, chosen, policy)

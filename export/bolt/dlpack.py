@@ -104,13 +104,16 @@ def array_of(given: Any, stream: int) -> Array:
     tensor = managed.tensor
     found = (tensor.dtype.kind, tensor.dtype.bits, tensor.dtype.lanes)
     if found != FLOAT16:
-        raise WrongArgument(f"Kernels take float16; the array's DLPack type is {found}.", hint="Cast it first.")
+        kind_name = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}.get(found[0], f"kind {found[0]} of ")
+        raise WrongArgument(f"Kernels take float16, and the array is {kind_name}{found[1]}.", hint="Cast it first.")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     strides = tuple(tensor.strides[axis] for axis in range(tensor.ndim)) if tensor.strides else _rows(shape)
     if not _same(strides, _rows(shape), shape):
         turned = tuple(shape[axis] for axis in (0, 2, 3, 1)) if len(shape) == 4 else shape
         if len(shape) != 4 or not _same(tuple(strides[axis] for axis in (0, 2, 3, 1)), _rows(turned), turned):
-            raise WrongArgument(f"An array of strides {strides} is not in rows.", hint="Make it contiguous first.")
+            raise WrongArgument(
+                f"An array of strides {strides} is not contiguous, channels last.", hint="Copy it first."
+            )
         shape = turned
     # The capsule frees what it holds when it goes.
     return Array(int(tensor.data or 0) + int(tensor.offset), shape, (int(kind), int(index)), (given, capsule))

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,7 +101,8 @@ class Runner:
             index, structure = _region(node)
             name = regions[index] if 0 <= index < len(regions) else None
             if name is None:
-                raise UnsupportedLayer(node.name, "the bundle has no kernel for it.", hint="Run its ONNX file instead.")
+                hint = "`export.bolt.ort.session` runs it."
+                raise UnsupportedLayer(node.name, "the bundle has no kernel for it.", hint=hint)
             entry = kernels[name]
             reads = tuple(names.get(one, one) for one in node.input[: len(structure["channels"])])
             if str(index) not in bundle.weights:
@@ -192,21 +194,25 @@ class Runner:
         self._device.launch(step.kernel, grid, entry["threads"], entry["shared_bytes"], arguments, stream)
 
 
-def load(bundle: Bundle, device: Device | None = None) -> Runner:
+def load(bundle: Bundle | str | Path, device: Device | None = None) -> Runner:
     """A bundle's kernels on a device: without one, the current CUDA device.
+
+    Networks run here of which every operator is in a kernel; `export.bolt.ort.session` runs the others too.
 
     Raises:
         MissingDependency: no `cuda-bindings`.
         ConversionError: no GPU, or none that the bundle's kernels are for.
         UnsupportedLayer: a part of the network has no kernel; ONNX Runtime runs the bundle's ONNX file.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     return Runner(bundle, CudaDevice() if device is None else device)
 
 
 def _region(node: Any) -> tuple[int, Mapping[str, Any]]:
     if node.domain != DOMAIN or node.op_type != FUSED:
-        hint = "Run the bundle's ONNX file in ONNX Runtime instead."
-        raise UnsupportedLayer(node.name or node.output[0], f"{node.op_type} has no kernel.", hint=hint)
+        hint = "`export.bolt.ort.session` runs such networks: kernels where there are some, ONNX Runtime for the rest."
+        reason = f"{node.op_type} is an operator without a kernel."
+        raise UnsupportedLayer(node.name or node.output[0], reason, hint=hint)
     attributes = {one.name: one for one in node.attribute}
     return attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
 
@@ -315,8 +321,8 @@ class CudaDevice:
             self._call("cuInit", 0)
         except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
             reason = str(err).split(". ")[0].rstrip(".")
-            hint = "Run the bundle's ONNX file in ONNX Runtime."
-            raise ConversionError(f"No CUDA device can be used: {reason}.", hint=hint) from err
+            hint = "`runtime.HostDevice()` runs kernels on the CPU; without --tune, they are chosen by estimates."
+            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=hint) from err
         device = self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context

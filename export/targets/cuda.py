@@ -17,6 +17,7 @@ from keras_efficient.export.targets import onnx as onnx_target
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
 __all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
 
@@ -64,12 +65,20 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
         raise ConversionError(f"No part of the network has a kernel. {reasons}.", hint="Export it as .onnx.")
     bundle.save(path, overwrite=True)
     total = sum(one["measured_ms"] or one["estimated_ms"] for one in kernels)
-    was = "each held to its meaning on the CPU" if bundle.metadata["checked"] else "not checked, since g++ is missing"
+    was = "each run on the CPU and compared" if bundle.metadata["checked"] else "not checked, since g++ is missing"
+    refused = bundle.metadata["refused"]
+    outside = (
+        [f"{len(refused)} operators have no kernel, and their time is not in that; `export.bolt.ort.session` runs all."]
+        if refused
+        else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
+    )
     measured = sum(one["measured_ms"] is not None for one in kernels)
     basis = f"{measured} of {len(kernels)} times measured on this GPU, the others estimates"
     basis = basis if measured else "an estimate; they ran on no GPU yet"
     notes = [
-        f"{len(kernels)} kernels for {arch}, {was}: {total:.3f} ms in all, {basis}.",
+        f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
+        f"{total:.3f} ms together, {basis}.",
+        *outside,
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
     return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=total)
@@ -86,6 +95,17 @@ class BundleModel(onnx_target.OnnxModel):
         from keras_efficient.export.bolt.bundle import Bundle
 
         return Bundle.load(self.path).onnx
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        # ONNX Runtime's processors compute half precision in float32, where nothing overflows.
+        most = np.finfo(np.float16).max
+        found = super().run(inputs)
+        return {
+            name: np.where(np.abs(one) > most, np.inf * np.sign(one), one) if one.dtype == np.float32 else one
+            for name, one in found.items()
+        }
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
