@@ -7,6 +7,7 @@ numbers are medians.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from math import exp, log, prod
@@ -38,7 +39,8 @@ def rows(quick: bool) -> Iterator[Row]:
 
         bench: _Bench | None = _Bench(CudaMeter(), quick)
     except KerasEfficientError as err:
-        bench, why = None, f"{NOT_MEASURED}: {err.message}"
+        bench, why = None, NOT_MEASURED
+        print(err.message, file=sys.stderr)
     else:
         why = ""
     if bench is None:
