@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Source", "header", "indented"]
+__all__ = ["Source", "complete", "header", "indented"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,18 @@ class Source:
 def header(name: str) -> str:
     """The text of a file of `templates/`."""
     return Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")
+
+
+def complete(template: str, code: str, headers: Sequence[str]) -> tuple[str, str]:
+    """A kernel's name, which tells it from those of other code, and its source with all headers in it.
+
+    Args:
+        template: its name.
+        code: with KERNEL_NAME in the place of the kernel's.
+        headers: of `templates/`, without their ending.
+    """
+    name = f"{template}_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
+    return name, "\n".join([*(header(f"{one}.cuh") for one in headers), code.replace("KERNEL_NAME", name)])
 
 
 def indented(lines: list[str]) -> str:

@@ -6,7 +6,6 @@ a row share what they read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -18,9 +17,10 @@ import numpy as np
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
-from keras_efficient.export.bolt.region import Activate, Add, Region
-from keras_efficient.export.bolt.source import Source, header, indented
+from keras_efficient.export.bolt.region import Add, Region
+from keras_efficient.export.bolt.source import Source, complete, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.packing import table
 
 __all__ = ["Depthwise", "candidates", "emit", "refusal", "seconds"]
 
@@ -59,19 +59,16 @@ def emit(region: Region, parameters: Depthwise) -> Source:
     if reason is not None:
         raise UnsupportedLayer(region.names[-1] if region.names else "region", f"no depthwise kernel: {reason}.")
     code = _text(region, parameters)
-    name = "depthwise_" + hashlib.sha256(code.encode()).hexdigest()[:12]
-    parts = [header(f"{one}.cuh") for one in ("primitives", "epilogue")]
+    kernel, text = complete("depthwise", code, ("primitives", "epilogue"))
     layer = region.layers[0]
-    slopes = [one.slopes for one in layer.steps if isinstance(one, Activate) and one.slopes is not None]
-    table = [np.broadcast_to(one, layer.filters).astype(np.float32) for one in (layer.bias, *slopes)]
     weights = layer.weights[..., 0].reshape(-1, layer.channels).astype(np.float32)
     return Source(
-        text="\n".join([*parts, code.replace("KERNEL_NAME", name)]),
-        kernel=name,
+        text=text,
+        kernel=kernel,
         threads=parameters.threads,
         blocks=parameters.blocks,
         shared_bytes=0,
-        packed=np.concatenate([weights, np.stack(table)]).tobytes(),
+        packed=weights.tobytes() + table(layer, layer.filters),
         rule=_rule(region, parameters),
     )
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 from typing import Any
 
-import numpy as np
-
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import launch
-from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
-from keras_efficient.export.bolt.source import Source, header, indented
+from keras_efficient.export.bolt.region import Add, Layer, Region
+from keras_efficient.export.bolt.source import Source, complete, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.packing import Packed, fragments, fragments_by_tap, table, up
 
 __all__ = ["Plan", "Strip", "candidates", "emit", "refusal", "seconds"]
 
@@ -107,7 +105,7 @@ class Plan:
         rows += self.strip.rows if value == 0 else 0  # into which the next step's are copied meanwhile
         before = self.rings.get(value, (0, 0, 0))
         channels = self.region.channels[0] if value == 0 else self.layer(value).filters
-        self.rings[value] = (max(before[0], rows), max(before[1], beside), _up(channels, 16))
+        self.rings[value] = (max(before[0], rows), max(before[1], beside), up(channels, 16))
 
     def layer(self, value: int) -> Layer:
         return self.region.layers[value - len(self.region.channels)]
@@ -150,8 +148,8 @@ class Plan:
 
     @property
     def shared_bytes(self) -> int:
-        weights = sum(len(one) for one in _weights(self)) if self.strip.keep else 0
-        raw = _up(2 * 2 * prod(self.raw), 128) if self.gathers else 0
+        weights = _packed(self).weight_bytes if self.strip.keep else 0
+        raw = up(2 * 2 * prod(self.raw), 128) if self.gathers else 0
         return sum(self.ring_bytes.values()) + weights + raw
 
 
@@ -167,19 +165,15 @@ def emit(region: Region, strip: Strip) -> Source:
     plan = Plan(region, strip)
     if plan.useful < 16:
         raise UnsupportedLayer("region", f"strips of {strip.width} columns have a halo of {plan.halo} on either side.")
-    weights, numbers = _weights(plan), _numbers(plan)
-    packed = b"".join([*weights, *numbers])
-    code = _Writer(plan, weights, numbers).text()
-    name = "strip_" + hashlib.sha256(code.encode()).hexdigest()[:12]
-    parts = [header(f"{one}.cuh") for one in ("primitives", "epilogue", "strip")]
-    text = "\n".join([*parts, code.replace("KERNEL_NAME", name)])
+    packed = _packed(plan)
+    kernel, text = complete("strip", _Writer(plan, packed).text(), ("primitives", "epilogue", "strip"))
     return Source(
         text=text,
-        kernel=name,
+        kernel=kernel,
         threads=32 * strip.warps,
         blocks=strip.blocks,
         shared_bytes=plan.shared_bytes,
-        packed=packed,
+        packed=packed.data,
         rule=_rule(plan),
     )
 
@@ -195,56 +189,23 @@ def _added(layer: Layer) -> list[int]:
     return [step.value for step in layer.steps if isinstance(step, Add)]
 
 
-def _up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
-
-
-def _weights(plan: Plan) -> list[bytes]:
-    """Of each layer, fragments in the order in which `sweep` or `gather` reads them."""
-    found = []
+def _packed(plan: Plan) -> Packed:
+    weights = []
     for number, layer in enumerate(plan.region.layers):
-        height, width, channels, filters = layer.weights.shape
-        tiles = _up(filters, 8) // 8
         if number == 0 and plan.gathers:
-            taps = height * width * channels
-            padded = np.zeros((_up(taps, 16), 8 * tiles), np.float16)
-            padded[:taps, :filters] = layer.weights.reshape(taps, filters)
-            # step, half, t, pair, tile, g
-            split = padded.reshape(-1, 2, 4, 2, tiles, 8)
-            found.append(np.ascontiguousarray(split.transpose(0, 4, 5, 2, 1, 3)).tobytes())
-            continue
-        padded = np.zeros((height, width, _up(channels, 16), 8 * tiles), np.float16)
-        padded[:, :, :channels, :filters] = layer.weights
-        # dy, dx, step, half, t, pair, tile, g
-        split = padded.reshape(height, width, -1, 2, 4, 2, tiles, 8)
-        found.append(np.ascontiguousarray(split.transpose(1, 2, 0, 6, 7, 4, 3, 5)).tobytes())
-    return found
-
-
-def _numbers(plan: Plan) -> list[bytes]:
-    """Of each layer, its bias, and the slopes of its activations, as floats for whole tiles of filters."""
-    found = []
-    for layer in plan.region.layers:
-        size = _up(layer.filters, 8)
-        slopes = [one.slopes for one in layer.steps if isinstance(one, Activate) and one.slopes is not None]
-        rows = [layer.bias, *slopes]
-        table = np.zeros((len(rows), size), np.float32)
-        for row, values in zip(table, rows, strict=True):
-            row[: layer.filters] = values
-        found.append(table.tobytes())
-    return found
+            matrix = layer.weights.reshape(-1, layer.filters)
+            weights.append(fragments(matrix, up(layer.filters, 8)))
+        else:
+            weights.append(fragments_by_tap(layer.weights))
+    return Packed(weights, [table(layer, up(layer.filters, 8)) for layer in plan.region.layers])
 
 
 class _Writer:
     """The part of the source that is the region's own."""
 
-    def __init__(self, plan: Plan, weights: list[bytes], numbers: list[bytes]):
-        self.plan, self.region, self.strip = plan, plan.region, plan.strip
+    def __init__(self, plan: Plan, packed: Packed):
+        self.plan, self.region, self.strip, self.packed = plan, plan.region, plan.strip, packed
         self.inputs = len(plan.region.channels)
-        sizes = [len(one) for one in (*weights, *numbers)]
-        places = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self.weights, self.numbers = places[: len(weights)], places[len(weights) : -1]
-        self.weight_bytes = sum(len(one) for one in weights)
 
     def text(self) -> str:
         inputs = "".join(f"const half* input_{one}, " for one in range(self.inputs))
@@ -283,7 +244,7 @@ class _Writer:
             place += self.plan.ring_bytes[value]
         if self.plan.gathers:
             lines.append(f"half* const raw = reinterpret_cast<half*>(shared + {place});")
-            place += _up(4 * prod(self.plan.raw), 128)
+            place += up(4 * prod(self.plan.raw), 128)
         source = f"shared + {place}" if self.strip.keep else "packed"
         lines.append(f"const unsigned char* const weights = {source};")
         lines.append("const float* const numbers = reinterpret_cast<const float*>(packed);")
@@ -294,7 +255,7 @@ class _Writer:
         lines = []
         for value, (rows, pad, channels) in self.plan.rings.items():
             columns = self.strip.width + 2 * pad
-            filters = channels if value == 0 else _up(self.plan.layer(value).filters, 8)
+            filters = channels if value == 0 else up(self.plan.layer(value).filters, 8)
             if value == 0:
                 continue  # copied whole
             chunks = channels // 8
@@ -318,7 +279,7 @@ class _Writer:
         if not self.strip.keep:
             return []
         return [
-            f"for (int i = thread(); i < {self.weight_bytes // 16}; i += {32 * self.strip.warps})",
+            f"for (int i = thread(); i < {self.packed.weight_bytes // 16}; i += {32 * self.strip.warps})",
             "reinterpret_cast<Words*>(const_cast<unsigned char*>(weights))[i] = "
             "load_global(reinterpret_cast<const Words*>(packed) + i);",
         ]
@@ -331,7 +292,7 @@ class _Writer:
         layer = self.region.layers[0]
         taps, line = prod(layer.weights.shape[:3]), self.plan.raw[1]
         row = layer.kernel[1] * layer.channels
-        steps = _up(taps, 16) // 16
+        steps = up(taps, 16) // 16
         return [
             f"int taps[{4 * steps}];",
             "BOLT_UNROLL",
@@ -414,17 +375,17 @@ class _Writer:
 
     def _layer(self, number: int) -> list[str]:
         layer, value = self.region.layers[number], self.inputs + number
-        rows, segments, tiles = self.strip.rows, self.strip.segments, _up(layer.filters, 8) // 8
+        rows, segments, tiles = self.strip.rows, self.strip.segments, up(layer.filters, 8) // 8
         offset, reach = self.plan.offsets[value], self.plan.reach[value][0]
-        fragments = f"reinterpret_cast<const Words2*>(weights + {self.weights[number]})"
+        fragments = f"reinterpret_cast<const Words2*>(weights + {self.packed.weights[number]})"
         lines = [
             f"// Layer {number}: {layer.kernel[0]}×{layer.kernel[1]}, {layer.channels} to {layer.filters}.",
             f"if (const int first = base - {-offset}; first + {rows} > top - {reach} && first < bottom + {reach}) {{",
             f"float sums[{rows}][{segments}][{tiles}][4];",
-            f"begin(sums, numbers + {self.numbers[number] // 4});",
+            f"begin(sums, numbers + {self.packed.tables[number] // 4});",
         ]
         if number == 0 and self.plan.gathers:
-            steps = _up(prod(layer.weights.shape[:3]), 16) // 16
+            steps = up(prod(layer.weights.shape[:3]), 16) // 16
             lines.append(
                 f"gather<{steps}>(sums, raw + step % 2 * {prod(self.plan.raw)}, {self.plan.raw[1]}, {layer.channels}, "
                 f"column, taps, {fragments});"
@@ -442,7 +403,7 @@ class _Writer:
     def _epilogue(self, number: int) -> list[str]:
         layer, value = self.region.layers[number], self.inputs + number
         is_last = value == self.plan.last
-        tiles = _up(layer.filters, 8) // 8
+        tiles = up(layer.filters, 8) // 8
         lines = [
             "BOLT_UNROLL",
             f"for (int row = 0; row < {self.strip.rows}; ++row) {{",
@@ -469,7 +430,7 @@ class _Writer:
             table = ""
             if step.kind == "prelu":
                 slopes += 1
-                table = f"numbers + {self.numbers[number] // 4 + slopes * 8 * tiles} + filter"
+                table = f"numbers + {self.packed.tables[number] // 4 + slopes * 8 * tiles} + filter"
             lines += activation(step, table)
         lines += self._store(layer) if is_last else self._into_ring(value)
         if value == self.plan.last and value in self.plan.rings:
@@ -538,7 +499,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
     shapes = product(range(3, 17), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (False, True))
     for warps, segments, rows, blocks, keep in shapes:
         strip = Strip(warps, segments, rows, blocks, keep)
-        most = max(_up(layer.filters, 8) // 8 for layer in region.layers)
+        most = max(up(layer.filters, 8) // 8 for layer in region.layers)
         registers = 4 * rows * segments * most + max(2 * layer.kernel[0] for layer in region.layers) * most
         if registers > 160 or 32 * warps * blocks > 2048 or registers * 32 * warps * blocks > arch.registers:
             continue
@@ -555,13 +516,13 @@ def seconds(region: Region, strip: Strip, arch: Architecture, n: int, height: in
     products = shared = 0.0
     for number, layer in enumerate(region.layers):
         tall, wide, channels, filters = layer.weights.shape
-        tiles = _up(filters, 8) // 8
+        tiles = up(filters, 8) // 8
         steps = ceil((band + 2 * plan.reach[len(region.channels) + number][0]) / rows)
         if number == 0 and plan.gathers:
-            inner = _up(tall * wide * channels, 16) // 16
+            inner = up(tall * wide * channels, 16) // 16
             reads, weights = rows * inner * 8 * arch.shared_rate, inner * tiles * 256
         else:
-            inner = tall * wide * _up(channels, 16) // 16
+            inner = tall * wide * up(channels, 16) // 16
             reads, weights = (rows + tall - 1) * inner // tall * 512, inner * tiles * 256
         products += steps * rows * segments * inner * tiles
         shared += steps * (segments * (reads + rows * tiles * 256) + strip.warps * weights)

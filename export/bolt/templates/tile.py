@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,9 +13,10 @@ import numpy as np
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
-from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
-from keras_efficient.export.bolt.source import Source, header, indented
+from keras_efficient.export.bolt.region import Add, Layer, Region
+from keras_efficient.export.bolt.source import Source, complete, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.packing import Packed, fragments, table, up
 
 __all__ = ["Tile", "candidates", "emit", "refusal", "seconds"]
 
@@ -88,16 +88,14 @@ def emit(region: Region, tile: Tile) -> Source:
     if reason is not None:
         raise UnsupportedLayer(region.names[-1] if region.names else "region", f"no tiles: {reason}.")
     writer = _Writer(region, tile)
-    code = writer.text()
-    name = "tile_" + hashlib.sha256(code.encode()).hexdigest()[:12]
-    parts = [header(f"{one}.cuh") for one in ("primitives", "epilogue", "strip", "tile")]
+    kernel, text = complete("tile", writer.text(), ("primitives", "epilogue", "strip", "tile"))
     return Source(
-        text="\n".join([*parts, code.replace("KERNEL_NAME", name)]),
-        kernel=name,
+        text=text,
+        kernel=kernel,
         threads=tile.threads,
         blocks=tile.blocks,
         shared_bytes=writer.shared_bytes,
-        packed=writer.packed,
+        packed=writer.packed.data,
         rule=_rule(region, tile),
     )
 
@@ -124,20 +122,6 @@ def _rule(region: Region, tile: Tile) -> dict[str, Any]:
     return {"kind": "tile", **sizes, "geometry": geometry(first)}
 
 
-def _up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
-
-
-def _fragments(matrix: np.ndarray, block: int) -> bytes:
-    """An (inner, filters) matrix, padded, as (block of filters, step, tile, lane) fragments."""
-    inner, filters = matrix.shape
-    padded = np.zeros((_up(inner, 16), _up(filters, block)), np.float16)
-    padded[:inner, :filters] = matrix
-    # step, half, t, pair, block, tile, g
-    split = padded.reshape(-1, 2, 4, 2, padded.shape[1] // block, block // 8, 8)
-    return np.ascontiguousarray(split.transpose(4, 0, 5, 6, 2, 1, 3)).tobytes()
-
-
 class _Writer:
     """The part of the source that is the region's own, and its weights."""
 
@@ -151,20 +135,17 @@ class _Writer:
         self.parts = ceil(inner / tile.inner)
         padded = np.zeros((self.parts * tile.inner, filters), np.float32)
         padded[:inner] = self.first.weights.reshape(inner, filters)
-        weights = [_fragments(padded, tile.filters)]
+        weights = [fragments(padded, tile.filters)]
         # Of the second product: tiles of a warp, whose columns of warps share all.
         self.second_widths = ceil(self.last.filters / 8 / tile.across)
-        columns = [_up(filters, tile.filters)]
+        columns = [up(filters, tile.filters)]
         if self.is_pair:
             columns.append(8 * self.second_widths * tile.across)
             matrix = np.zeros((tile.filters, self.last.filters), np.float32)
             matrix[:filters] = self.last.weights.reshape(filters, self.last.filters)
-            weights.append(_fragments(matrix, columns[1]))
-        numbers = [_table(layer, size) for layer, size in zip(region.layers, columns, strict=True)]
-        places = np.cumsum([0, *(len(one) for one in (*weights, *numbers))]).tolist()
-        self.weights, self.numbers = places[: len(weights)], places[len(weights) : -1]
-        self.columns = columns
-        self.packed = b"".join([*weights, *numbers])
+            weights.append(fragments(matrix, columns[1]))
+        tables = [table(layer, size) for layer, size in zip(region.layers, columns, strict=True)]
+        self.columns, self.packed = columns, Packed(weights, tables)
 
     @property
     def _stage_bytes(self) -> tuple[int, int]:
@@ -211,7 +192,8 @@ class _Writer:
             "};",
             "",
             f"float sums[{tile.heights}][{tile.widths}][4];",
-            f"begin(sums, numbers + {self.numbers[0] // 4} + block * {tile.filters} + across * {8 * tile.widths});",
+            f"begin(sums, numbers + {self.packed.tables[0] // 4} + block * {tile.filters} + "
+            f"across * {8 * tile.widths});",
             "BOLT_UNROLL",
             f"for (int part = 0; part < {tile.stages - 1}; ++part) {{",
             f"if (part < {self.parts}) fetch(part, part);",
@@ -320,7 +302,7 @@ class _Writer:
 
     def _second(self) -> list[str]:
         tile = self.tile
-        weights = f"reinterpret_cast<const Words2*>(packed + {self.weights[1]})"
+        weights = f"reinterpret_cast<const Words2*>(packed + {self.packed.weights[1]})"
         columns = 8 * self.second_widths
         lines = self._epilogue(0, "sums", tile.widths, "0")
         if tile.second == "shared":
@@ -337,7 +319,7 @@ class _Writer:
             lines += ["sums[i][tile][2 * side] = a, sums[i][tile][2 * side + 1] = b;", *["}"] * 3]
         lines += [
             f"float others[{tile.heights}][{self.second_widths}][4];",
-            f"begin(others, numbers + {self.numbers[1] // 4} + across * {columns});",
+            f"begin(others, numbers + {self.packed.tables[1] // 4} + across * {columns});",
         ]
         if tile.second == "shared":
             lines.append(
@@ -371,7 +353,7 @@ class _Writer:
             table = ""
             if step.kind == "prelu":
                 slopes += 1
-                table = f"numbers + {self.numbers[number] // 4 + slopes * columns} + filter"
+                table = f"numbers + {self.packed.tables[number] // 4 + slopes * columns} + filter"
             lines += activation(step, table)
         return lines
 
@@ -433,15 +415,6 @@ class _Writer:
         return lines
 
 
-def _table(layer: Layer, columns: int) -> bytes:
-    """Its bias, and the slopes of its activations, as floats for so many filters."""
-    rows = [layer.bias, *(one.slopes for one in layer.steps if isinstance(one, Activate) and one.slopes is not None)]
-    table = np.zeros((len(rows), columns), np.float32)
-    for row, values in zip(table, rows, strict=True):
-        row[: layer.filters] = values
-    return table.tobytes()
-
-
 def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
     """Parameters that fit into registers and shared memory, and do not compute much more than is asked for."""
     first, last, is_pair = region.layers[0], region.layers[-1], len(region.layers) == 2
@@ -451,10 +424,10 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
         second = ceil(last.filters / 8 / across) if is_pair else 0
         if not 64 <= 32 * down * across <= 512 or heights * (widths + second) > 32:
             continue
-        if filters - 8 >= _up(first.filters, 16 if is_pair else 8):
+        if filters - 8 >= up(first.filters, 16 if is_pair else 8):
             continue
         for inner, stages, place in product((16, 32, 64), (2, 3, 4), ("registers", "shared")):
-            if inner > _up(inner_axis, 16) or (not is_pair and place == "shared"):
+            if inner > up(inner_axis, 16) or (not is_pair and place == "shared"):
                 continue
             tile = Tile(heights, widths, down, across, inner, stages, 1, place)  # type: ignore[arg-type]
             if _misfit(region, tile) or tile.places * inner // 8 % tile.threads:
