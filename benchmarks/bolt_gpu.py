@@ -109,7 +109,8 @@ class _Bench:
         """The fastest candidate, measured."""
         ranking = candidates(region, self.arch, *shape, limit=4 if self.quick else CANDIDATES)
         deadline = time.monotonic() + SECONDS
-        found, refused = tuning.tuned(region, ranking, shape, self.meter, deadline=deadline, cache=cache)
+        how: dict[str, Any] = {"arch": self.meter.arch, "deadline": deadline, "cache": cache}
+        found, refused = tuning.tuned(region, ranking, shape, self.meter, **how)
         if not found[0].measured:
             raise RuntimeError(f"No kernel of {len(ranking)} ran: {refused[:3]}")
         source = found[0].emit(region)

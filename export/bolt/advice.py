@@ -23,7 +23,7 @@ import numpy as np
 from keras_efficient.errors import MissingDependency, WrongArgument
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import Architecture
-from keras_efficient.export.bolt.assembling import Shape, _parted, sizes_of
+from keras_efficient.export.bolt.assembling import Shape, best_partition, sizes_of
 from keras_efficient.export.bolt.partition import LAYERS, ONE_NODE, Partitioned, Refusal
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
 from keras_efficient.export.bolt.search import Candidate, candidates, refusals
@@ -125,7 +125,7 @@ def advise(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], arch: Arc
         WrongArgument: a size that contradicts the model's, or an input without one.
     """
     check_installed()
-    parted, ranked = _parted(model, sizes, arch, None)
+    parted, ranked = best_partition(model, sizes, arch, None)
     names, found = _names(model), _Adviser(arch)
     advice: list[Advice] = []
     for region, (shape, ranking) in zip(parted.regions, ranked, strict=True):

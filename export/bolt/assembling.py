@@ -21,7 +21,7 @@ from keras_efficient.export.bolt.source import Source
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Kernel", "assemble", "sizes_of"]
+__all__ = ["Kernel", "Shape", "assemble", "best_partition", "sizes_of"]
 
 TRIES = 4  # candidates that spill registers, before a region is given up
 WORTH = 0.9  # of the time with fewer kernels: estimates are not better than that
@@ -90,7 +90,7 @@ def assemble(
         tune: seconds in which candidates are measured on this machine's GPU; 0: what `cache` knows is taken, else
             estimates.
         cache: a file of measurements, read and added to.
-        meter: the GPU that measures; by default the current CUDA device, if `tune` is above 0 or `cache` is given.
+        meter: the GPU that measures; by default the current CUDA device, if `tune` is above 0.
         on_progress: called with a line at the start of each step.
 
     Returns:
@@ -106,7 +106,7 @@ def assemble(
         raise WrongArgument(f"Kernels are measured for 0 seconds or more, not for {tune!r}.")
     chosen = architecture(arch)
     on_progress("looking for regions")
-    parted, ranked = _parted(model, sizes, chosen, policy)
+    parted, ranked = best_partition(model, sizes, chosen, policy)
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
     compiled: dict[str, build.Compiled] = {}
@@ -150,21 +150,22 @@ def assemble(
 
 @dataclass
 class _Measuring:
-    """A GPU, what is known of it, and until when it is asked; without a GPU, nothing."""
+    """A GPU, what is known of such ones, and until when it is asked."""
 
+    arch: str
     meter: tuning.Meter | None
     cache: tuning.Cache | None
     deadline: float
 
     @classmethod
     def of(cls, tune: float, cache: str | Path | None, meter: tuning.Meter | None, arch: str) -> _Measuring:
-        if meter is None and (tune > 0 or cache is not None):
+        if meter is None and tune > 0:
             from keras_efficient.export.bolt.meter import CudaMeter
 
             meter = CudaMeter()
         if meter is not None and meter.arch != arch:
             raise WrongArgument(f"This machine's GPU is {meter.arch}, and measures no kernels for {arch}.")
-        return cls(meter, None if cache is None else tuning.Cache(cache), time.monotonic() + tune)
+        return cls(arch, meter, None if cache is None else tuning.Cache(cache), time.monotonic() + tune)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -174,13 +175,13 @@ class _Measuring:
         self, region: Region, shape: Shape | None, ranking: list[Candidate], on_progress: Callable[[str], None]
     ) -> tuple[list[Candidate], list[str]]:
         """As `tuning.tuned`."""
-        if self.meter is None or shape is None or not ranking:
+        if shape is None or not ranking:
             return ranking, []
-        how: dict[str, Any] = {"deadline": self.deadline, "cache": self.cache, "on_progress": on_progress}
-        return tuning.tuned(region, ranking, shape, self.meter, **how)
+        how: dict[str, Any] = {"arch": self.arch, "deadline": self.deadline, "cache": self.cache}
+        return tuning.tuned(region, ranking, shape, self.meter, on_progress=on_progress, **how)
 
 
-def _parted(
+def best_partition(
     model: onnx.ModelProto,
     sizes: Mapping[str, Sequence[int]],
     arch: Architecture,

@@ -342,6 +342,8 @@ class CudaDevice:
             )
         )
         self.arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        # Machine code of an earlier minor version runs; that of an "a" on its own version only.
+        self._runs = (self.arch, *(f"sm_{major}{one}" for one in range(minor, -1, -1)))
         self._context, self.place = context, (CUDA, int(device))
         self._libraries: list[Any] = []
         self._stream: Any = None
@@ -353,7 +355,8 @@ class CudaDevice:
         return found[0] if len(found) == 1 else found
 
     def kernel(self, bundle: Bundle, name: str, shared_bytes: int) -> Any:
-        code = bundle.cubins.get(f"{name}/{self.arch}")
+        names = (f"{name}/{arch}" for arch in self._runs)
+        code = next((bundle.cubins[one] for one in names if one in bundle.cubins), None)
         if code is None:
             others = sorted({one.rsplit("/", 1)[1] for one in bundle.cubins})
             raise ConversionError(f"The bundle is for {', '.join(others)}, this GPU is {self.arch}.")

@@ -40,7 +40,7 @@ class Meter(Protocol):
 
     Attributes:
         arch: whose machine code it takes.
-        identity: device, driver, and whatever else a measurement hangs on.
+        identity: device, driver, and whatever else a measurement hangs on; strings and integers, `arch` among them.
     """
 
     arch: str
@@ -65,9 +65,9 @@ def _templates() -> str:
     return digest.hexdigest()[:16]
 
 
-def key(region: Region, shape: Sequence[int], identity: dict[str, Any]) -> str:
-    """What a measurement hangs on: structure, sizes, number format, epilogue, GPU, driver, compiler and templates."""
-    parts = [spec.spec(region), list(shape), "float16", identity, _compiler(), _templates()]
+def key(region: Region, shape: Sequence[int]) -> str:
+    """What a measurement hangs on besides its GPU: structure, epilogue, sizes, number format, compiler, templates."""
+    parts = [spec.spec(region), list(shape), "float16", _compiler(), _templates()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,7 +95,7 @@ class Cache:
 
     def __init__(self, path: str | Path):
         self.path, self.damaged = Path(path), 0
-        self._found: dict[str, list[dict[str, Any]]] = {}
+        self._found: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
         try:
             lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         except OSError as err:
@@ -105,20 +105,28 @@ class Cache:
             if entry is None:
                 self.damaged += 1
             else:
-                self._found[entry["key"]] = entry["candidates"]
+                self._found.setdefault(entry["key"], []).append((entry["device"], entry["candidates"]))
 
-    def get(self, name: str) -> list[dict[str, Any]] | None:
-        """Candidates as `Candidate.to_dict` has them, with their `seconds`, the fastest first; or `None`."""
-        return self._found.get(name)
+    def get(self, name: str, device: dict[str, Any]) -> list[dict[str, Any]]:
+        """Candidates as `Candidate.to_dict` has them, with their `seconds`, as a GPU ran them last.
 
-    def put(self, name: str, found: list[dict[str, Any]]) -> None:
+        Args:
+            name: as of `key`.
+            device: its identity, or a part of it, such as its `arch` alone.
+        """
+        for known, found in reversed(self._found.get(name, [])):
+            if device.items() <= known.items():
+                return found
+        return []
+
+    def put(self, name: str, device: dict[str, Any], found: list[dict[str, Any]]) -> None:
         """Appends a line.
 
         Raises:
             FileProblem: it cannot be written.
         """
-        self._found[name] = found
-        body = json.dumps({"key": name, "candidates": found}, sort_keys=True)
+        self._found.setdefault(name, []).append((device, found))
+        body = json.dumps({"key": name, "device": device, "candidates": found}, sort_keys=True)
         line = json.dumps({"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n"
         try:
             with open(self.path, "ab") as file:
@@ -138,9 +146,14 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         if hashlib.sha256(outer["body"].encode()).hexdigest() != outer["sha256"]:
             return None
         body = json.loads(outer["body"])
-        fits = isinstance(body["key"], str) and all(
-            isinstance(one["seconds"], float) and 0 < one["seconds"] < 3600 and isinstance(one["template"], str)
-            for one in body["candidates"]
+        plain = all(isinstance(one, str | int) for one in body["device"].values())
+        fits = (
+            plain
+            and isinstance(body["key"], str)
+            and all(
+                isinstance(one["seconds"], float) and 0 < one["seconds"] < 3600 and isinstance(one["template"], str)
+                for one in body["candidates"]
+            )
         )
         return body if fits and body["candidates"] else None
     return None
@@ -158,8 +171,9 @@ def tuned(
     region: Region,
     ranking: Sequence[Candidate],
     shape: tuple[int, int, int],
-    meter: Meter,
+    meter: Meter | None,
     *,
+    arch: str,
     deadline: float,
     cache: Cache | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
@@ -171,16 +185,17 @@ def tuned(
         region: what they compute.
         ranking: as of `search.candidates`; after the deadline those that were not measured follow in this order.
         shape: images, height and width.
-        meter: the GPU.
+        meter: the GPU; without one, what the cache knows of any of this architecture is taken.
+        arch: of the GPU.
         deadline: of `time.monotonic()`.
         cache: of earlier measurements; these are taken as they are, and candidates that it lacks are measured.
         on_progress: called with a line for each candidate.
         executor: that compiles; by default processes, as many as there are cores.
     """
-    name = key(region, shape, meter.identity)
-    earlier = _from_cache((cache and cache.get(name)) or [], ranking)
+    name, device = key(region, shape), {"arch": arch} if meter is None else meter.identity
+    earlier = _from_cache([] if cache is None else cache.get(name, device), ranking)
     left = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in earlier]]
-    if not left or time.monotonic() >= deadline:
+    if meter is None or not left or time.monotonic() >= deadline:
         return [*earlier, *left], []
     trials: list[_Trial] = []
     refused: list[str] = []
@@ -204,7 +219,7 @@ def tuned(
     found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials if one.times]
     news, found = bool(found), sorted([*earlier, *found], key=lambda one: one.seconds)
     if news and cache is not None:
-        cache.put(name, [{**one.to_dict(), "seconds": one.seconds} for one in found])
+        cache.put(name, device, [{**one.to_dict(), "seconds": one.seconds} for one in found])
     rest = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in found]]
     return [*found, *rest], refused
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError
+from keras_efficient.export.bolt import architectures
 from keras_efficient.export.targets import Built, Option, Request, Target
 from keras_efficient.export.targets import onnx as onnx_target
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
 
 ARCHITECTURES = {
-    "cuda-sm80": ("sm_80", "A100 and other GPUs of compute capability 8.0"),
-    "cuda-sm86": ("sm_86", "GPUs of compute capability 8.6"),
-    "cuda-sm89": ("sm_89", "GPUs of compute capability 8.9"),
-    "cuda-sm90a": ("sm_90a", "H100 and H200"),
+    f"cuda-{name.replace('_', '')}": (name, f"{one.device} and others of its compute capability")
+    for name, one in architectures.ARCHITECTURES.items()
 }
 
 

@@ -27,7 +27,7 @@ class Meter:
     """A GPU on which later candidates are faster, and the last but one is wrong."""
 
     arch = "sm_90a"
-    identity = {"name": "stand-in", "processors": 132}  # noqa: RUF012
+    identity = {"name": "stand-in", "processors": 132, "arch": "sm_90a"}  # noqa: RUF012
 
     def __init__(self):
         self.asked = []
@@ -61,7 +61,7 @@ def compiler(monkeypatch):
 
 def search(meter, cache=None, seconds=60.0):
     with ThreadPoolExecutor() as pool:
-        how = {"deadline": time.monotonic() + seconds, "cache": cache, "executor": pool}
+        how = {"arch": "sm_90a", "deadline": time.monotonic() + seconds, "cache": cache, "executor": pool}
         return tuned(REGION, RANKING, SHAPE, meter, **how)
 
 
@@ -90,9 +90,19 @@ def test_what_a_file_knows_is_not_measured_again(compiler, tmp_path):
     assert len(refused) == 3
     assert [one.to_dict() for one in again] == [one.to_dict() for one in first]
     other = Meter()
-    other.identity = {"name": "another", "processors": 132}
+    other.identity = {"name": "another", "processors": 132, "arch": "sm_90a"}
     search(other, Cache(path))
     assert other.asked
+
+
+def test_a_machine_without_a_gpu_takes_what_another_measured(compiler, tmp_path):
+    path = tmp_path / "measured.jsonl"
+    first, _ = search(Meter(), Cache(path))
+    again, _ = search(None, Cache(path))
+    assert [one.to_dict() for one in again] == [one.to_dict() for one in first]
+    assert again[0].measured
+    how = {"arch": "sm_80", "deadline": time.monotonic() + 60, "cache": Cache(path)}
+    assert tuned(REGION, RANKING, SHAPE, None, **how)[0] == RANKING
 
 
 def test_no_time_left_leaves_the_estimates(compiler, tmp_path):
@@ -104,9 +114,9 @@ def test_no_time_left_leaves_the_estimates(compiler, tmp_path):
 
 def test_a_file_brings_no_parameters_of_its_own(compiler, tmp_path):
     path = tmp_path / "measured.jsonl"
-    name = key(REGION, SHAPE, Meter.identity)
+    name = key(REGION, SHAPE)
     strange = {**RANKING[0].to_dict(), "warps": 3000, "seconds": 1e-9}
-    Cache(path).put(name, [strange])
+    Cache(path).put(name, Meter.identity, [strange])
     meter = Meter()
     found, _ = search(meter, Cache(path))
     assert meter.asked
@@ -116,22 +126,24 @@ def test_a_file_brings_no_parameters_of_its_own(compiler, tmp_path):
 def test_damaged_lines_are_passed_over(tmp_path):
     path = tmp_path / "measured.jsonl"
     entry = {**RANKING[0].to_dict(), "seconds": 1e-4}
-    Cache(path).put("one", [entry])
+    device = Meter.identity
+    Cache(path).put("one", device, [entry])
     good = path.read_bytes()
-    forged = json.dumps({"body": json.dumps({"key": "two", "candidates": [entry]}), "sha256": "0" * 64}).encode()
+    body = json.dumps({"key": "two", "device": device, "candidates": [entry]})
+    forged = json.dumps({"body": body, "sha256": "0" * 64}).encode()
     path.write_bytes(b"no json\n" + forged + b"\n" + good[:40] + b"\n" + good + good[:30])
     cache = Cache(path)
     assert cache.damaged == 4
-    assert cache.get("one") == [entry]
-    assert cache.get("two") is None
-    cache.put("three", [entry])  # behind a line that was not ended
-    assert Cache(path).get("three") == [entry]
+    assert cache.get("one", device) == [entry]
+    assert cache.get("two", device) == []
+    cache.put("three", device, [entry])  # behind a line that was not ended
+    assert Cache(path).get("three", device) == [entry]
     with pytest.raises(FileProblem, match="cannot be read"):
         Cache(tmp_path)
 
 
 def put(path, number):
-    Cache(path).put(f"{number}", [{**RANKING[0].to_dict(), "seconds": 1e-4}] * 40)
+    Cache(path).put(f"{number}", Meter.identity, [{**RANKING[0].to_dict(), "seconds": 1e-4}] * 40)
 
 
 def test_writers_at_a_time(tmp_path):
@@ -144,16 +156,15 @@ def test_writers_at_a_time(tmp_path):
         one.join()
     cache = Cache(path)
     assert cache.damaged == 0
-    assert all(cache.get(f"{number}") for number in range(8))
+    assert all(cache.get(f"{number}", Meter.identity) for number in range(8))
 
 
 def test_a_key_hangs_on_all_that_a_time_does():
     keys = {
-        key(REGION, SHAPE, Meter.identity),
-        key(REGION, (1, 64, 65), Meter.identity),
-        key(sesr(4), SHAPE, Meter.identity),
-        key(REGION, SHAPE, {"name": "another"}),
+        key(REGION, SHAPE),
+        key(REGION, (1, 64, 65)),
+        key(sesr(4), SHAPE),
     }
-    assert len(keys) == 4
-    assert key(sesr(3), SHAPE, Meter.identity) in keys  # whatever its weights
+    assert len(keys) == 3
+    assert key(sesr(3), SHAPE) in keys  # whatever its weights
     assert tuning._templates() == tuning._templates()
