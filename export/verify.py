@@ -281,7 +281,8 @@ class _Comparison:
             lowest = have <= np.finfo(np.float32).min
             if not np.array_equal(lowest, nothing) or not np.all(np.isfinite(have[~nothing])):
                 raise ConversionError(
-                    f"Output {name!r} of the file is not finite.", hint="The converter broke the model."
+                    f"Output {name!r} of the file is not finite.",
+                    hint="The converter broke the model, or numbers are beyond its precision (65504 in float16).",
                 )
             have, want = have[~nothing], want[~nothing]
             difference = have.astype(np.float64) - want
