@@ -166,7 +166,9 @@ def _wheels() -> list[Path]:
 
 
 def _include_folders() -> list[Path]:
-    folders = [wheel / part for wheel in _wheels() for part in ("include", "include/cccl")]
+    # A toolkit that is installed serves as well as wheels; these come first, since their versions fit.
+    toolkit = Path(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda")
+    folders = [root / part for root in (*_wheels(), toolkit) for part in ("include", "include/cccl")]
     for header, package in HEADERS.items():
         if not any((folder / header).is_file() for folder in folders):
             raise MissingDependency(package, PURPOSE, "gpu")
