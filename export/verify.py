@@ -85,10 +85,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "int4-weights": Tolerance(sqnr_db=6.0, differing=0.5),
 }
 
+NOT_FINITE = "The converter broke the model, or numbers are beyond the file's precision (65504 in float16)."
+
 # A model that computes in half precision against its own float32 form: 11 and 8 bits of each product and sum are
 # 2^-11 and 2^-8 of it, -66 and -48 dB a layer, which a hundred layers make 20 dB worse; 15 dB more are left for sums
 # that nearly cancel.
-NOT_FINITE = "The converter broke the model, or numbers are beyond the file's precision (65504 in float16)."
 POLICY_TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(sqnr_db=30.0, relative=0.05, differing=0.05),
     "bfloat16": Tolerance(sqnr_db=12.0, relative=0.25, differing=0.25),

@@ -106,6 +106,7 @@ def test_an_unknown_architecture():
 
 def test_without_wheels(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "_wheels", lambda: [tmp_path])
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     (tmp_path / "include").mkdir()
     with pytest.raises(MissingDependency, match=r"nvidia-cuda-runtime.*\n.*keras-efficient\[gpu\]"):
         build.compiled("", [])
