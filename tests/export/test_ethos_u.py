@@ -262,7 +262,7 @@ def test_free_sizes_are_refused(pictures, tmp_path):
 def test_float_is_refused(pictures, tmp_path):
     """Vela takes a float file and leaves all of it to the CPU, with exit code 0."""
     with pytest.raises(UnknownName, match="float32"):
-        export.save(network(), tmp_path / "x.tflite", target="ethos-u55-64", input_shape=(64, 96))
+        export.save(network(), tmp_path / "x.tflite", target="ethos-u55-64", precision="float32", input_shape=(64, 96))
 
 
 def unsupported_model() -> tuple[keras.Model, np.ndarray]:
