@@ -85,7 +85,7 @@ def test_a_relevant_item_that_stands_twice_counts_once():
 
 @pytest.mark.parametrize("k", [1, 5, 20, ITEMS])
 def test_ndcg_is_that_of_scikit_learn(drawn, k):
-    sklearn = pytest.importorskip("sklearn.metrics")
+    sklearn = pytest.importorskip("sklearn.metrics", reason="compared with scikit-learn")
     scores, labels = drawn
     found = ndcg(top_k(scores, k), flat([np.flatnonzero(row) for row in labels]), k)
     assert np.isnan(found).sum() == (~labels.any(axis=1)).sum() > 0

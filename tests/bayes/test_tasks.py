@@ -93,7 +93,7 @@ def test_brier_by_hand():
 
 
 def test_against_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="compared with scikit-learn")
     p = dirichlet(3, 200)
     y = RNG.integers(4, size=200)
     found, mean = tasks.prediction(p, y), p.mean(axis=0)
@@ -132,7 +132,7 @@ def test_the_split_is_never_negative():
 
 
 def test_misclassification_against_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="compared with scikit-learn")
     p = with_members(dirichlet(400))
     p[:, 200:] = p[:, :200]  # each score twice
     y = RNG.integers(4, size=400)
@@ -178,7 +178,7 @@ def test_equally_sure_examples_count_as_the_mean_over_their_orders():
 
 
 def test_out_of_distribution_against_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="compared with scikit-learn")
     inside, outside = with_members(dirichlet(300, concentration=0.3)), with_members(dirichlet(200), 0.6)
     outside[:, :50] = inside[:, :50]  # ties between both
     shift = RNG.normal(size=(3, 500, 1))

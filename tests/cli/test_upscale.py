@@ -164,7 +164,7 @@ def test_json_holds_names_that_are_no_utf8(model, photo, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ending_it_in_the_middle_of_a_file_leaves_nothing_behind(model, tmp_path, number, status):
     """A video is written for as long as it is upscaled: seconds here."""
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="needs the extra video")
     with av.open(str(tmp_path / "a.mkv"), "w") as file:
         stream = file.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"

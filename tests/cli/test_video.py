@@ -40,7 +40,7 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """50 frames, two seconds."""
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="needs the extra video")
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
     with av.open(str(path), "w") as file:
@@ -183,7 +183,7 @@ STAMPS = [0.0, 0.04, 0.2, 0.24, 0.8, 0.84, 0.88, 1.2, 2.0, 2.04, 2.2, 2.24, 2.48
 @pytest.mark.parametrize("more", [(), ("--realtime",)])
 def test_chunks_are_taken_at_the_time_stamps_of_a_file(serve, tmp_path, more):
     """One frame in a chunk, and B-frames: chunks are not in the order of their frames."""
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="needs the extra video")
     path = tmp_path / "variable.mkv"
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
     with av.open(str(path), "w") as file:
@@ -230,7 +230,7 @@ def test_memory_of_times_is_bounded():
 
 def test_a_device_does_not_wait_for_room_in_the_spool(tmp_path, monkeypatch):
     """There is no server: a file waits before a half of the spool is filled, a device goes on and loses groups."""
-    video = pytest.importorskip("keras_efficient.video")
+    video = pytest.importorskip("keras_efficient.video", reason="needs the extra video")
     random = np.random.default_rng(0)
     seen = []
 

@@ -300,7 +300,7 @@ def check_table(found, users, items):
     ],
 )
 def test_csv(write, name, content):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     found = read_table(write(content, name), **COLUMNS)
     check_table(found, ["bob", "ann"], ["x", "y"])
     assert found[0].times.tolist() == [5, 6, 7]
@@ -308,7 +308,7 @@ def test_csv(write, name, content):
 
 
 def test_text_and_numbers_as_ids_in_csv(write):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
 
     def users(*ids):
         return read_table(write("u,i\n" + "".join(f"{u},1\n" for u in ids)), "u", "i")[1]
@@ -320,13 +320,13 @@ def test_text_and_numbers_as_ids_in_csv(write):
 
 
 def test_dates_in_csv(write):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     path = write("u,i,t\n1,1,1970-01-01\n1,2,1970-01-01 00:00:01\n")
     assert read_table(path, "u", "i", time="t")[0].times.tolist() == [0, 1_000_000]
 
 
 def parquet(path, **columns):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(columns), path)
@@ -342,7 +342,7 @@ def test_parquet(tmp_path, when):
 
 
 def test_parquet_of_categories(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     who = pyarrow.array(["ann", "bob", "bob"]).dictionary_encode()
     check_table(
         read_table(parquet(tmp_path / "a", who=who, what=[7, 8, 7], stars=[1, 2.5, 3], when=[5, 6, 7]), **COLUMNS),
@@ -372,7 +372,7 @@ def test_parquet_of_categories(tmp_path):
     ],
 )
 def test_a_bad_table_is_named_with_its_row(write, content, reason):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     assert re.search(reason, problem(read_table, write(content, "a.csv"), **COLUMNS))
 
 
@@ -393,7 +393,7 @@ def test_a_bad_parquet_file_is_named_with_its_row(tmp_path, columns, reason):
 
 
 def test_columns_that_are_not_there(write, tmp_path):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     for path in (write(CSV, "a.csv"), parquet(tmp_path / "b", who=[1], what=[1])):
         with pytest.raises(UnknownName, match="whom") as caught:
             read_table(path, "whom", "what")

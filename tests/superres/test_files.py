@@ -39,7 +39,7 @@ def test_a_real_photo_in_every_format(tmp_path, model, data_dir):
 
 
 def test_sixteen_bits_stay_sixteen(tmp_path, model):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     image = picture(10, 12, 3, dtype=np.uint16)
     write_image(tmp_path / "a.png", Image(image, icc_profile=b"x" * 200))
     upscale_file(tmp_path / "a.png", tmp_path / "b.png", model)
@@ -75,7 +75,7 @@ def test_what_the_target_cannot_hold_is_found_out_before_the_model_runs(tmp_path
         raise AssertionError("no work should be done")
 
     if dtype == np.uint16:
-        pytest.importorskip("av")
+        pytest.importorskip("av", reason="needs the extra video")
     write_image(tmp_path / "a.png", Image(picture(*shape, dtype=dtype)))
     with pytest.raises(WrongArgument, match=words):
         upscale_file(tmp_path / "a.png", tmp_path / name, model, scale=2, halo=1)

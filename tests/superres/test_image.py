@@ -50,7 +50,7 @@ def test_eight_bits_there_and_back(tmp_path, suffix, channels):
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 1), (7, 5, 2), (7, 5, 3), (7, 5, 4), (1, 1), (1, 1, 4), (3, 2000, 3)])
 def test_sixteen_bit_png_there_and_back(tmp_path, shape):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     image = pixels(*shape, dtype=np.uint16)
     write_image(tmp_path / "a.png", Image(image, icc_profile=SRGB))
     back = read_image(tmp_path / "a.png")
@@ -70,7 +70,7 @@ def test_sixteen_bit_gray_tiff(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparent_colour_of_a_sixteen_bit_png_becomes_alpha(tmp_path, channels):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     image = pixels(6, 5, channels, dtype=np.uint16)
     buffer = io.BytesIO()
     png.encode_16_bit(image, buffer)
@@ -86,7 +86,7 @@ def test_transparent_colour_of_a_sixteen_bit_png_becomes_alpha(tmp_path, channel
 
 def test_interlaced_sixteen_bit_png(tmp_path, repo_root):
     """Adam7 by hand: the seven passes of a 9×9 gray picture."""
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     image = pixels(9, 9, dtype=np.uint16)
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     raw = b"".join(
@@ -230,7 +230,7 @@ def test_gray_tiff_whose_zero_is_white(tmp_path, dtype):
 
 
 def test_orientation_of_a_sixteen_bit_png(tmp_path):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     image = pixels(5, 7, 3, dtype=np.uint16)
     exif = Pillow.Exif()
     exif[0x0112] = 6
@@ -289,7 +289,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", "16.png"])
 def test_a_file_cut_off_anywhere_is_refused(tmp_path, suffix):
     if suffix == "16.png":
-        pytest.importorskip("av")
+        pytest.importorskip("av", reason="needs the extra video")
     path = tmp_path / f"a{suffix}"
     dtype = np.uint16 if suffix == "16.png" else np.uint8
     write_image(path, Image(pixels(24, 20, 3, dtype=dtype)))
@@ -302,7 +302,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".png", "16.png"])
 def test_a_flipped_bit_in_a_png_is_refused(tmp_path, suffix):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs the extra video")
     path = tmp_path / f"a{suffix}"
     write_image(path, Image(pixels(12, 10, 3, dtype=np.uint16 if suffix == "16.png" else np.uint8)))
     whole = path.read_bytes()

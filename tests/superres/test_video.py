@@ -11,7 +11,7 @@ import pytest
 from keras_efficient.errors import FileProblem, MissingDependency, WrongArgument
 from keras_efficient.superres import Bicubic, imresize, upscale_folder, upscale_video
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="needs the extra video")
 
 LOSSLESS = {"crf": 0, "preset": "ultrafast"}
 SRT = b"1\n00:00:00,000 --> 00:00:00,400\nhello\n\n"

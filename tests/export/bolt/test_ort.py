@@ -28,8 +28,8 @@ from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer
 from keras_efficient.export.bolt.search import candidates
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED, region_function
 
-onnxruntime = pytest.importorskip("onnxruntime")
-ir = pytest.importorskip("onnx_ir")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the library is for ONNX Runtime")
+ir = pytest.importorskip("onnx_ir", reason="kernels need the extra gpu")
 if shutil.which("g++") is None:
     pytest.skip("The library is compiled by g++, which is not there.", allow_module_level=True)
 
