@@ -98,7 +98,7 @@ def test_ndcg_is_that_of_scikit_learn(drawn, k):
 # there, hence they are left out. float32 there.
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_metrics_are_those_of_keras_rs(drawn, k):
-    metrics = pytest.importorskip("keras_rs").metrics
+    metrics = pytest.importorskip("keras_rs", reason="compared with keras-rs").metrics
     scores, labels = (array[drawn[1].any(axis=1)] for array in drawn)
     ranked, relevant = top_k(scores, k), flat([np.flatnonzero(row) for row in labels])
     for ours, theirs in (
@@ -211,7 +211,7 @@ def test_top_k_refuses(scores, k, exclude, match):
 
 
 def test_ranknet():
-    pytest.importorskip("keras_rs")
+    pytest.importorskip("keras_rs", reason="compared with keras-rs")
     labels, scores = np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])
     one = math.log1p(math.exp(-1))
     assert one == pytest.approx(0.31326, abs=5e-6)

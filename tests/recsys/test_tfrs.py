@@ -84,7 +84,7 @@ def run(code, **environment):
 
 
 def test_towers_learn_and_are_ranked():
-    pytest.importorskip("tf_keras")
+    pytest.importorskip("tf_keras", reason="TensorFlow Recommenders needs tf_keras")
     done = run(TRAIN, TF_USE_LEGACY_KERAS="1")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -223,7 +223,7 @@ def test_errors_of_every_kind_in_a_decoder_or_encoder_name_the_file(tmp_path, mo
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_gray_tiff_whose_zero_is_white(tmp_path, dtype):
-    tifffile = pytest.importorskip("tifffile")
+    tifffile = pytest.importorskip("tifffile", reason="writes the picture of this test")
     image = pixels(9, 4, dtype=dtype)
     tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels, image)
@@ -246,7 +246,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     Pillow.new("F", (4, 4)).save(tmp_path / "float.tif")
     with pytest.raises(FileProblem, match="16-bit PNG"):
         read_image(tmp_path / "float.tif")
-    tifffile = pytest.importorskip("tifffile")
+    tifffile = pytest.importorskip("tifffile", reason="writes the picture of this test")
     tifffile.imwrite(tmp_path / "deep.tif", pixels(4, 4, 3, dtype=np.uint16))
     with pytest.raises(FileProblem, match=r"deep\.tif"):
         read_image(tmp_path / "deep.tif")

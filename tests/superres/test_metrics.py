@@ -10,7 +10,7 @@ import pytest
 from keras_efficient.errors import WrongArgument
 from keras_efficient.superres import psnr, ssim
 
-skimage = pytest.importorskip("skimage.metrics")
+skimage = pytest.importorskip("skimage.metrics", reason="compared with scikit-image")
 
 
 @pytest.fixture

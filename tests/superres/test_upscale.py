@@ -204,7 +204,7 @@ def test_an_image_keeps_what_belongs_to_it():
 
 
 def test_halo_and_scale_of_a_keras_model_are_derived():
-    keras = pytest.importorskip("keras")
+    keras = pytest.importorskip("keras", reason="makes the model")
     x = keras.Input((None, None, 1))
     y = keras.layers.Conv2D(9, 5, padding="same", activation="sigmoid")(x)
     model = keras.Model(x, keras.ops.depth_to_space(y, 3))

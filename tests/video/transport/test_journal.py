@@ -188,7 +188,7 @@ def test_places_where_no_journal_can_be(tmp_path):
     ],
 )
 def test_passwords_are_not_told(url, words):
-    pytest.importorskip("psycopg")
+    pytest.importorskip("psycopg", reason="needs the extra video")
     with pytest.raises((ConnectionProblem, WrongArgument), match=words) as caught:
         open_journal(url)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
