@@ -13,10 +13,11 @@ import numpy as np
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
-from keras_efficient.export.bolt.region import Add, Layer, Region
+from keras_efficient.export.bolt.region import Add, Region
 from keras_efficient.export.bolt.source import Source, complete, indented
-from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.implicit import Places
 from keras_efficient.export.bolt.templates.packing import Packed, fragments, table, up
+from keras_efficient.export.bolt.templates.results import Sums
 
 __all__ = ["Tile", "candidates", "emit", "refusal", "seconds"]
 
@@ -153,23 +154,36 @@ class _Writer:
         return 2 * self.tile.places * self.tile.inner, 2 * self.tile.inner * self.tile.filters
 
     @property
-    def _out_columns(self) -> int:
-        return self.columns[1] if self.is_pair else self.tile.filters
-
-    @property
     def _first_bytes(self) -> int:
         """Of a pair's first product, where it is kept in shared memory."""
         return 2 * self.tile.places * self.tile.filters if self.is_pair and self.tile.second == "shared" else 0
 
     @property
     def shared_bytes(self) -> int:
-        out = 2 * self.tile.places * self._out_columns if self.region.shuffle == 1 else 0
+        out = self._sums(len(self.region.layers) - 1).out_bytes(self.tile.places)
         return max(self.tile.stages * sum(self._stage_bytes), self._first_bytes + out)
+
+    def _sums(self, number: int) -> Sums:
+        tile, widths = self.tile, (self.tile.widths, self.second_widths)[number]
+        return Sums(
+            self.region,
+            number,
+            ("sums", "others")[number],
+            heights=tile.heights,
+            widths=widths,
+            rise=16,
+            before=f"across * {widths}",
+            block="0" if self.is_pair else "block",
+            filters=self.columns[1] if number else tile.filters,
+            columns=self.columns[number],
+            table=self.packed.tables[number] // 4,
+        )
 
     def text(self) -> str:
         tile = self.tile
         inputs = "".join(f"const half* input_{one}, " for one in range(self.inputs))
         a, b = self._stage_bytes
+        places = Places(self.first, tile.places, tile.inner, tile.threads)
         lines = [
             "using namespace bolt;",
             "",
@@ -183,9 +197,9 @@ class _Writer:
             f"const int begin_of_block = block_x() * {tile.places}, block = block_y();",
             f"const int down = warp() / {tile.across} * {16 * tile.heights};  // first place of this warp",
             f"const int across = warp() % {tile.across};",
-            *self._sources(),
+            *places.sources(),
             "const auto fetch = [&](int part, int stage) {",
-            *self._fetch_places(),
+            *places.fetch(),
             f"const unsigned char* from = packed + (int64_t(block) * {self.parts} + part) * {b};",
             f"for (int i = thread(); i < {b // 16}; i += {tile.threads})",
             f"copy_async(stages_of_weights + stage * {b} + 16 * i, from + 16 * i, true);",
@@ -211,208 +225,35 @@ class _Writer:
             f"{32 * tile.widths}, {tile.widths * tile.across});",
             "}",
             "barrier();  // stages are free for results",
+            *(self._second() if self.is_pair else []),
+            *self._sums(len(self.region.layers) - 1).out(
+                places=tile.places, threads=tile.threads, start=self._first_bytes
+            ),
         ]
-        lines += self._second() if self.is_pair else self._results(0, "sums", tile.widths, "block")
         return indented([*lines, "}", ""])
 
-    def _sources(self) -> list[str]:
-        """Where the places are that this thread fetches: of one chunk of every part."""
-        tile, layer = self.tile, self.first
-        chunks = tile.inner // 8
-        self.fetched = tile.places * chunks // tile.threads
-        if tile.places * chunks % tile.threads:
-            raise UnsupportedLayer("region", f"no tiles: {tile} shares places out unevenly.")
-        top, left, _, _ = layer.padding
-        is_plain = layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding)
-        self.is_plain = is_plain
-        lines = [f"const int chunk = thread() % {chunks};", f"int64_t sources[{self.fetched}];"]
-        lines += [] if is_plain else [f"int rows[{self.fetched}], columns[{self.fetched}];"]
-        lines += [
-            "BOLT_UNROLL",
-            f"for (int i = 0; i < {self.fetched}; ++i) {{",
-            f"const int place = begin_of_block + thread() / {chunks} + i * {tile.threads // chunks};",
-        ]
-        if is_plain:
-            return [*lines, "sources[i] = place < places ? int64_t(place) : int64_t(-1);", "}"]
-        return [
-            *lines,
-            "const int x = place % out_width, y = place / out_width % out_height, n = place / out_width / out_height;",
-            # Of a place that there is not, no row is inside of the image.
-            f"rows[i] = place < places ? y * {layer.stride[0]} - {top} : -(1 << 28);",
-            f"columns[i] = x * {layer.stride[1]} - {left};",
-            "sources[i] = (int64_t(n) * height + rows[i]) * width + columns[i];",
-            "}",
-        ]
-
-    def _fetch_places(self) -> list[str]:
-        tile, layer = self.tile, self.first
-        chunks, channels = tile.inner // 8, layer.channels
-        to = f"stages.row(stage) + stages.place(thread() / {chunks} + i * {tile.threads // chunks}, chunk)"
-        loop = ["BOLT_UNROLL", f"for (int i = 0; i < {self.fetched}; ++i) {{"]
-        if channels % 8 == 0:
-            own = channels // 8
-            total = layer.kernel[0] * layer.kernel[1] * own
-            lines = [f"const int inner = part * {chunks} + chunk;"]
-            tap, channel = ("0", "inner * 8") if self.is_plain else (f"inner / {own}", f"inner % {own} * 8")
-            lines += [f"const int channel = {channel};"]
-            there = f"inner < {total} && sources[i] >= 0"
-            where = f"sources[i] * {channels} + channel"
-            if not self.is_plain:
-                lines += self._tap(tap)
-                there = f"inner < {total} && inside(rows[i] + dy, columns[i] + dx)"
-                where = f"(sources[i] + int64_t(dy) * width + dx) * {channels} + channel"
-            return [
-                *lines,
-                *self._inside(),
-                *loop,
-                f"const bool there = {there};",
-                f"copy_async({to}, input_0 + (there ? {where} : 0), there);",
-                "}",
-            ]
-        # Numbers one by one: chunks hold channels of several taps.
-        total = layer.kernel[0] * layer.kernel[1] * channels
-        lines = [*self._inside(), *loop, "half eight[8];", "BOLT_UNROLL", "for (int k = 0; k < 8; ++k) {"]
-        lines += [f"const int inner = part * {tile.inner} + chunk * 8 + k, channel = inner % {channels};"]
-        if self.is_plain:
-            there, where = f"inner < {total} && sources[i] >= 0", f"sources[i] * {channels} + channel"
-        else:
-            lines += self._tap(f"inner / {channels}")
-            there = f"inner < {total} && inside(rows[i] + dy, columns[i] + dx)"
-            where = f"(sources[i] + int64_t(dy) * width + dx) * {channels} + channel"
-        return [
-            *lines,
-            f"eight[k] = {there} ? load_global(input_0 + {where}) : to_half(0.0f);",
-            "}",
-            f"*reinterpret_cast<Words*>({to}) = Words{{join(eight[0], eight[1]), join(eight[2], eight[3]), "
-            "join(eight[4], eight[5]), join(eight[6], eight[7])};",
-            "}",
-        ]
-
-    def _tap(self, tap: str) -> list[str]:
-        layer = self.first
-        width, (down, right) = layer.kernel[1], layer.dilation
-        return [f"const int tap = {tap}, dy = tap / {width} * {down}, dx = tap % {width} * {right};"]
-
-    def _inside(self) -> list[str]:
-        if self.is_plain:
-            return []
-        return [
-            "const auto inside = [&](int y, int x) { return y >= 0 && y < height && x >= 0 && x < width; };",
-        ]
-
     def _second(self) -> list[str]:
-        tile = self.tile
+        """The product of the first one's results."""
+        tile, first = self.tile, self._sums(0)
         weights = f"reinterpret_cast<const Words2*>(packed + {self.packed.weights[1]})"
-        columns = 8 * self.second_widths
-        lines = self._epilogue(0, "sums", tile.widths, "0")
+        lines = first.epilogue()
         if tile.second == "shared":
             ring = f"Ring<{tile.filters}, 1, {tile.places}>"
-            lines += [
-                "half* to = first.data + first.place(down + 16 * i + 8 * side + lane() / 4, across * "
-                f"{tile.widths} + tile) + 2 * (lane() & 3);",
-                "*reinterpret_cast<uint32_t*>(to) = pack(a, b);",
-                *["}"] * 3,
-                "barrier();",
-            ]
-            lines = [f"const {ring} first{{reinterpret_cast<half*>(shared)}};", *lines]
+            lines = [f"const {ring} first{{reinterpret_cast<half*>(shared)}};", *lines, *first.into_ring("first")]
+            lines.append("barrier();")
         else:
             lines += ["sums[i][tile][2 * side] = a, sums[i][tile][2 * side + 1] = b;", *["}"] * 3]
         lines += [
             f"float others[{tile.heights}][{self.second_widths}][4];",
-            f"begin(others, numbers + {self.packed.tables[1] // 4} + across * {columns});",
+            f"begin(others, numbers + {self.packed.tables[1] // 4} + across * {8 * self.second_widths});",
         ]
         if tile.second == "shared":
-            lines.append(
+            return [
+                *lines,
                 f"product_of_shared(others, first, down, {weights} + across * {32 * self.second_widths}, "
-                f"{self.second_widths * tile.across});"
-            )
-        else:
-            lines.append(f"product_of_registers(others, sums, {weights});")
-        return lines + self._results(1, "others", self.second_widths, "0")
-
-    def _epilogue(self, number: int, sums: str, widths: int, block: str) -> list[str]:
-        """Loops over this thread's pairs of results, left open."""
-        layer, columns = self.region.layers[number], self.columns[number]
-        per_block = self.tile.filters if number == 0 else columns
-        lines = [
-            "BOLT_UNROLL",
-            f"for (int i = 0; i < {self.tile.heights}; ++i) {{",
-            "BOLT_UNROLL",
-            "for (int side = 0; side < 2; ++side) {",
-            "const int place = begin_of_block + down + 16 * i + 8 * side + lane() / 4;",
-            "BOLT_UNROLL",
-            f"for (int tile = 0; tile < {widths}; ++tile) {{",
-            f"float a = {sums}[i][tile][2 * side], b = {sums}[i][tile][2 * side + 1];",
-            f"const int filter = {block} * {per_block} + across * {8 * widths} + 8 * tile + 2 * (lane() & 3);",
-        ]
-        slopes = 0
-        for step in layer.steps:
-            if isinstance(step, Add):
-                lines += self._add(step.value, layer)
-                continue
-            table = ""
-            if step.kind == "prelu":
-                slopes += 1
-                table = f"numbers + {self.packed.tables[number] // 4 + slopes * columns} + filter"
-            lines += activation(step, table)
-        return lines
-
-    def _add(self, value: int, layer: Layer) -> list[str]:
-        channels = self.region.channels[value]
-        if channels == 1:
-            one = f"const float one = to_float(load_global(input_{value} + place));"
-            return ["if (place < places) {", one, "a += one, b += one;", "}"]
-        where = f"input_{value} + int64_t(place) * {channels} + filter"
-        if channels % 2 == 0:
-            both = f"const uint32_t both = load_global(reinterpret_cast<const uint32_t*>({where}));"
-            return [f"if (place < places && filter < {channels}) {{", both, "a += low(both), b += high(both);", "}"]
-        return [
-            f"if (place < places && filter + {ahead} < {channels}) {name} += to_float(load_global({where} + {ahead}));"
-            for name, ahead in (("a", 0), ("b", 1))
-        ]
-
-    def _results(self, number: int, sums: str, widths: int, block: str) -> list[str]:
-        """The epilogue of the last layer, and its results on their way out."""
-        filters, shuffle = self.last.filters, self.region.shuffle
-        columns = self._out_columns
-        lines = self._epilogue(number, sums, widths, block)
-        if shuffle > 1:
-            return [*lines, *self._shuffled(filters, shuffle), *["}"] * 3]
-        ring = f"Ring<{columns}, 1, {self.tile.places}>"
-        start = f"shared + {self._first_bytes}"
-        lines = [f"const {ring} results{{reinterpret_cast<half*>({start})}};", *lines]
-        lines += [
-            "half* to = results.data + results.place(down + 16 * i + 8 * side + lane() / 4, across * "
-            f"{widths} + tile) + 2 * (lane() & 3);",
-            "*reinterpret_cast<uint32_t*>(to) = pack(a, b);",
-            *["}"] * 3,
-            "barrier();",
-            f"for (int i = thread(); i < {self.tile.places * columns // 8}; i += {self.tile.threads}) {{",
-            f"const int chunk = i % {columns // 8}, place = i / {columns // 8};",
-            f"const int filter = {block} * {columns} + 8 * chunk;",
-            f"if (begin_of_block + place < places && filter < {filters}) {{",
-            f"half* to = output + int64_t(begin_of_block + place) * {filters} + filter;",
-            "const half* from = results.data + results.place(place, chunk);",
-        ]
-        if filters % 8 == 0:
-            lines.append("*reinterpret_cast<Words*>(to) = *reinterpret_cast<const Words*>(from);")
-        else:
-            lines.append(f"for (int k = 0; k < 8 && filter + k < {filters}; ++k) to[k] = from[k];")
-        return [*lines, "}", "}"]
-
-    def _shuffled(self, filters: int, block: int) -> list[str]:
-        colours = filters // block**2
-        lines = [
-            "const int x = place % out_width, y = place / out_width % out_height, n = place / out_width / out_height;"
-        ]
-        for name, ahead in (("a", 0), ("b", 1)):
-            row = f"((int64_t(n) * out_height + y) * {block} + f / {block * colours})"
-            pixel = f"({row} * out_width * {block} + int64_t(x) * {block} + f / {colours} % {block})"
-            lines.append(
-                f"if (const int f = filter + {ahead}; place < places && f < {filters}) "
-                f"output[{pixel} * {colours} + f % {colours}] = to_half({name});"
-            )
-        return lines
+                f"{self.second_widths * tile.across});",
+            ]
+        return [*lines, f"product_of_registers(others, sums, {weights});"]
 
 
 def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
