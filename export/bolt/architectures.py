@@ -20,9 +20,12 @@ class Architecture:
         clock: in Hz, under load.
         product_cycles: that a quarter of a multiprocessor takes for 16 × 8 × 16 in half precision, by `mma.sync`. On
             Hopper that instruction reaches 62 % of what `wgmma` does (an estimate from publications).
+        group_cycles: the same by `wgmma`, if there is such an instruction: 80 % of the data sheet's rate, which
+            libraries reach.
         shared_bytes: of a block, at most; a kilobyte more is reserved for each block.
         shared_rate: bytes per cycle of a multiprocessor's shared memory.
         memory_rate: bytes per second of DRAM that copies reach.
+        cache_rate: bytes per second that all multiprocessors get of the L2 cache (an estimate from publications).
         registers: of a multiprocessor.
         launch: seconds that a kernel in a graph takes though it does nothing (an estimate).
         barrier: cycles of a barrier of a block (an estimate).
@@ -35,13 +38,24 @@ class Architecture:
     product_cycles: float
     shared_bytes: int
     memory_rate: float
+    cache_rate: float
+    group_cycles: float | None = None
     shared_rate: int = 128
     registers: int = 65536
     launch: float = 2.5e-6
     barrier: int = 40
 
     def seconds(
-        self, *, blocks: int, at_once: int, products: float, shared: float, memory: float, barriers: float = 0.0
+        self,
+        *,
+        blocks: int,
+        at_once: int,
+        products: float,
+        shared: float,
+        memory: float,
+        cache: float = 0.0,
+        barriers: float = 0.0,
+        product_cycles: float | None = None,
     ) -> float:
         """Of a kernel: what its blocks do on their multiprocessors in waves, or its traffic with memory.
 
@@ -51,21 +65,23 @@ class Architecture:
             products: of matrices, of one block.
             shared: bytes of shared memory that a block moves.
             memory: bytes of DRAM, all blocks together.
+            cache: bytes of the L2 cache, all blocks together.
             barriers: in one block, one behind the other.
+            product_cycles: of a product, if not the architecture's own.
         """
         waves, rest = divmod(blocks, self.processors * at_once)
-        busy = max(products * self.product_cycles / 4, shared / self.shared_rate)
+        busy = max(products * (product_cycles or self.product_cycles) / 4, shared / self.shared_rate)
         # The last wave's multiprocessors have fewer blocks, if there are fewer.
         full = at_once * waves + -(-rest // self.processors)
         cycles = full * busy + (waves + (rest > 0)) * barriers * self.barrier
-        return max(cycles / self.clock, memory / self.memory_rate) + self.launch
+        return max(cycles / self.clock, memory / self.memory_rate, cache / self.cache_rate) + self.launch
 
 
 _ALL = (
-    Architecture("sm_80", "A100", 108, 1.41e9, 4.0 * 2, 163 << 10, 1.7e12),
-    Architecture("sm_86", "A10", 72, 1.7e9, 16.0, 99 << 10, 0.5e12),
-    Architecture("sm_89", "L40S", 142, 2.3e9, 16.0, 99 << 10, 0.75e12),
-    Architecture("sm_90a", "H200", 132, 1.755e9, 4.0 / 0.62, 227 << 10, 4.3e12),
+    Architecture("sm_80", "A100", 108, 1.41e9, 4.0 * 2, 163 << 10, 1.7e12, 4.5e12),
+    Architecture("sm_86", "A10", 72, 1.7e9, 16.0, 99 << 10, 0.5e12, 2.0e12),
+    Architecture("sm_89", "L40S", 142, 2.3e9, 16.0, 99 << 10, 0.75e12, 4.0e12),
+    Architecture("sm_90a", "H200", 132, 1.755e9, 4.0 / 0.62, 227 << 10, 4.3e12, 6.5e12, 4.0 / 0.8),
 )
 ARCHITECTURES = {one.name: one for one in _ALL}
 

@@ -81,7 +81,8 @@ def _strip(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int)
 
 def _tile(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
     places = n * out[0] * out[1]
-    return (ceil(places / rule["places"]), rule["across"], 1), (places, *out)
+    together = rule.get("together", 1)  # blocks of a cluster, of which a grid has whole ones
+    return (ceil(places / rule["places"] / together) * together, rule["across"], 1), (places, *out)
 
 
 def _depthwise(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:

@@ -54,15 +54,19 @@ def activated(x: np.ndarray, step: Activate) -> np.ndarray:
         case "gelu_tanh":
             return 0.5 * x * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
         case "silu":
-            return x / (1 + np.exp(-x))
+            return x * _sigmoid(x)
         case "hard_swish":
             return x * np.clip(x + 3, 0, 6) / 6
         case "softplus":
             return np.logaddexp(0, x)
         case "sigmoid":
-            return 1 / (1 + np.exp(-x))
+            return _sigmoid(x)
         case _:
             return np.tanh(x)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))
 
 
 def _convolved(x: np.ndarray, layer: Layer, weights: np.ndarray) -> np.ndarray:

@@ -76,7 +76,8 @@ def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int
     columns = (width + (left + right - beside - 1)) // step + 1
     if rule["kind"] == "tile":
         places = columns * rows * n  # of rows only the columns are an expression, which must stand first
-        return (_ceil(places, rule["places"]), rule["across"], 1), (places, rows, columns)
+        together = rule.get("together", 1)
+        return (_ceil(places, rule["places"] * together) * together, rule["across"], 1), (places, rows, columns)
     work = _ceil(columns, rule["places"]) * rows * n * rule["groups"]
     return (_ceil(work, rule["threads"]), 1, 1), (n, rows, columns)
 

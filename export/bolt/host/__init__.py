@@ -117,7 +117,7 @@ def run(
         raise WrongArgument(f"A block of {threads} threads.", hint=f"Give a multiple of 32, of at most {MOST_THREADS}.")
     if not 0 <= shared_bytes < 2**24:
         raise WrongArgument(f"Shared memory of {shared_bytes} bytes.", hint="A block of a GPU has at most 227 KB.")
-    kernels = re.findall(r"^BOLT_KERNEL\([^()]*\)\s*(\w+)", source, re.MULTILINE)
+    kernels = re.findall(r"^BOLT_KERNEL\([^()]*\)(?: BOLT_CLUSTER\(\d+\))?\s*(\w+)", source, re.MULTILINE)
     if kernel not in kernels:
         raise UnknownName("kernel", kernel, kernels)
     given = (_Argument * len(arguments))(*map(_argument, range(len(arguments)), arguments))

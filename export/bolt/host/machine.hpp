@@ -65,12 +65,36 @@ struct Place {
 };
 
 enum class State { ready, at_warp, at_block, ended };
-enum class Meeting { barrier, load, load_transposed, product, shuffle };
-static const char* const names[] = {"warp_barrier", "load_matrix", "load_matrix_transposed", "multiply", "shuffle"};
+enum class Meeting { barrier, load, load_transposed, product, shuffle, group };
+static const char* const names[] = {"warp_barrier", "load_matrix", "load_matrix_transposed",
+                                    "multiply",     "shuffle",     "multiply_group"};
 
 struct Copy {
     unsigned char* shared;
     const unsigned char* global;  // null: zeros
+    int group;
+};
+
+// A copy that a block announces bytes of at an `Arrival`, and whoever waits there lands it.
+struct BulkCopy {
+    unsigned char* shared;
+    const unsigned char* global;
+    size_t bytes;
+    const void* arrival;
+};
+
+struct Arrivals {
+    const void* at;
+    bool announced;
+    size_t bytes;
+    int phases;  // that are over
+};
+
+// A product of a warpgroup, that has not been waited for.
+struct Product {
+    float (*sums)[4];
+    int tiles;
+    uint64_t a, b;
     int group;
 };
 
@@ -81,6 +105,9 @@ struct Fiber {
     State state;
     std::vector<Copy> copies;  // that have not arrived
     int group;                 // the one that is open
+    std::vector<size_t> landed;  // where copies have arrived that were not published
+    std::vector<Product> products;
+    int products_group;
 };
 
 struct Warp {
@@ -118,6 +145,9 @@ static std::vector<Warp> warps;
 static std::vector<Region> regions;
 static unsigned char* shared_memory;
 static size_t shared_bytes;
+static std::vector<BulkCopy> bulk_copies;
+static std::vector<Arrivals> arrivals;
+static std::vector<unsigned char> published;  // shared memory as products of warpgroups see it
 static Request* request;
 static jmp_buf scheduler;
 static sigjmp_buf escape;
@@ -286,7 +316,8 @@ static void meet(Meeting meeting) {
         fail("comes to %s while other lanes of its warp wait at %s.", names[int(meeting)], names[int(warp.meeting)]);
     if (++warp.arrived < 32) return yield(State::at_warp);
     switch (meeting) {
-        case Meeting::barrier: break;
+        case Meeting::barrier:
+        case Meeting::group: break;
         case Meeting::load: compute_load(warp, false); break;
         case Meeting::load_transposed: compute_load(warp, true); break;
         case Meeting::product: compute_product(warp); break;
@@ -335,6 +366,7 @@ static void meet(Meeting meeting) {
     Fiber& fiber = fibers[place.thread];
     auto* to = static_cast<unsigned char*>(shared);
     std::memset(to, poison, 16);
+    std::memset(published.data() + (to - shared_memory), poison, 16);
     fiber.copies.push_back({to, there ? static_cast<const unsigned char*>(global) : nullptr, fiber.group});
 }
 
@@ -346,13 +378,129 @@ static void meet(Meeting meeting) {
     for (const Copy& one : fiber.copies) {
         if (one.group >= fiber.group - left) {
             fiber.copies[kept++] = one;
-        } else if (one.global) {
+            continue;
+        }
+        if (one.global) {
             std::memcpy(one.shared, one.global, 16);
         } else {
             std::memset(one.shared, 0, 16);
         }
+        fiber.landed.push_back(size_t(one.shared - shared_memory));
     }
     fiber.copies.resize(kept);
+}
+
+[[maybe_unused]] static void publish_copies() {
+    Fiber& fiber = fibers[place.thread];
+    for (const size_t at : fiber.landed) std::memcpy(published.data() + at, shared_memory + at, 16);
+    fiber.landed.clear();
+}
+
+// ---------------------------------------------------------------------------------------------------------- bulk copies
+
+static Arrivals& arrivals_at(const char* who, const void* at) {
+    for (Arrivals& one : arrivals)
+        if (one.at == at) return one;
+    fail("gives %s an arrival that has not begun.", who);
+}
+
+[[maybe_unused]] static void arrival_begin(const void* at) {
+    check_shared("arrival_begin", static_cast<const unsigned char*>(at) - (reinterpret_cast<uintptr_t>(at) & 8));
+    arrivals.push_back({at, false, 0, 0});
+}
+
+[[maybe_unused]] static void copy_bulk(void* shared, const void* global, size_t bytes, const void* at) {
+    Arrivals& arrival = arrivals_at("copy_bulk", at);
+    if (arrival.announced) fail("announces bytes at an arrival that waits for earlier ones.");
+    arrival.announced = true;
+    arrival.bytes = bytes;
+    auto* to = static_cast<unsigned char*>(shared);
+    const auto* from = static_cast<const unsigned char*>(global);
+    check_shared("copy_bulk", to);
+    check_shared("copy_bulk", to + bytes - 16);
+    check_global(from, 16);
+    check_global(from + bytes - 16, 16);
+    std::memset(to, poison, bytes);
+    std::memset(published.data() + (to - shared_memory), poison, bytes);
+    bulk_copies.push_back({to, from, bytes, at});
+}
+
+// Whether the phase of this parity is over; here it is, or never will be.
+[[maybe_unused]] static bool arrival_wait(const void* at, int parity) {
+    Arrivals& arrival = arrivals_at("arrival_wait", at);
+    if ((arrival.phases & 1) != parity) return true;
+    size_t kept = 0, landed = 0;
+    for (const BulkCopy& one : bulk_copies) {
+        if (one.arrival != at) {
+            bulk_copies[kept++] = one;
+            continue;
+        }
+        std::memcpy(one.shared, one.global, one.bytes);
+        std::memcpy(published.data() + (one.shared - shared_memory), one.global, one.bytes);
+        landed += one.bytes;
+    }
+    bulk_copies.resize(kept);
+    if (!arrival.announced || landed != arrival.bytes) fail("waits for an arrival of which nothing is on its way.");
+    arrival.announced = false;
+    ++arrival.phases;
+    return true;
+}
+
+// -------------------------------------------------------------------------------------------- products of a warpgroup
+
+// Fields of a descriptor: bits 0 to 13 the first byte, 32 to 45 bytes from 8 rows to the next 8, both in units of 16;
+// 62 and 63 how chunks are exchanged, 1 for rows of 128 bytes.
+[[maybe_unused]] static uint64_t matrix_in_shared(const void* rows, uint64_t fields) {
+    return fields | uint64_t(static_cast<const unsigned char*>(rows) - shared_memory) / 16;
+}
+
+// 16 numbers of a row. Chunks of 16 bytes are exchanged by bits 7 to 9 of their address.
+UNCHECKED static void read_row(float (&numbers)[16], uint64_t descriptor, int row) {
+    const size_t stride = (descriptor >> 32 & 0x3fff) * 16;
+    const size_t start = (descriptor & 0x3fff) * 16 + row / 8 * stride + row % 8 * 128;
+    for (int k = 0; k < 16; ++k) {
+        const size_t plain = start + 2 * k, at = plain ^ ((plain >> 7 & 7) << 4);
+        if (at + 2 > shared_bytes) fail("goes out of shared memory: multiply_group at byte %zu of %zu.", at, shared_bytes);
+        _Float16 number;
+        std::memcpy(&number, published.data() + at, 2);
+        numbers[k] = float(number);
+    }
+}
+
+// A product is computed when it is waited for, no sooner, so that what is overwritten early is seen.
+[[maybe_unused]] static void multiply_group(float (*sums)[4], int tiles, uint64_t a, uint64_t b) {
+    if (a >> 62 != 1 || b >> 62 != 1) fail("gives multiply_group a matrix of another kind.");
+    if (fibers.size() % 128) fail("comes to multiply_group in a block of %zu threads, no warpgroups.", fibers.size());
+    if (place.thread % 32 == 0) request->products += tiles;
+    meet(Meeting::group);
+    Fiber& fiber = fibers[place.thread];
+    fiber.products.push_back({sums, tiles, a, b, fiber.products_group});
+}
+
+[[maybe_unused]] static void group_commit() { ++fibers[place.thread].products_group; }
+
+UNCHECKED static void compute_group(const Product& one) {
+    const int row = place.thread / 32 % 4 * 16 + place.thread % 32 / 4, t = place.thread % 4 * 2;
+    float a[2][16], b[16];
+    for (int side = 0; side < 2; ++side) read_row(a[side], one.a, row + 8 * side);
+    for (int column = 0; column < 2 * one.tiles; ++column) {
+        read_row(b, one.b, column / 2 * 8 + t + column % 2);
+        for (int side = 0; side < 2; ++side)
+            for (int k = 0; k < 16; ++k) one.sums[column / 2][2 * side + column % 2] += a[side][k] * b[k];
+    }
+}
+
+[[maybe_unused]] static void group_wait(int left) {
+    Fiber& fiber = fibers[place.thread];
+    size_t kept = 0;
+    for (const Product& one : fiber.products) {
+        if (one.group >= fiber.products_group - left) {
+            fiber.products[kept++] = one;
+        } else {
+            compute_group(one);
+        }
+    }
+    fiber.products.resize(kept);
 }
 
 // -------------------------------------------------------------------------------------------------------------- memory
@@ -401,7 +549,9 @@ static void map_memory() {
         if (one.bytes) std::memcpy(found.begin, one.data, size_t(one.bytes));
         if (!one.writable) mprotect(found.mapped + guard_bytes, found.mapped_bytes - 2 * guard_bytes, PROT_READ);
     }
-    shared_memory = region(shared_bytes, 128, -1, true).begin;
+    // Products of warpgroups want whole kilobytes, and kernels that have them take whole ones.
+    shared_memory = region(shared_bytes, shared_bytes % 1024 ? 128 : 1024, -1, true).begin;
+    published.resize(shared_bytes);
     const size_t stride = stack_bytes + page, all = stride * fibers.size();
     Region stacks{mapped(all), nullptr, all, all, -2, false};
     stacks.begin = stacks.mapped;
@@ -474,10 +624,15 @@ static void run_warp(int warp) {
 
 static void run_block() {
     std::memset(shared_memory, poison, shared_bytes);
+    std::memset(published.data(), poison, shared_bytes);
+    bulk_copies.clear();
+    arrivals.clear();
     for (Fiber& one : fibers) {
         one.state = State::ready;
         one.copies.clear();
-        one.group = 0;
+        one.landed.clear();
+        one.products.clear();
+        one.group = one.products_group = 0;
     }
     for (;;) {
         std::vector<int> able;

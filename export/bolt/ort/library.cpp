@@ -1090,7 +1090,9 @@ Launch launch(const Json& rule, int64_t n, int64_t height, int64_t width, int64_
     }
     if (kind == "tile") {
         const int64_t places = n * out[0] * out[1];
-        return {{quotient(places, integer("places")), integer("across"), 1}, {places, out[0], out[1]}};
+        const int64_t together = rule.find("together") ? integer("together") : 1;  // blocks of a cluster
+        const int64_t blocks = quotient(places, integer("places") * together) * together;
+        return {{blocks, integer("across"), 1}, {places, out[0], out[1]}};
     }
     if (kind == "depthwise") {
         const int64_t work = n * out[0] * quotient(out[1], integer("places"));  // below 2³¹, and so are groups

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_efficient.export.bolt.region import Activate, Layer
 
-__all__ = ["Packed", "fragments", "fragments_by_tap", "table", "up"]
+__all__ = ["Packed", "fragments", "fragments_by_tap", "rows_in_chunks", "table", "up"]
 
 
 def up(number: int, unit: int) -> int:
@@ -39,6 +39,24 @@ def fragments_by_tap(weights: np.ndarray) -> bytes:
     # dy, dx, step, half, t, pair, tile, g
     split = padded.reshape(height, width, -1, 2, 4, 2, padded.shape[3] // 8, 8)
     return np.ascontiguousarray(split.transpose(1, 2, 0, 6, 7, 4, 3, 5)).tobytes()
+
+
+def rows_in_chunks(matrix: np.ndarray, part: int, block: int) -> bytes:
+    """Float16 rows as products of warpgroups read them (primitives.cuh), in the order block of filters, part of the
+    inner axis, filter, chunk of 8.
+
+    Args:
+        matrix: (inner, filters), padded here with zeros.
+        part: numbers of the inner axis, 64.
+        block: filters, a multiple of 8.
+    """
+    inner, filters = matrix.shape
+    padded = np.zeros((up(inner, part), up(filters, block)), np.float16)
+    padded[:inner, :filters] = matrix
+    # part, chunk, number, block, filter
+    split = padded.reshape(-1, part // 8, 8, padded.shape[1] // block, block).transpose(3, 0, 4, 1, 2)
+    filter, chunk = np.arange(block)[:, None], np.arange(part // 8)
+    return np.ascontiguousarray(split[:, :, filter, chunk ^ filter % 8]).tobytes()
 
 
 def table(layer: Layer, columns: int) -> bytes:

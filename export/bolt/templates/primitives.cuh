@@ -19,6 +19,7 @@ namespace bolt {
 #ifdef BOLT_HOST
 
 #define BOLT_KERNEL(threads, blocks) extern "C" void
+#define BOLT_CLUSTER(blocks)
 #define BOLT_DEVICE inline
 #define BOLT_UNROLL
 #define BOLT_LOOP
@@ -30,11 +31,12 @@ using half = _Float16;
 #else
 
 #define BOLT_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#define BOLT_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 #define BOLT_DEVICE __device__ __forceinline__
 #define BOLT_UNROLL _Pragma("unroll")
 #define BOLT_LOOP _Pragma("unroll 1")
-#define BOLT_SHARED(name)                                            \
-    extern __shared__ __align__(128) unsigned char bolt_shared[]; \
+#define BOLT_SHARED(name)                                             \
+    extern __shared__ __align__(1024) unsigned char bolt_shared[]; \
     unsigned char* const name = bolt_shared
 
 #ifdef __CUDACC_RTC__
@@ -117,7 +119,8 @@ inline float high(uint32_t both) { return float(std::bit_cast<half>(uint16_t(bot
 
 inline float fast_exp(float x) { return __builtin_expf(x); }
 inline float fast_tanh(float x) { return __builtin_tanhf(x); }
-inline float fast_erf(float x) { return __builtin_erff(x); }
+inline float absolute(float x) { return __builtin_fabsf(x); }
+inline float fast_reciprocal(float x) { return 1.0f / x; }
 inline float fast_log1p(float x) { return __builtin_log1pf(x); }
 
 #else
@@ -143,9 +146,15 @@ BOLT_DEVICE float high(uint32_t both) {
     return x;
 }
 
-BOLT_DEVICE float fast_exp(float x) { return expf(x); }
+BOLT_DEVICE float absolute(float x) { return fabsf(x); }
+// To a few units of the last place of a float, which is much better than the halves that are written.
+BOLT_DEVICE float fast_exp(float x) { return __expf(x); }
+BOLT_DEVICE float fast_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 BOLT_DEVICE float fast_tanh(float x) { return tanhf(x); }
-BOLT_DEVICE float fast_erf(float x) { return erff(x); }
 BOLT_DEVICE float fast_log1p(float x) { return log1pf(x); }
 
 #endif
@@ -216,6 +225,127 @@ BOLT_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memo
 template <int left>
 BOLT_DEVICE void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+#endif
+
+// Products of a warpgroup, which is four warps one behind the other: on sm_90a only. Matrices lie in shared memory in
+// rows of 64 halves of the inner axis, 8 rows a kilobyte, which begins at a multiple of that; chunks of 8 halves of row r
+// change places, c for c ^ (r % 8). B's rows are its filters. `matrix_in_shared` describes such a matrix; with `after`
+// added, one that begins so many bytes later, a multiple of 16: another step of 16 along the inner axis is 32, another 8
+// rows 1024. The warpgroup's first 64 rows of A times all of B's `8 * tiles` filters are added to sums, which each warp
+// has as `multiply` leaves them, of 16 rows, warp by warp.
+//
+// `publish_copies`, then a barrier, lets products see what `copy_async` brought, of which `copy_wait` has told.
+// `group_fence` lets products use sums that this thread has written. `group_commit` closes a group of products, and
+// `group_wait` waits until all but the latest `left` groups are done: before that nobody may touch their sums, nor write
+// to what they read.
+
+#ifdef BOLT_HOST
+
+inline uint64_t after(int bytes) { return uint64_t(bytes / 16); }
+inline uint64_t matrix_in_shared(const void* rows) {
+    return host::matrix_in_shared(rows, uint64_t(1024 / 16) << 32 | uint64_t(1) << 16 | uint64_t(1) << 62);
+}
+inline void publish_copies() { host::publish_copies(); }
+inline void group_fence() {}
+template <int tiles>
+inline void multiply_group(float (&sums)[tiles][4], uint64_t a, uint64_t b) {
+    host::multiply_group(sums, tiles, a, b);
+}
+inline void group_commit() { host::group_commit(); }
+template <int left>
+inline void group_wait() {
+    host::group_wait(left);
+}
+
+#else
+
+BOLT_DEVICE uint64_t after(int bytes) { return uint64_t(bytes / 16); }
+BOLT_DEVICE uint64_t matrix_in_shared(const void* rows) {
+    return uint64_t(shared_address(rows) / 16 & 0x3fff) | uint64_t(1024 / 16) << 32 | uint64_t(1) << 16 |
+           uint64_t(1) << 62;
+}
+BOLT_DEVICE void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+BOLT_DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+template <int tiles>
+BOLT_DEVICE void multiply_group(float (&sums)[tiles][4], uint64_t a, uint64_t b);  // by templates/warpgroup.py
+BOLT_DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int left>
+BOLT_DEVICE void group_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
+}
+
+#endif
+
+// Copies of a block, or of the blocks of a cluster (BOLT_CLUSTER) that have each asked for the same bytes, on sm_90 and
+// later: each block of a cluster fetches a share and gives it to all. One thread of each block calls `copy_bulk`, for the
+// same place in shared memory and the same arrival; what comes counts there. `arrival_wait` waits for the end of an
+// arrival's phase, which are numbered from 0 on and told by their parity; products see then what came. It gives up in
+// the end, and says so: a mistake must not stop a GPU. Arrivals begin in one thread, followed by `arrivals_visible`, and
+// `cluster_barrier` by all threads.
+
+#ifdef BOLT_HOST
+
+using Arrival = uint64_t;
+
+inline void cluster_barrier() { host::barrier(); }  // the CPU has clusters of one block
+inline void arrival_begin(Arrival* arrival) { host::arrival_begin(arrival); }
+inline void arrivals_visible() {}
+template <int blocks, int bytes>
+inline void copy_bulk(void* shared, const void* global, Arrival* arrival) {
+    host::copy_bulk(shared, global, bytes, arrival);
+}
+inline bool arrival_wait(Arrival* arrival, int parity) { return host::arrival_wait(arrival, parity); }
+
+#else
+
+using Arrival = uint64_t;
+
+BOLT_DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+BOLT_DEVICE void arrival_begin(Arrival* arrival) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrival)) : "memory");
+}
+BOLT_DEVICE void arrivals_visible() {
+    asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory");
+}
+template <int blocks, int bytes>
+BOLT_DEVICE void copy_bulk(void* shared, const void* global, Arrival* arrival) {
+    constexpr uint32_t share = bytes / blocks;
+    static_assert(share % 16 == 0, "shares are whole chunks");
+    const uint32_t at = shared_address(arrival);
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(uint32_t(bytes)) : "memory");
+    uint32_t own = 0;
+    if constexpr (blocks > 1) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(own));
+    const uint32_t to = shared_address(shared) + own * share;
+    const uint64_t from = uint64_t(__cvta_generic_to_global(global)) + own * share;
+    if constexpr (blocks > 1) {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+            :
+            : "r"(to), "l"(from), "r"(share), "r"(at), "h"(uint16_t((1 << blocks) - 1))
+            : "memory");
+    } else {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                     :
+                     : "r"(to), "l"(from), "r"(share), "r"(at)
+                     : "memory");
+    }
+}
+BOLT_DEVICE bool arrival_wait(Arrival* arrival, int parity) {
+    BOLT_LOOP
+    for (int tries = 0; tries < 1 << 20; ++tries) {  // each of them waits for a while
+        uint32_t over;
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(over)
+            : "r"(shared_address(arrival)), "r"(parity)
+            : "memory");
+        if (over) return true;
+    }
+    return false;
 }
 
 #endif

@@ -15,6 +15,7 @@ from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
 from keras_efficient.export.bolt.region import Add, Region
 from keras_efficient.export.bolt.source import Source, complete, indented
+from keras_efficient.export.bolt.templates import implicit
 from keras_efficient.export.bolt.templates.implicit import Places
 from keras_efficient.export.bolt.templates.packing import Packed, fragments, table, up
 from keras_efficient.export.bolt.templates.results import Sums
@@ -76,7 +77,7 @@ def refusal(region: Region) -> str | None:
             return "its second layer is not a 1×1 convolution of the first one's output"
     if any(isinstance(step, Add) and step.value >= inputs for layer in region.layers for step in layer.steps):
         return "a layer's output is added to a later one"
-    return None
+    return implicit.refusal(region.layers[0])
 
 
 def emit(region: Region, tile: Tile) -> Source:
@@ -303,5 +304,6 @@ def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int,
         products=products,
         shared=float(shared),
         memory=2.0 * (numbers + weights),
+        cache=float(prod(grid) * steps * 32 * (tile.places + tile.filters)),
         barriers=ceil(inner_axis / tile.inner) + 4,
     )

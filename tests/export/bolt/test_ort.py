@@ -489,6 +489,8 @@ def rules():
         low = [0, 0, 1, 1, 0, 0, 0, 0]
         rule["geometry"] = [int(RNG.integers(x, high)) for x, high in zip(low, [12, 12, 5, 5, 4, 4, 4, 4], strict=True)]
         limits = {"places": 130, "across": 5} if kind == "tile" else {"places": 9, "groups": 40, "threads": 300}
+    if kind == "tile" and RNG.random() < 0.5:
+        limits["together"] = 5
     rule |= {name: int(RNG.integers(name != "extra", high)) for name, high in limits.items()}
     most = int(RNG.choice([6, 200, 5000]))
     n, height, width = (int(x) for x in RNG.integers([0, 0, 0], [9, most, most]))

@@ -9,11 +9,14 @@ import pytest
 
 from keras_efficient.errors import MissingDependency, UnsupportedLayer, VerificationError
 from keras_efficient.export.bolt import build
+from keras_efficient.export.bolt.architectures import ARCHITECTURES
+from keras_efficient.export.bolt.checking import compare
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
-from keras_efficient.export.bolt.templates import TEMPLATES, strip, tile
+from keras_efficient.export.bolt.templates import TEMPLATES, packing, strip, tile, warpgroup
 from keras_efficient.export.bolt.templates.depthwise import Depthwise
 from keras_efficient.export.bolt.templates.strip import Plan, Strip
 from keras_efficient.export.bolt.templates.tile import Tile
+from keras_efficient.export.bolt.templates.warpgroup import Warpgroup
 
 from . import kernels
 from .kernels import bias, conv, prelu, sesr, weights
@@ -101,9 +104,33 @@ DEPTHWISE = {
     "3 channels": (Region((kernels.depthwise(3, 3, Activate("silu"), Add(1)),), (3, 1)), Depthwise(1, 32), (1, 5, 6)),
     "2 channels": (Region((kernels.depthwise(2, 3, prelu(2)),), (2,)), Depthwise(3, 32), (1, 5, 7)),
 }
+WARPGROUPS = {
+    "rows, a skip": (
+        Region((conv(0, 1, 200, 136, Activate("gelu"), Add(1)),), (200, 136), rows=True),
+        Warpgroup(1, 16, 2, 4),
+        (150,),
+    ),
+    "rows in clusters": (
+        Region((conv(0, 1, 328, 96, Activate("silu")),), (328,), rows=True),
+        Warpgroup(1, 12, 1, 3, together=2),
+        (150,),
+    ),
+    "a convolution in clusters": (
+        Region((conv(0, 3, 64, 64, prelu(64), Add(1)),), (64, 1)),
+        Warpgroup(2, 8, 2, 4, together=4),
+        (1, 12, 17),
+    ),
+    "two images, 24 channels": (Region((conv(0, 3, 24, 40, prelu(40)),), (24,)), Warpgroup(2, 4, 1, 4), (2, 11, 13)),
+    "stride, dilation": (
+        Region((conv(0, 3, 16, 20, RELU, stride=(2, 1), dilation=(1, 2), padding=(0, 0, 1, 1)),), (16,)),
+        Warpgroup(1, 4, 1, 3),
+        (1, 12, 17),
+    ),
+    "shuffled": (Region((conv(0, 3, 64, 12, Add(1)),), (64, 12), shuffle=2), Warpgroup(1, 2, 1, 6), (1, 9, 15)),
+}
 CASES = [
     pytest.param(name, *case, id=f"{name}: {label}")
-    for name, cases in (("strip", STRIPS), ("tile", TILES), ("depthwise", DEPTHWISE))
+    for name, cases in (("strip", STRIPS), ("tile", TILES), ("warpgroup", WARPGROUPS), ("depthwise", DEPTHWISE))
     for label, case in cases.items()
 ]
 
@@ -122,6 +149,21 @@ def test_activations(kind):
     region = Region((conv(0, 1, 8, 8, step),), (8,))
     error, _ = kernels.run(region, tile.emit(region, Tile(1, 1, 1, 1, 16, 2)), 1, 4, 5)
     assert error < 6e-4
+
+
+def test_gelu_far_out():
+    """Of large numbers of either sign, of zero, and where it bends."""
+    x = np.array([-60000, -30, -5, -3, -0.75, -1e-3, 0, 1e-3, 0.5, 3, 9, 60000], np.float16)
+    identity = np.eye(8, dtype=np.float32)[None, None]
+    for kind in ("gelu", "gelu_tanh", "silu", "sigmoid"):
+        region = Region((Layer(0, identity, np.zeros(8, np.float32), steps=(Activate(kind),)),), (8,), rows=True)
+        source = tile.emit(region, Tile(1, 1, 2, 1, 16, 2))
+        rows = np.repeat(x[:, None], 8, 1)
+        error, _ = compare(region, source, [rows], rounded=np.float16)
+        assert error < 5e-4
+        small = np.abs(x) < 10  # whose results the large ones would hide
+        error, _ = compare(region, source, [rows[small]], rounded=np.float16)
+        assert error < 5e-4
 
 
 def without(text, pattern, number):
@@ -154,6 +196,63 @@ def test_a_tile_without_its_rendezvous_is_found_out(pattern):
     region, parameters, shape = TILES["with a skip"]
     source = tile.emit(region, parameters)
     assert is_found_out(region, source, shape, without(source.text, pattern, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("two images, 24 channels", r"publish_copies\(\);"),
+        ("two images, 24 channels", r"barrier\(\);"),
+        ("two images, 24 channels", r"copy_wait<\d>\(\);"),
+        ("two images, 24 channels", r"group_wait<0>\(\);"),
+        ("a convolution in clusters", r"late \|= !arrival_wait\([^;]*;"),
+        ("a convolution in clusters", r"group_wait<1>\(\);"),
+        ("a convolution in clusters", r"arrival_begin\([^;]*;"),
+    ],
+)
+def test_a_warpgroup_without_its_rendezvous_is_found_out(name, pattern):
+    region, parameters, shape = WARPGROUPS[name]
+    source = warpgroup.emit(region, parameters)
+    assert is_found_out(region, source, shape, without(source.text, pattern, 0))
+
+
+def test_a_warpgroup_of_another_layout_is_found_out():
+    region, parameters, shape = WARPGROUPS["two images, 24 channels"]
+    source = warpgroup.emit(region, parameters)
+    for right, wrong in (("after(32 * step)", "after(16 * step)"), ("uint64_t(1024 / 16) << 32", "uint64_t(32) << 32")):
+        assert right in source.text
+        assert is_found_out(region, source, shape, source.text.replace(right, wrong))
+
+
+def test_rows_in_chunks():
+    """As shared memory has them: chunk c of filter f at c ^ (f % 8)."""
+    matrix = kernels.RNG.normal(size=(70, 20)).astype(np.float16)
+    packed = np.frombuffer(packing.rows_in_chunks(matrix, 64, 16), np.float16).reshape(2, 2, 16, 8, 8)
+    for inner, filter in ((0, 0), (9, 3), (69, 19), (63, 15), (64, 16)):
+        part, chunk = divmod(inner, 64)[0], inner % 64 // 8
+        found = packed[filter // 16, part, filter % 16, chunk ^ filter % 8, inner % 8]
+        assert found == matrix[inner, filter]
+    assert np.count_nonzero(packed) == np.count_nonzero(matrix)
+
+
+def test_only_hopper_has_products_of_warpgroups():
+    region = Region((conv(0, 3, 64, 64),), (64,))
+    found = {name: list(warpgroup.candidates(region, arch)) for name, arch in ARCHITECTURES.items()}
+    assert found.pop("sm_90a")
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize("parameters", [Warpgroup(1, 32, 2, 4, 2), Warpgroup(2, 16, 2, 3), Warpgroup(4, 8, 2, 4, 4)])
+def test_warpgroups_stay_in_registers(parameters):
+    region = Region((conv(0, 3, 256, 256, Activate("gelu"), Add(1)),), (256, 256))
+    source = warpgroup.emit(region, parameters)
+    try:
+        built = build.compiled(source.text, [source.kernel], "sm_90a")
+    except MissingDependency as err:
+        pytest.skip(str(err))
+    info = built.kernels[source.kernel]
+    assert (info.spill_loads, info.spill_stores, info.stack_bytes) == (0, 0, 0)
+    assert "serializ" not in built.log  # which ptxas says where products wait for each other
 
 
 def test_a_strip_without_the_border_s_zeros_is_found_out():
@@ -204,12 +303,14 @@ def test_a_plan_of_the_paper_s_network():
         ("tile", sesr(3), "more than two layers"),
         ("tile", Region((kernels.depthwise(8, 3),), (8,)), "depthwise"),
         ("tile", Region((conv(0, 3, 8, 8), conv(1, 3, 8, 8)), (8,)), "not a 1×1"),
+        ("warpgroup", PAIR, "more than one layer"),
+        ("warpgroup", Region((conv(0, 3, 12, 8),), (12,)), "no multiple of 8"),
         ("depthwise", PAIR, "not one depthwise"),
     ],
 )
 def test_regions_that_a_template_does_not_serve(name, region, words):
     assert words in TEMPLATES[name].refusal(region)
-    parameters = {"strip": Strip(), "tile": Tile(), "depthwise": Depthwise()}[name]
+    parameters = {"strip": Strip(), "tile": Tile(), "warpgroup": Warpgroup(), "depthwise": Depthwise()}[name]
     with pytest.raises(UnsupportedLayer, match=words):
         TEMPLATES[name].emit(region, parameters)
 
@@ -219,6 +320,8 @@ def test_parameters_that_do_not_fit():
         strip.emit(sesr(5), Strip(1, 1, 2))
     with pytest.raises(UnsupportedLayer, match="does not hold all 48"):
         tile.emit(PAIR, Tile(1, 2, 2, 1, 32, 3))
+    with pytest.raises(UnsupportedLayer, match="no products of"):
+        warpgroup.emit(Region((conv(0, 3, 8, 8),), (8,)), Warpgroup(stages=2))
     with pytest.raises(UnsupportedLayer, match="whole stages"):
         tile.emit(PAIR, Tile(1, 6, 2, 1, 24, 3))
 

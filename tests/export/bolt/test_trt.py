@@ -131,6 +131,7 @@ def rule_of(region, kind: str) -> dict:
     return {
         "strip": {"kind": "strip", "useful": 48, "extra": 3, "rows": 4, "blocks": 2, "channels": 16},
         "tile": {"kind": "tile", "places": 64, "across": 2, **sizes},
+        "cluster": {"kind": "tile", "places": 64, "across": 2, "together": 4, **sizes},
         "depthwise": {"kind": "depthwise", "places": 4, "threads": 128, "groups": 3, **sizes},
     }[kind]
 
@@ -159,7 +160,7 @@ def bundle_of(model, sizes, *, kind=None, shared=0, ptx=b".version 8.0") -> Bund
     )
 
 
-@pytest.mark.parametrize("kind", ["strip", "tile", "depthwise"])
+@pytest.mark.parametrize("kind", ["strip", "tile", "cluster", "depthwise"])
 def test_formulas_are_those_of_the_grids(kind):
     region = partition(network(), Policy(max_layers=1)).regions[0]
     rule = rule_of(region, kind)

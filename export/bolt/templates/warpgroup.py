@@ -1,0 +1,290 @@
+"""Convolutions and products of matrices with many channels, by the products of warpgroups that Hopper has: see
+`warpgroup.cuh`. Not verified: it ran on no GPU yet, only on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil, prod
+from typing import Any
+
+from keras_efficient.errors import UnsupportedLayer
+from keras_efficient.export.bolt.architectures import Architecture
+from keras_efficient.export.bolt.grids import geometry, launch
+from keras_efficient.export.bolt.region import Add, Region
+from keras_efficient.export.bolt.source import Source, complete, indented
+from keras_efficient.export.bolt.templates import implicit
+from keras_efficient.export.bolt.templates.implicit import Places
+from keras_efficient.export.bolt.templates.packing import Packed, rows_in_chunks, table, up
+from keras_efficient.export.bolt.templates.results import Sums
+
+__all__ = ["Warpgroup", "candidates", "emit", "refusal", "seconds"]
+
+INNER = 64  # numbers of the inner axis in a stage: rows of 128 bytes, which the products' matrices have
+
+
+@dataclass(frozen=True)
+class Warpgroup:
+    """Parameters of the template.
+
+    Attributes:
+        heights: of 64 output places that a warpgroup computes.
+        widths: of 8 filters that it computes: all of the block's.
+        down: warpgroups of a block.
+        stages: of the pipeline, of which one is multiplied, one waits to be free, and the others are on their way.
+        together: blocks of a cluster: neighbours along the places, who fetch their common weights once.
+        blocks: on a multiprocessor at once.
+    """
+
+    heights: int = 1
+    widths: int = 16
+    down: int = 2
+    stages: int = 4
+    together: int = 1
+    blocks: int = 1
+
+    @property
+    def places(self) -> int:
+        """Of a block's tile."""
+        return 64 * self.heights * self.down
+
+    @property
+    def filters(self) -> int:
+        """Of a block's tile."""
+        return 8 * self.widths
+
+    @property
+    def threads(self) -> int:
+        return 128 * self.down
+
+
+def refusal(region: Region) -> str | None:
+    """Why the template does not serve a region, or `None`."""
+    layer = region.layers[0]
+    if len(region.layers) > 1:
+        return "it has more than one layer"
+    if layer.depthwise:
+        return "its layer is depthwise"
+    if layer.channels % 8:
+        return "its channels are no multiple of 8"
+    if layer.value != 0:
+        return "its layer reads another value than the first input"
+    if any(isinstance(step, Add) and step.value >= len(region.channels) for step in layer.steps):
+        return "a layer's output is added to a later one"
+    return implicit.refusal(layer)
+
+
+def emit(region: Region, parameters: Warpgroup) -> Source:
+    """The kernel of a region.
+
+    Raises:
+        UnsupportedLayer: the template does not serve it, or not with these parameters.
+    """
+    reason = refusal(region)
+    if reason is None and (parameters.stages < 3 or not 1 <= parameters.widths <= 32):
+        reason = f"there are no products of {parameters}"
+    if reason is not None:
+        raise UnsupportedLayer(region.names[-1] if region.names else "region", f"no warpgroups: {reason}.")
+    writer = _Writer(region, parameters)
+    headers = ("primitives", "epilogue", "strip", "tile", "warpgroup")
+    kernel, text = complete("warpgroup", writer.text(), headers)
+    return Source(
+        text=text,
+        kernel=kernel,
+        threads=parameters.threads,
+        blocks=parameters.blocks,
+        shared_bytes=_shared_bytes(parameters),
+        packed=writer.packed.data,
+        rule=_rule(region, parameters),
+    )
+
+
+def _shared_bytes(parameters: Warpgroup) -> int:
+    results = 2 * parameters.places * parameters.filters
+    stages = parameters.stages * 2 * INNER * (parameters.places + parameters.filters)
+    arrivals = 8 * parameters.stages if parameters.together > 1 else 0
+    return up(max(stages + arrivals, results), 1024)
+
+
+def _rule(region: Region, parameters: Warpgroup) -> dict[str, Any]:
+    layer = region.layers[0]
+    across = ceil(layer.filters / parameters.filters)
+    sizes = {"places": parameters.places, "across": across, "channels": max(*region.channels, layer.filters)}
+    together = {"together": parameters.together} if parameters.together > 1 else {}
+    return {"kind": "tile", **sizes, **together, "geometry": geometry(layer)}
+
+
+def _parts(region: Region) -> int:
+    return ceil(prod(region.layers[0].weights.shape[:3]) / INNER)
+
+
+class _Writer:
+    """The part of the source that is the region's own, and its weights."""
+
+    def __init__(self, region: Region, parameters: Warpgroup):
+        self.region, self.parameters = region, parameters
+        self.layer, self.parts = region.layers[0], _parts(region)
+        inner = prod(self.layer.weights.shape[:3])
+        matrix = self.layer.weights.reshape(inner, self.layer.filters)
+        self.columns = up(self.layer.filters, parameters.filters)
+        weights = rows_in_chunks(matrix, INNER, parameters.filters)
+        self.packed = Packed([weights], [table(self.layer, self.columns)])
+
+    def text(self) -> str:
+        own, parts = self.parameters, self.parts
+        inputs = "".join(f"const half* input_{one}, " for one in range(len(self.region.channels)))
+        a, b = 2 * own.places * INNER, 2 * own.filters * INNER
+        places = Places(self.layer, own.places, INNER, own.threads)
+        clustered = own.together > 1
+        ahead = own.stages - 2  # stages on their way: of the other two products may not be done
+        sums = self._sums()
+        lines = [
+            _instruction(own.widths),
+            "",
+            "using namespace bolt;",
+            "",
+            f"BOLT_KERNEL({own.threads}, {own.blocks}){f' BOLT_CLUSTER({own.together})' if clustered else ''}",
+            f"KERNEL_NAME({inputs}const unsigned char* packed, int height, int width, int places, int out_height, "
+            "int out_width, half* output) {",
+            "BOLT_SHARED(shared);",
+            f"const Ring<{INNER}, {own.stages}, {own.places}> stages{{reinterpret_cast<half*>(shared)}};",
+            f"unsigned char* const stages_of_weights = shared + {own.stages * a};",
+            *([f"Arrival* const arrivals = reinterpret_cast<Arrival*>(shared + {own.stages * (a + b)});"] * clustered),
+            "const float* const numbers = reinterpret_cast<const float*>(packed);",
+            f"const int begin_of_block = block_x() * {own.places}, block = block_y();",
+            f"const int group = warp() / 4 * {64 * own.heights};  // first place of this warpgroup",
+            "const int down = group + warp() % 4 * 16;  // and of this warp",
+            *places.sources(),
+            "const auto fetch = [&](int part, int stage) {",
+            *places.fetch(),
+            f"const unsigned char* from = packed + (int64_t(block) * {parts} + part) * {b};",
+            *self._fetch_weights(b),
+            "};",
+            "",
+            *(self._begin_arrivals() if clustered else []),
+            f"float sums[{own.heights}][{own.widths}][4];",
+            f"begin(sums, numbers + {sums.table} + block * {own.filters});",
+            "BOLT_UNROLL",
+            f"for (int part = 0; part < {ahead}; ++part) {{",
+            f"if (part < {parts}) fetch(part, part);",
+            "copy_commit();",
+            "}",
+            "BOLT_LOOP",
+            f"for (int part = 0; part < {parts}; ++part) {{",
+            f"copy_wait<{ahead - 1}>();",
+            "publish_copies();",
+            f"{'cluster_' * clustered}barrier();  // this part is there, and all products but the latest are done",
+            f"const int stage = part % {own.stages};",
+            *([f"late |= !arrival_wait(arrivals + stage, part / {own.stages} & 1);"] * clustered),
+            f"begin_product(sums, stages.row(stage) + group * {INNER}, stages_of_weights + stage * {b});",
+            f"const int next = part + {ahead};",
+            f"if (next < {parts}) fetch(next, next % {own.stages});",
+            "copy_commit();",
+            "group_wait<1>();",
+            "}",
+            "group_wait<0>();",
+            "settle(sums);",
+            *(["if (late) spoil(sums);"] * clustered),
+            f"{'cluster_' * clustered}barrier();  // stages are free for results",
+            *sums.out(places=own.places, threads=own.threads, start=0),
+        ]
+        return indented([*lines, "}", ""])
+
+    def _fetch_weights(self, size: int) -> list[str]:
+        own = self.parameters
+        if own.together > 1:
+            to = f"stages_of_weights + stage * {size}"
+            return [f"if (thread() == 0) copy_bulk<{own.together}, {size}>({to}, from, arrivals + stage);"]
+        return [
+            f"for (int i = thread(); i < {size // 16}; i += {own.threads})",
+            f"copy_async(stages_of_weights + stage * {size} + 16 * i, from + 16 * i, true);",
+        ]
+
+    def _begin_arrivals(self) -> list[str]:
+        return [
+            "if (thread() == 0) {",
+            f"for (int stage = 0; stage < {self.parameters.stages}; ++stage) arrival_begin(arrivals + stage);",
+            "arrivals_visible();",
+            "}",
+            "cluster_barrier();",
+            "bool late = false;",
+        ]
+
+    def _sums(self) -> Sums:
+        own = self.parameters
+        return Sums(
+            self.region,
+            0,
+            "sums",
+            heights=own.heights,
+            widths=own.widths,
+            rise=64,
+            before="0",
+            block="block",
+            filters=own.filters,
+            columns=self.columns,
+            table=self.packed.tables[0] // 4,
+        )
+
+
+def _instruction(widths: int) -> str:
+    """`multiply_group` of the device, for so many times 8 filters: its operands are counted in its text."""
+    count = 4 * widths
+    sums = ", ".join(f"%{one}" for one in range(count))
+    outputs = ", ".join(f'"+f"(sums[{tile}][{k}])' for tile in range(widths) for k in range(4))
+    return f"""#ifndef BOLT_HOST
+namespace bolt {{
+template <>
+BOLT_DEVICE void multiply_group<{widths}>(float (&sums)[{widths}][4], uint64_t a, uint64_t b) {{
+    asm volatile(
+        "{{ .reg .pred add; setp.ne.b32 add, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n{8 * widths}k16.f32.f16.f16 {{{sums}}}, "
+        "%{count}, %{count + 1}, add, 1, 1, 0, 0; }}"
+        : {outputs}
+        : "l"(a), "l"(b));
+}}
+}}  // namespace bolt
+#endif"""
+
+
+def candidates(region: Region, arch: Architecture) -> Iterator[Warpgroup]:
+    """Parameters that fit into registers and shared memory, and do not compute much more than is asked for."""
+    if arch.group_cycles is None:
+        return
+    layer = region.layers[0]
+    tiles = product((1, 2, 4), (4, 8, 12, 16, 24, 32), (1, 2, 3, 4))
+    for (heights, widths, down), stages, together in product(tiles, (4, 6, 3), (1, 2, 4)):
+        if heights * widths > 32 or (8 * widths - 8 >= up(layer.filters, 8) and widths > 4):
+            continue
+        if stages > max(_parts(region), 2) + 1:
+            continue
+        one = Warpgroup(heights, widths, down, stages, together)
+        if one.places * INNER // 8 % one.threads or _shared_bytes(one) > arch.shared_bytes:
+            continue
+        registers = 4 * heights * widths + 56
+        room = arch.shared_bytes // (_shared_bytes(one) + 1024)
+        at_once = min(room, arch.registers // (registers * one.threads), 4)
+        if at_once:
+            yield replace(one, blocks=at_once)
+
+
+def seconds(region: Region, parameters: Warpgroup, arch: Architecture, n: int, height: int, width: int) -> float:
+    """How long a launch takes, by an estimate: see `Architecture.seconds`."""
+    grid, (places, *_) = launch(_rule(region, parameters), n, height, width, arch.processors)
+    layer, parts, blocks = region.layers[0], _parts(region), prod(grid)
+    stage = 2 * INNER * (parameters.places + parameters.filters)
+    fetched = 2 * INNER * (parameters.places + parameters.filters / parameters.together)
+    # Each of a warpgroup's products reads its own places, and all filters.
+    read = 2 * INNER * (parameters.places + parameters.heights * parameters.down * parameters.filters)
+    numbers = n * height * width * region.channels[0] + places * (sum(region.channels[1:]) + layer.filters)
+    return arch.seconds(
+        blocks=blocks,
+        at_once=parameters.blocks,
+        products=parts * 4.0 * 4 * parameters.heights * parameters.down * parameters.widths,
+        product_cycles=arch.group_cycles,
+        shared=float(parts * (read + stage)),
+        memory=2.0 * (numbers + layer.weights.size),
+        cache=float(blocks * parts * fetched),
+        barriers=parts + 4.0,
+    )
