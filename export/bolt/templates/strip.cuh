@@ -29,8 +29,9 @@ struct Ring {
 // Adds to sums[row][segment][tile] what a kernel's taps see: segments are 16 pixels, tiles 8 filters.
 //
 // Fragments of inputs are loaded once for each horizontal tap and used for all vertical taps, and for that those taps'
-// weights wait in registers. `slot` is of the first row that is read, `column` of the first pixel's leftmost tap.
-template <int height, int width, int rows, int segments, int tiles, class Source>
+// weights wait in registers. `slot` is of the first row that is read, `column` of the first pixel's leftmost tap. From a
+// row of sums to the next it goes `down` rows down.
+template <int height, int width, int down, int rows, int segments, int tiles, class Source>
 BOLT_DEVICE void sweep(float (&sums)[rows][segments][tiles][4], const Source& source, int slot, int column,
                        const Words2* weights) {
     constexpr int steps = Source::channels / 16;
@@ -51,7 +52,7 @@ BOLT_DEVICE void sweep(float (&sums)[rows][segments][tiles][4], const Source& so
             for (int segment = 0; segment < segments; ++segment)
                 places[segment] = Source::place(pixel + 16 * segment + dx, 2 * step + side);
             BOLT_UNROLL
-            for (int read = 0; read < rows + height - 1; ++read) {
+            for (int read = 0; read < down * (rows - 1) + height; ++read) {
                 const half* line = source.row(wrapped(slot + read, Source::rows));
                 BOLT_UNROLL
                 for (int segment = 0; segment < segments; ++segment) {
@@ -59,10 +60,11 @@ BOLT_DEVICE void sweep(float (&sums)[rows][segments][tiles][4], const Source& so
                     load_matrix(a, line + places[segment]);
                     BOLT_UNROLL
                     for (int dy = 0; dy < height; ++dy) {
-                        if (read - dy >= 0 && read - dy < rows) {
+                        const int row = (read - dy) / down;
+                        if (read >= dy && (read - dy) % down == 0 && row < rows) {
                             BOLT_UNROLL
                             for (int tile = 0; tile < tiles; ++tile)
-                                multiply(sums[read - dy][segment][tile], a, b[dy][tile].x, b[dy][tile].y);
+                                multiply(sums[row][segment][tile], a, b[dy][tile].x, b[dy][tile].y);
                         }
                     }
                 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
 from typing import Any
 
+import numpy as np
+
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import launch
-from keras_efficient.export.bolt.region import Add, Layer, Region
+from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, complete, indented
 from keras_efficient.export.bolt.templates.epilogue import activation
 from keras_efficient.export.bolt.templates.packing import Packed, fragments, fragments_by_tap, table, up
@@ -110,6 +112,14 @@ class Plan:
     def layer(self, value: int) -> Layer:
         return self.region.layers[value - len(self.region.channels)]
 
+    def together(self, number: int) -> int:
+        """Rows of a layer's output that one tile of 8 filters has side by side: two of a last layer of few filters.
+
+        Their kernels, one above the other, are one that is a row taller: of K rows, two take K + 1 products, not 2 K.
+        """
+        few = number == len(self.region.layers) - 1 and self.region.layers[number].filters <= 4
+        return 2 if few and self.strip.rows % 2 == 0 and not (number == 0 and self.gathers) else 1
+
     @property
     def first(self) -> int:
         """The value whose rows begin at the base: the first layer's where it gathers, else the input."""
@@ -190,14 +200,33 @@ def _added(layer: Layer) -> list[int]:
 
 
 def _packed(plan: Plan) -> Packed:
-    weights = []
+    weights, layers = [], list(plan.region.layers)
     for number, layer in enumerate(plan.region.layers):
         if number == 0 and plan.gathers:
             matrix = layer.weights.reshape(-1, layer.filters)
             weights.append(fragments(matrix, up(layer.filters, 8)))
+        elif plan.together(number) == 2:
+            layer = layers[number] = _two_rows(layer)
+            weights.append(fragments_by_tap(layer.weights))
         else:
             weights.append(fragments_by_tap(layer.weights))
-    return Packed(weights, [table(layer, up(layer.filters, 8)) for layer in plan.region.layers])
+    return Packed(weights, [table(layer, up(layer.filters, 8)) for layer in layers])
+
+
+def _two_rows(layer: Layer) -> Layer:
+    """A layer of 8 filters that computes two rows of one with up to 4; the lower row's weights are a row down."""
+    tall, wide, channels, filters = layer.weights.shape
+    weights = np.zeros((tall + 1, wide, channels, 8), np.float32)
+    weights[:tall, ..., :filters], weights[1:, ..., 4 : 4 + filters] = layer.weights, layer.weights
+
+    def twice(values: np.ndarray) -> np.ndarray:
+        return np.tile(np.pad(np.broadcast_to(values, (filters,)), (0, 4 - filters)), 2)
+
+    steps = tuple(
+        replace(step, slopes=twice(step.slopes)) if isinstance(step, Activate) and step.slopes is not None else step
+        for step in layer.steps
+    )
+    return replace(layer, weights=weights, bias=twice(layer.bias), steps=steps)
 
 
 class _Writer:
@@ -377,11 +406,12 @@ class _Writer:
         layer, value = self.region.layers[number], self.inputs + number
         rows, segments, tiles = self.strip.rows, self.strip.segments, up(layer.filters, 8) // 8
         offset, reach = self.plan.offsets[value], self.plan.reach[value][0]
+        together = self.plan.together(number)
         fragments = f"reinterpret_cast<const Words2*>(weights + {self.packed.weights[number]})"
         lines = [
             f"// Layer {number}: {layer.kernel[0]}×{layer.kernel[1]}, {layer.channels} to {layer.filters}.",
             f"if (const int first = base - {-offset}; first + {rows} > top - {reach} && first < bottom + {reach}) {{",
-            f"float sums[{rows}][{segments}][{tiles}][4];",
+            f"float sums[{rows // together}][{segments}][{tiles}][4];",
             f"begin(sums, numbers + {self.packed.tables[number] // 4});",
         ]
         if number == 0 and self.plan.gathers:
@@ -395,7 +425,7 @@ class _Writer:
             ring_rows, pad, _ = self.plan.rings[layer.value]
             back = self.plan.offsets[layer.value] - offset + down
             lines.append(
-                f"sweep<{layer.kernel[0]}, {layer.kernel[1]}>(sums, ring_{layer.value}, "
+                f"sweep<{layer.kernel[0] + together - 1}, {layer.kernel[1]}, {together}>(sums, ring_{layer.value}, "
                 f"wrapped(at_{layer.value} - {back}, {ring_rows}), column + {pad - beside}, {fragments});"
             )
         return [*lines, *self._epilogue(number), "}", *(["barrier();"] if value != self.plan.last else [])]
@@ -403,11 +433,11 @@ class _Writer:
     def _epilogue(self, number: int) -> list[str]:
         layer, value = self.region.layers[number], self.inputs + number
         is_last = value == self.plan.last
-        tiles = up(layer.filters, 8) // 8
+        tiles, together = up(layer.filters, 8) // 8, self.plan.together(number)
         lines = [
             "BOLT_UNROLL",
-            f"for (int row = 0; row < {self.strip.rows}; ++row) {{",
-            "const int y = first + row;",
+            f"for (int at = 0; at < {self.strip.rows // together}; ++at) {{",
+            f"const int row = {'at' if together == 1 else '2 * at + (lane() >> 1 & 1)'}, y = first + row;",
             "BOLT_UNROLL",
             f"for (int part = 0; part < {2 * self.strip.segments}; ++part) {{",
             "const int place = column + 8 * part + lane() / 4, x = left + place;",
@@ -419,8 +449,8 @@ class _Writer:
         lines += [
             "BOLT_UNROLL",
             f"for (int tile = 0; tile < {tiles}; ++tile) {{",
-            "float a = sums[row][part / 2][tile][part % 2 * 2], b = sums[row][part / 2][tile][part % 2 * 2 + 1];",
-            "const int filter = 8 * tile + 2 * (lane() & 3);",
+            "float a = sums[at][part / 2][tile][part % 2 * 2], b = sums[at][part / 2][tile][part % 2 * 2 + 1];",
+            f"const int filter = 8 * tile + 2 * (lane() & {3 // together});",
         ]
         slopes = 0
         for step in layer.steps:
@@ -449,7 +479,7 @@ class _Writer:
             return [
                 "{",
                 f"const half* from = ring_{other}.row(wrapped(wrapped(at_{other} - {back}, {rows}) + row, {rows})) + "
-                f"ring_{other}.place(place + {pad}, tile) + 2 * (lane() & 3);",
+                f"ring_{other}.place(place + {pad}, tile) + filter % 8;",
                 "const uint32_t both = *reinterpret_cast<const uint32_t*>(from);",
                 "a += low(both), b += high(both);",
                 "}",
@@ -496,7 +526,7 @@ class _Writer:
 
 def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
     """Parameters that fit into shared memory."""
-    shapes = product(range(3, 17), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (False, True))
+    shapes = product(range(3, 17), (1, 2), (1, 2, 3, 4, 6), (1, 2, 3, 4), (False, True))
     for warps, segments, rows, blocks, keep in shapes:
         strip = Strip(warps, segments, rows, blocks, keep)
         most = max(up(layer.filters, 8) // 8 for layer in region.layers)
@@ -516,16 +546,18 @@ def seconds(region: Region, strip: Strip, arch: Architecture, n: int, height: in
     products = shared = 0.0
     for number, layer in enumerate(region.layers):
         tall, wide, channels, filters = layer.weights.shape
-        tiles = up(filters, 8) // 8
+        tiles, together, computed = up(filters, 8) // 8, plan.together(number), rows
         steps = ceil((band + 2 * plan.reach[len(region.channels) + number][0]) / rows)
         if number == 0 and plan.gathers:
             inner = up(tall * wide * channels, 16) // 16
             reads, weights = rows * inner * 8 * arch.shared_rate, inner * tiles * 256
         else:
             inner = tall * wide * up(channels, 16) // 16
-            reads, weights = (rows + tall - 1) * inner // tall * 512, inner * tiles * 256
-        products += steps * rows * segments * inner * tiles
-        shared += steps * (segments * (reads + rows * tiles * 256) + strip.warps * weights)
+            reads = (rows + tall - 1) * inner // tall * 512
+            inner, computed = inner // tall * (tall + together - 1), rows // together
+            weights = inner * tiles * 256
+        products += steps * computed * segments * inner * tiles
+        shared += steps * (segments * (reads + computed * tiles * 256) + strip.warps * weights)
     places = n * height * width
     # Warps are shared out among a multiprocessor's quarters.
     uneven = ceil(strip.warps * strip.blocks / 4) * 4 / (strip.warps * strip.blocks)

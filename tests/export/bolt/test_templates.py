@@ -267,7 +267,7 @@ def test_a_strip_without_the_border_s_zeros_is_found_out():
 @pytest.mark.parametrize(
     ("name", "region", "parameters"),
     [
-        ("strip", sesr(5), Strip(4, 2, 4)),
+        ("strip", sesr(5), Strip(4, 2, 6)),
         ("strip", FSRCNN, Strip(4, 1, 2)),
         ("tile", Region((conv(0, 3, 64, 64, RELU),), (64,)), Tile(2, 8, 4, 1, 32, 3)),
         ("tile", PAIR, Tile(2, 6, 4, 1, 32, 3)),
