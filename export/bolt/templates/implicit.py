@@ -6,7 +6,7 @@ from __future__ import annotations
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.region import Layer
 
-__all__ = ["Places", "refusal"]
+__all__ = ["Places", "fetched", "refusal"]
 
 MOST_TAPS = 16  # of a kernel's side: bits of a mask
 
@@ -16,6 +16,15 @@ def refusal(layer: Layer) -> str | None:
     if any(layer.padding) and max(layer.kernel) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns, and there is padding"
     return None
+
+
+def fetched(layer: Layer) -> int:
+    """Bytes that the L2 cache gives for each output place, by an estimate.
+
+    Taps beside each other are fetched soon one after the other, and neighbouring places see the same numbers by them:
+    these come from the L1 cache. Those of rows above each other do not.
+    """
+    return 2 * layer.channels * layer.kernel[0] * min(layer.kernel[1], layer.stride[1])
 
 
 class Places:
@@ -96,7 +105,8 @@ class Places:
                 *loop,
                 f"const bool there = inner < {taps * own} && {self._there()};",
                 f"const int from = (sources[i] + ahead) * {channels} + channel;",
-                f"copy_async({to}, input_0 + (there ? from : 0), there);",
+                # Neighbouring places see the same numbers by other taps.
+                f"copy_async{'_again' if taps > 1 else ''}({to}, input_0 + (there ? from : 0), there);",
                 "}",
             ]
         # Numbers one by one: chunks hold channels of several taps.

@@ -202,11 +202,12 @@ BOLT_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
 // Copies of 16 bytes from global to shared memory, both at multiples of 16, that go on beside the computing; zeros are
 // written where there is nothing to copy, and `global` is not read. `copy_commit` closes a group of this thread's
 // copies, and `copy_wait` waits until all but the latest `left` groups have arrived: for this thread. Others see them
-// behind a barrier.
+// behind a barrier. `copy_async_again` is for what this block soon copies again: it stays in the L1 cache.
 
 #ifdef BOLT_HOST
 
 inline void copy_async(void* shared, const void* global, bool there) { host::copy_async(shared, global, there); }
+inline void copy_async_again(void* shared, const void* global, bool there) { host::copy_async(shared, global, there); }
 inline void copy_commit() { host::copy_commit(); }
 template <int left>
 inline void copy_wait() {
@@ -217,6 +218,12 @@ inline void copy_wait() {
 
 BOLT_DEVICE void copy_async(void* shared, const void* global, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(there ? 16 : 0)
+                 : "memory");
+}
+BOLT_DEVICE void copy_async_again(void* shared, const void* global, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(there ? 16 : 0)
                  : "memory");

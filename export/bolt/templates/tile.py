@@ -304,6 +304,6 @@ def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int,
         products=products,
         shared=float(shared),
         memory=2.0 * (numbers + weights),
-        cache=float(prod(grid) * steps * 32 * (tile.places + tile.filters)),
+        cache=float(places * grid[1] * implicit.fetched(first) + prod(grid) * steps * 32 * tile.filters),
         barriers=ceil(inner_axis / tile.inner) + 4,
     )

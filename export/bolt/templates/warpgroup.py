@@ -274,7 +274,7 @@ def seconds(region: Region, parameters: Warpgroup, arch: Architecture, n: int, h
     grid, (places, *_) = launch(_rule(region, parameters), n, height, width, arch.processors)
     layer, parts, blocks = region.layers[0], _parts(region), prod(grid)
     stage = 2 * INNER * (parameters.places + parameters.filters)
-    fetched = 2 * INNER * (parameters.places + parameters.filters / parameters.together)
+    weights = 2 * INNER * parameters.filters / parameters.together
     # Each of a warpgroup's products reads its own places, and all filters.
     read = 2 * INNER * (parameters.places + parameters.heights * parameters.down * parameters.filters)
     numbers = n * height * width * region.channels[0] + places * (sum(region.channels[1:]) + layer.filters)
@@ -285,6 +285,6 @@ def seconds(region: Region, parameters: Warpgroup, arch: Architecture, n: int, h
         product_cycles=arch.group_cycles,
         shared=float(parts * (read + stage)),
         memory=2.0 * (numbers + layer.weights.size),
-        cache=float(blocks * parts * fetched),
+        cache=places * grid[1] * implicit.fetched(layer) + blocks * parts * weights,
         barriers=parts + 4.0,
     )
