@@ -369,7 +369,9 @@ def _verify(
 
     policy = verify.reduced_policy(model)
     if policy is None:
-        return verify.verify(model, run, samples, request.precision, request.inputs)
+        looser = request.precision == "float32" and verify.casts_to_half(model)
+        precision = "float16" if looser else request.precision
+        return verify.verify(model, run, samples, precision, request.inputs)
     ranked = signature.ranked_outputs(model)
     checked = verify.verify(deployed, run, samples, request.precision, request.inputs, ranked)
     rounding = verify.verify_deployed(model, deployed, policy, samples, request.inputs)

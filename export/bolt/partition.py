@@ -354,16 +354,46 @@ class _Search:
     def refusals(self) -> Iterator[Refusal]:
         """Of all nodes in no region, in the graph's order."""
         for node in self.model.graph:
-            if node in self.taken or node.op_type in ("Transpose", "Constant", "Identity"):
+            if node in self.taken or node.op_type in ("Transpose", "Constant", "Identity") or _is_border(node):
                 continue
             yield Refusal(node.name or str(node.outputs[0].name), self.reasons.get(node) or self.why(node))
 
     def why(self, node: ir.Node) -> str:
         if node.domain == "" and node.op_type == "ConvTranspose":
             return f"ConvTranspose: {why_not_phases(node)}"
+        if node.domain == "" and node.op_type == "Cast":
+            return _why_cast(node)
         if not _is(node, STEPS):
             return f"{node.op_type}: not among the operators of regions"
         return f"{node.op_type}: there is no layer before it that it could join"
+
+
+def _is_border(node: ir.Node) -> bool:
+    """Whether a cast only makes an input or an output of the file from one float to another, as kernels do anyway.
+
+    Others between floats were left out by `widening`.
+    """
+    import onnx_ir as ir
+
+    if node.domain != "" or node.op_type != "Cast":
+        return False
+    given, to = source(node), ir.DataType(node.attributes["to"].as_int())
+    if given.is_graph_input():
+        return given.dtype is not None and given.dtype.is_floating_point() and to.is_floating_point()
+    return node.outputs[0].is_graph_output() and to in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _why_cast(node: ir.Node) -> str:
+    """Of a cast from or to integers: kernels read and write float16 alone."""
+    import onnx_ir as ir
+
+    given, to = source(node), ir.DataType(node.attributes["to"].as_int())
+    if to.is_floating_point():
+        dtype = given.dtype
+        kind = "no float" if dtype is None else dtype.name.lower()
+        read = f"input {given.name!r}" if given.is_graph_input() else "what it reads"
+        return f"Cast: {read} is {kind}, and kernels read float16"
+    return f"Cast: to {to.name.lower()}, and kernels write float16"
 
 
 def _slopes(numbers: np.ndarray, filters: int, *, rows: bool) -> np.ndarray | None:

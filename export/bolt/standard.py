@@ -22,9 +22,12 @@ DOMAIN = "keras_efficient.bolt"
 OPSET = 18
 FUSED = "Fused"
 # Operators that work on single numbers: of one tensor, of two, and those of one that are functions of our domain.
-UNARY = frozenset(
-    ("Clip", "Erf", "Exp", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh")
-)
+# fmt: off
+UNARY = frozenset((
+    "Abs", "Cast", "Ceil", "Clip", "Erf", "Exp", "Floor", "HardSwish", "LeakyRelu", "Neg", "Relu", "Round", "Sigmoid",
+    "Softplus", "Sqrt", "Tanh",
+))
+# fmt: on
 BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"))
 OURS = frozenset(("Gelu", "GeluTanh", "Silu"))
 ATTRIBUTES = ("spec", "region")

@@ -67,7 +67,10 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     was = "each run on the CPU and compared" if bundle.metadata["checked"] else "not checked, since g++ is missing"
     refused = bundle.metadata["refused"]
     outside = (
-        [f"{len(refused)} operators have no kernel, and their time is not in that; `export.bolt.ort.session` runs all."]
+        [
+            f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and that time is not "
+            "included; `export.bolt.ort.session` runs all."
+        ]
         if refused
         else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
     )
