@@ -68,8 +68,8 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     refused = bundle.metadata["refused"]
     outside = (
         [
-            f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and that time is not "
-            "included; `export.bolt.ort.session` runs all."
+            f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and no time is "
+            "counted for that; `export.bolt.ort.session` runs all."
         ]
         if refused
         else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
