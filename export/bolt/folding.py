@@ -207,7 +207,7 @@ def _input_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value 
     if operands is not None and (given := per_channel(operands[0], len(numbers), rows=False)) is not None:
         factor, read = given, operands[1]
     made = [rewriter.constant(one, name) for one in (np.diag(factor)[:, :, None, None], numbers)]
-    shifted = rewriter.op("Conv", [read, *made], name=f"{node.name}__before", strides=(1, 1), pads=(0, 0, 0, 0))
+    shifted = rewriter.op("Conv", [read, *made], name=f"before {node.name}", strides=(1, 1), pads=(0, 0, 0, 0))
     return rewriter.op("Conv", [shifted, *node.inputs[1:]], name=node.name, **attributes_of(node) | _automatic(node))
 
 
@@ -351,7 +351,7 @@ def _as_matmul(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | 
     if matrix is None or matrix.dtype != np.float32 or turned[0] or bias is None:
         return None
     matrix = (matrix.T if turned[1] else matrix) * np.float32(given[0])
-    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1])])
+    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1])], name=node.name)
     shift = per_channel(bias * np.float32(given[1]), matrix.shape[1], rows=True)
     if shift is None:
         return None

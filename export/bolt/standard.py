@@ -16,11 +16,23 @@ from keras_efficient.export.bolt.region import Add, Layer, Region
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BINARY", "DOMAIN", "FUSED", "OPSET", "OURS", "UNARY", "activation", "function", "region_function"]
+__all__ = [
+    "BINARY",
+    "DOMAIN",
+    "FUSED",
+    "LAYER_NAMES",
+    "OPSET",
+    "OURS",
+    "UNARY",
+    "activation",
+    "function",
+    "region_function",
+]
 
 DOMAIN = "keras_efficient.bolt"
 OPSET = 18
 FUSED = "Fused"
+LAYER_NAMES = "keras_efficient.layers"  # of a region's node: metadata with a JSON list, for reports
 # Operators that work on single numbers: of one tensor, of two, and those of one that are functions of our domain.
 # fmt: off
 UNARY = frozenset((

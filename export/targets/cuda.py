@@ -29,8 +29,16 @@ ARCHITECTURES = {
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
-    """Writes the model as ONNX, of which `compile_bundle` makes the bundle."""
-    return onnx_target.convert(model, _as_onnx(request), path)
+    """Writes the model as ONNX, of which `compile_bundle` makes the bundle; nodes are called by their layers."""
+    import onnx
+
+    from keras_efficient.export.bolt.naming import name_layers
+
+    notes = onnx_target.convert(model, _as_onnx(request), path)
+    network = onnx.load(path)
+    name_layers(network, model)
+    onnx.save_model(network, path)
+    return notes
 
 
 def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
