@@ -109,7 +109,7 @@ def save(
             better = "Use more or other calibration data or a higher precision" if request.calibration else "Report it"
             raise VerificationError(
                 f"The {request.precision} file does not match the model: {checked.problem}",
-                hint=f"{better}, or keep the file with verify=False.",
+                hint=f"{checked.hint or better}, or keep the file with verify=False.",
             )
         report = Report(
             target=request.target.name,

@@ -89,6 +89,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 NOT_FINITE = "The converter broke the model, or numbers are beyond the file's precision (65504 in float16)."
 
+OVERFLOWS = "Scale that layer's weights or the inputs down, export it as .onnx in float32"
+
 # A model that computes in half precision against its own float32 form: 11 and 8 bits of each product and sum are
 # 2^-11 and 2^-8 of it, -66 and -48 dB a layer, which a hundred layers make 20 dB worse; 15 dB more are left for sums
 # that nearly cancel.
@@ -107,12 +109,14 @@ class Verification:
         max_error: largest absolute difference over all float outputs.
         problem: why the file misses its tolerance, or `None` where it meets it.
         notes: how many integers differ, and what could not be compared.
+        hint: what to do about the problem, where that is known.
     """
 
     sqnr_db: float | None
     max_error: float | None
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    hint: str | None = None
 
 
 def verify_limit(specs: Sequence[InputSpec]) -> int:
@@ -204,7 +208,10 @@ def verify(
     ranked = ranked_outputs(original) if ranked is None else ranked
     compared = _Comparison(tolerance, run.output_step, ranked, rounded_outputs(original))
     for sample in grouped(samples, specs):
-        compared.add(_call_original(original, sample, specs), _run_file(run, sample))
+        expected = _call_original(original, sample, specs)
+        if (problem := run.overflow(run._named(dict(sample)))) is not None:
+            return Verification(None, None, problem, hint=OVERFLOWS)
+        compared.add(expected, _run_file(run, sample))
     for label, sample in _variants(samples[0], specs):
         try:
             expected = _call_original(original, sample, specs)

@@ -36,6 +36,7 @@ __all__ = [
 
 OUTSIDE = ("Abs", "Cast", "Ceil", "Div", "Erf", "Exp", "Floor", "Neg", "Pow", "Round", "Sqrt", "Sub")  # of regions
 LEAST_WEIGHT = 2.0**-13  # largest of a layer: float16's finest step, 2⁻²⁴, is as fine for it as for any larger one
+MOST_WEIGHT = float(np.finfo(np.float16).max)
 FEW_CHANNELS = 16  # whose product by a diagonal matrix costs nothing, since their numbers are read and written anyway
 
 
@@ -180,7 +181,7 @@ def _input_factor(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
         return None
     weights, numbers, read = found
     scaled = weights * (numbers[:, None, None, None] if weights.shape[1] == 1 else numbers[:, None, None])
-    if np.abs(scaled).max(initial=0) < LEAST_WEIGHT:
+    if not LEAST_WEIGHT <= np.abs(scaled).max(initial=0) <= MOST_WEIGHT:
         return None
     given = [read, rewriter.constant(scaled, node.inputs[1]), *node.inputs[2:]]
     return rewriter.op("Conv", given, name=node.name, **attributes_of(node) | _automatic(node))
@@ -200,11 +201,12 @@ def _input_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value 
     if not padded and weights.shape[1] == len(numbers):
         shift = rewriter.constant(bias + np.einsum("oihw,i->o", weights, numbers), name)
         return rewriter.op("Conv", [read, node.inputs[1], shift], name=node.name, **attributes_of(node))
-    if len(numbers) > FEW_CHANNELS:
+    if len(numbers) > FEW_CHANNELS or np.abs(numbers).max() > MOST_WEIGHT:
         return None
     factor, scaled = np.ones(len(numbers), np.float32), sole_producer(read, "Mul")
     operands = None if scaled is None else _constant_and_other(scaled)
-    if operands is not None and (given := per_channel(operands[0], len(numbers), rows=False)) is not None:
+    given = None if operands is None else per_channel(operands[0], len(numbers), rows=False)
+    if operands is not None and given is not None and np.abs(given).max() <= MOST_WEIGHT:
         factor, read = given, operands[1]
     made = [rewriter.constant(one, name) for one in (np.diag(factor)[:, :, None, None], numbers)]
     shifted = rewriter.op("Conv", [read, *made], name=f"before {node.name}", strides=(1, 1), pads=(0, 0, 0, 0))

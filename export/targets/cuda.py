@@ -1,7 +1,8 @@
 """Targets `cuda-sm…`: fused kernels for NVIDIA GPUs, in one file with the ONNX that says what each computes.
 
-The file is verified by running that ONNX in ONNX Runtime on the CPU: it rounds to float16 where kernels do. Kernels
-themselves are compiled here, which takes no GPU, and held to the same meaning by the package's tests.
+The file is verified by running that ONNX in ONNX Runtime on the CPU: it rounds to float16 where kernels do, and is run
+once more to see that what kernels keep inside stays within float16's range. Kernels themselves are compiled here, which
+takes no GPU, and held to the same meaning by the package's tests.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from keras_efficient.export.targets import onnx as onnx_target
 if TYPE_CHECKING:
     import keras
     import numpy as np
+
+    from keras_efficient.export.bolt.ranges import Ranges
 
 __all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
 
@@ -101,10 +104,19 @@ class BundleModel(onnx_target.OnnxModel):
         FileProblem: no such file, or damaged.
     """
 
+    _ranges: Ranges | None = None
+
     def _content(self) -> bytes:
         from keras_efficient.export.bolt.bundle import Bundle
 
         return Bundle.load(self.path).onnx
+
+    def overflow(self, inputs: Mapping[str, np.ndarray]) -> str | None:
+        from keras_efficient.export.bolt.ranges import Ranges
+
+        if self._ranges is None:
+            self._ranges = Ranges(self._content())
+        return self._ranges.problem(inputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -113,7 +125,7 @@ class BundleModel(onnx_target.OnnxModel):
         most = np.finfo(np.float16).max
         found = super().run(inputs)
         return {
-            name: np.where(np.abs(one) > most, np.inf * np.sign(one), one) if one.dtype == np.float32 else one
+            name: np.where(np.abs(one) > most, np.copysign(np.inf, one), one) if one.dtype == np.float32 else one
             for name, one in found.items()
         }
 

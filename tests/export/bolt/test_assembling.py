@@ -18,6 +18,7 @@ from keras_efficient.errors import (
     MissingDependency,
     UnknownName,
     UnsupportedLayer,
+    VerificationError,
     WrongArgument,
 )
 from keras_efficient.export.bolt import build, checking, dlpack
@@ -316,12 +317,21 @@ def test_casts_leave_a_network_fused(tmp_path, kind, layers, left):
 
 
 def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
-    """ONNX Runtime computes a file of float16 in float32 on processors."""
+    """ONNX Runtime computes a file of float16 in float32 on processors, and a sigmoid hides what it was given."""
     inputs = keras.Input((8,))
-    x = layers.Dense(8, kernel_initializer="ones", activation="relu")(inputs)
-    model = keras.Model(inputs, layers.Dense(8, kernel_initializer=keras.initializers.Constant(100.0))(x))
-    with pytest.raises(ConversionError, match="not finite"):
-        export.save(model, tmp_path / "large.bolt", target="cuda-sm80", samples=np.full((4, 8), 200.0))
+    x = layers.Dense(8, kernel_initializer="ones", activation="relu", name="small")(inputs)
+    x = layers.Dense(8, kernel_initializer=keras.initializers.Constant(100.0), name="large")(x)
+    x = layers.Dense(8, kernel_initializer=keras.initializers.Constant(-1.0), activation="sigmoid", name="last")(x)
+    model, path = keras.Model(inputs, x), tmp_path / "large.bolt"
+    with pytest.raises(VerificationError) as caught:
+        export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 200.0))
+    assert caught.value.message.endswith(
+        "Layer 'large' makes numbers up to 1.28e+06, and kernels keep at most 65504 (float16)."
+    )
+    assert not path.exists()
+    report = export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 200.0), verify=False)
+    assert "MISSES ITS TOLERANCE: Layer 'large'" in report.notes[-1]
+    export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
 
 
 def test_a_network_without_any_kernel_is_refused(tmp_path):

@@ -406,9 +406,10 @@ def test_a_shift_before_a_convolution_goes_into_its_bias_where_nothing_is_padded
         assert kinds(found) == {"Transpose": 1, "Conv": 1 + others}
 
 
-def test_factors_that_float16_could_not_hold_in_weights_stay():
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_factors_that_float16_could_not_hold_in_weights_stay(scale):
     nodes = ("Mul", ["x", "scale"], "a", {}), conv("y", "a")
-    weights = {"w": normal(4, 3, 3, 3), "scale": np.float32(1e-5)}
+    weights = {"w": normal(4, 3, 3, 3), "scale": np.float32(scale)}
     assert kinds(same(network(*nodes, shape=["n", 3, 5, 6], constants=weights))) == {"Mul": 1, "Conv": 1}
 
 
