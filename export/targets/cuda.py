@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.errors import ConversionError
+from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.export.bolt import architectures
 from keras_efficient.export.targets import Built, Option, Request, Target
 from keras_efficient.export.targets import onnx as onnx_target
@@ -29,6 +29,17 @@ ARCHITECTURES = {
     f"cuda-{name.replace('_', '')}": (name, f"{one.device} and others of its compute capability")
     for name, one in architectures.ARCHITECTURES.items()
 }
+
+
+def validate(request: Request) -> None:
+    """Refuses a time that is none, before any work.
+
+    Raises:
+        WrongArgument: `tune` is no number of seconds.
+    """
+    tune = request.options["tune"]
+    if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
+        raise WrongArgument(f"tune={tune!r}: seconds, 0 or more.")
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -90,7 +101,7 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     basis = basis if measured else "an estimate; they ran on no GPU yet"
     notes = [
         f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
-        f"{total:.3f} ms together, {basis}.",
+        f"{total:.3g} ms together, {basis}.",
         *outside,
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
@@ -157,6 +168,7 @@ TARGETS = tuple(
         convert=convert,
         check=check,
         compile=compile_bundle,
+        validate=validate,
         open=BundleModel,
         inspect=inspect,
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX

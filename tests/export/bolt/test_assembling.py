@@ -334,6 +334,15 @@ def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
     export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
 
 
+@pytest.mark.parametrize("tune", [-1, "soon", True])
+def test_a_time_for_measuring_is_one(tmp_path, tune):
+    """Before anything is converted."""
+    inputs = keras.Input((8, 8, 4))
+    model = keras.Model(inputs, layers.Conv2D(4, 3)(inputs))
+    with pytest.raises(WrongArgument, match=f"tune={tune!r}: seconds, 0 or more"):
+        export.save(model, tmp_path / "m.bolt", tune=tune)
+
+
 def test_a_network_without_any_kernel_is_refused(tmp_path):
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, layers.MaxPooling2D()(inputs))
