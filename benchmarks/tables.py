@@ -1,9 +1,10 @@
-"""Puts the results of the benchmarks into README.md, between `<!-- table:NAME -->` and `<!-- /table -->`.
+"""Puts the results of the benchmarks into README.md and docs/, between `<!-- table:NAME -->` and `<!-- /table -->`.
 
-`table:zoo_SYSTEM` is made of the cards of that system's models, every other of `benchmarks/results/NAME.json`.
+`table:zoo_SYSTEM` is made of the cards of that system's models, every other of `benchmarks/results/NAME.json`, of which
+`table:NAME_short` has a row for each measure instead of one for each network.
 
 python -m benchmarks.tables            writes
-python -m benchmarks.tables --check    ends with 1 where README.md and the results differ
+python -m benchmarks.tables --check    ends with 1 where one of these files and the results differ
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def filled(text: str, results: Path) -> str:
     def replace(match: re.Match[str]) -> str:
         if match[2].startswith("zoo_"):
             return f"{match[1]}{zoo_table(match[2].removeprefix('zoo_'))}{match[3]}"
-        path = results / f"{match[2]}.json"
-        lines = table(json.loads(path.read_text("utf-8"))["rows"]) if path.exists() else "Not measured yet.\n"
+        path = results / f"{match[2].removesuffix('_short')}.json"
+        made = short_table if match[2].endswith("_short") else table
+        lines = made(json.loads(path.read_text("utf-8"))["rows"]) if path.exists() else "Not measured yet.\n"
         return f"{match[1]}{lines}{match[3]}"
 
     return _MARKED.sub(replace, text)
@@ -56,6 +58,25 @@ def table(rows: list[dict[str, Any]]) -> str:
             ": ".join(filter(None, (reached, why))),
         ]
         lines.append("| " + " | ".join(cells).replace("\n", " ") + " |")
+    return "\n".join(lines) + "\n"
+
+
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each measure that several networks have ("NETWORK: MEASURE"), and one for all that was not measured."""
+    measures: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    missing: dict[str, int] = {}
+    for row in (row for row in rows if row["bar"]):
+        if row["reached"] is None:
+            missing[row["why"]] = missing.get(row["why"], 0) + 1
+        else:
+            measures.setdefault((row["what"].split(": ", 1)[-1], row["bar"]), []).append(row)
+    lines = ["| what | how many | ours | bar | reached |", "|---|---|---|---|---|"]
+    for (what, bar), found in measures.items():
+        ends = [_number(end(row["ours"] for row in found), found[0]["unit"]) for end in (min, max)]
+        reached = sum(row["reached"] for row in found)
+        told = "all" if reached == len(found) else f"**{reached}**"
+        lines.append(f"| {what} | {len(found)} | {' to '.join(dict.fromkeys(ends))} | {bar} | {told} |")
+    lines += [f"| other bars | {count} |  |  | not measured: {why} |" for why, count in missing.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -87,15 +108,15 @@ def _number(value: float | None, unit: str = "") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a file is out of date")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text("utf-8")
-    after = filled(before, ROOT / "benchmarks" / "results")
-    if arguments.check and before != after:
-        sys.exit("README.md is out of date: run python -m benchmarks.tables")
-    if not arguments.check:
-        readme.write_text(after, "utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = path.read_text("utf-8")
+        after = filled(before, ROOT / "benchmarks" / "results")
+        if arguments.check and before != after:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run python -m benchmarks.tables")
+        if not arguments.check and before != after:
+            path.write_text(after, "utf-8")
 
 
 if __name__ == "__main__":

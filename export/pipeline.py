@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from keras_efficient.export.runtime import ExportedModel
     from keras_efficient.export.verify import Verification
 
-__all__ = ["load", "save"]
+__all__ = ["build", "build_only", "load", "save"]
 
 _log = logging.getLogger("keras_efficient")
 
@@ -109,7 +109,7 @@ def save(
             better = "Use more or other calibration data or a higher precision" if request.calibration else "Report it"
             raise VerificationError(
                 f"The {request.precision} file does not match the model: {checked.problem}",
-                hint=f"{better}, or keep the file with verify=False.",
+                hint=f"{checked.hint or better}, or keep the file with verify=False.",
             )
         report = Report(
             target=request.target.name,
@@ -127,6 +127,34 @@ def save(
         )
         _place(built.path, path, overwrite)
     return report
+
+
+def build_only(
+    model: keras.Model,
+    path: Path,
+    *,
+    target: str,
+    input_shape: Any = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> tuple[keras.Model, Built]:
+    """As `save` in its default precision, up to the file: what looks into it needs no verification.
+
+    Args:
+        model: as of `save`.
+        path: a file that does not exist, in a folder for the work.
+        target: a name out of `export.targets` that needs no calibration data.
+        input_shape: as of `save`.
+        on_progress: as of `save`.
+
+    Returns:
+        The deployed model, and the file that was made of it.
+
+    Raises:
+        WrongArgument, UnsupportedLayer, ConversionError: as `save`.
+    """
+    request = _request(model, path, target, None, input_shape, None, on_progress, {})
+    deployed = _deploy(model, request.precision)
+    return deployed, _build(deployed, request, path.parent)
 
 
 @contextmanager
@@ -369,7 +397,9 @@ def _verify(
 
     policy = verify.reduced_policy(model)
     if policy is None:
-        return verify.verify(model, run, samples, request.precision, request.inputs)
+        looser = request.precision == "float32" and verify.casts_to_half(model)
+        precision = "float16" if looser else request.precision
+        return verify.verify(model, run, samples, precision, request.inputs)
     ranked = signature.ranked_outputs(model)
     checked = verify.verify(deployed, run, samples, request.precision, request.inputs, ranked)
     rounding = verify.verify_deployed(model, deployed, policy, samples, request.inputs)

@@ -29,7 +29,9 @@ class Report:
         lowerings: rewrites that were applied before the conversion.
         notes: everything else that a user should know.
         npu: figures of an NPU compiler, or `None`.
-        kernels: figures of a GPU compiler for each kernel, or `None`.
+        kernels: figures of a GPU compiler for each kernel, or `None`: of a `.bolt` its number of layers, template and
+            parameters, registers of a thread, bytes of shared memory of a block (`shared_bytes`), bytes of a thread
+            for which there is no register (`spills`), and milliseconds, `measured_ms` or `estimated_ms`.
     """
 
     target: str

@@ -67,6 +67,10 @@ class ExportedModel:
         """Size of one quantisation step of an output, or `None` where it is not quantised."""
         return None
 
+    def overflow(self, inputs: Mapping[str, np.ndarray]) -> str | None:
+        """Where numbers inside of the file leave its precision, which its outputs here do not show; `None`: nowhere."""
+        return None
+
     def _ordered(self, kind: str, names: Sequence[str]) -> tuple[str, ...]:
         """The names in the order that `export.save` recorded, else as the file has them."""
         record = self.metadata.get(kind)

@@ -168,6 +168,17 @@ def ranked_outputs(model: keras.Model) -> dict[str, str]:
     }
 
 
+def rounded_outputs(model: keras.Model) -> frozenset[str]:
+    """The outputs of integers that a cast of floats made, such as pixels: one more or less there is rounding."""
+    found = set()
+    for name, tensor in zip(output_names(model), model.outputs, strict=True):
+        history = tensor._keras_history
+        if type(history.operation).__name__ == "Cast" and "int" in tensor.dtype:
+            (given,) = history.operation._inbound_nodes[history.node_index].input_tensors
+            found |= {name} if "float" in given.dtype else set()
+    return frozenset(found)
+
+
 def _ranks(operation: Any) -> bool:
     import keras
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import inf, log10, prod
 from statistics import median
@@ -19,6 +19,7 @@ from keras_efficient.export.signature import (
     lookup_of,
     output_names,
     ranked_outputs,
+    rounded_outputs,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "TOLERANCES",
     "Tolerance",
     "Verification",
+    "casts_to_half",
     "grouped",
     "measure_latency",
     "reduced_policy",
@@ -60,7 +62,7 @@ class Tolerance:
         steps: largest error in quantisation steps of the output, where the median sample's largest magnitude has
             `LEAST_STEPS` of them: dark images have little signal over the step.
         differing: largest part of an integer output (class numbers, masks) that may differ; of the best k, those
-            that change places with equally good ones do not.
+            that change places with equally good ones do not, nor do casts of floats that are 1 apart.
     """
 
     sqnr_db: float
@@ -87,6 +89,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 NOT_FINITE = "The converter broke the model, or numbers are beyond the file's precision (65504 in float16)."
 
+OVERFLOWS = "Scale that layer's weights or the inputs down, export it as .onnx in float32"
+
 # A model that computes in half precision against its own float32 form: 11 and 8 bits of each product and sum are
 # 2^-11 and 2^-8 of it, -66 and -48 dB a layer, which a hundred layers make 20 dB worse; 15 dB more are left for sums
 # that nearly cancel.
@@ -105,12 +109,14 @@ class Verification:
         max_error: largest absolute difference over all float outputs.
         problem: why the file misses its tolerance, or `None` where it meets it.
         notes: how many integers differ, and what could not be compared.
+        hint: what to do about the problem, where that is known.
     """
 
     sqnr_db: float | None
     max_error: float | None
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    hint: str | None = None
 
 
 def verify_limit(specs: Sequence[InputSpec]) -> int:
@@ -199,9 +205,13 @@ def verify(
     """
     notes = []
     tolerance = TOLERANCES.get(precision, TOLERANCES["float32"])
-    compared = _Comparison(tolerance, run.output_step, ranked_outputs(original) if ranked is None else ranked)
+    ranked = ranked_outputs(original) if ranked is None else ranked
+    compared = _Comparison(tolerance, run.output_step, ranked, rounded_outputs(original))
     for sample in grouped(samples, specs):
-        compared.add(_call_original(original, sample, specs), _run_file(run, sample))
+        expected = _call_original(original, sample, specs)
+        if (problem := run.overflow(run._named(dict(sample)))) is not None:
+            return Verification(None, None, problem, hint=OVERFLOWS)
+        compared.add(expected, _run_file(run, sample))
     for label, sample in _variants(samples[0], specs):
         try:
             expected = _call_original(original, sample, specs)
@@ -219,6 +229,14 @@ def reduced_policy(model: keras.Model) -> str | None:
     return next((dtype for dtype in ("bfloat16", "float16") if dtype in found), None)
 
 
+def casts_to_half(model: keras.Model) -> bool:
+    """Whether a cast in the model rounds to float16 or bfloat16, which a file of float32 need not do."""
+    from keras_efficient.export import lowerings
+
+    casts = [one for one in lowerings.operations(model) if type(one).__name__ == "Cast"]
+    return any(getattr(one, "dtype", None) in ("float16", "bfloat16") for one in casts)
+
+
 def verify_deployed(
     original: keras.Model, deployed: keras.Model, policy: str, samples: Sequence[Any], specs: Sequence[InputSpec]
 ) -> Verification:
@@ -227,7 +245,8 @@ def verify_deployed(
     Raises:
         VerificationError: as `verify`.
     """
-    compared = _Comparison(POLICY_TOLERANCES[policy], lambda name: None, ranked_outputs(original))
+    ranked, rounded = ranked_outputs(original), rounded_outputs(original)
+    compared = _Comparison(POLICY_TOLERANCES[policy], lambda name: None, ranked, rounded)
     for sample in grouped(samples, specs):
         compared.add(_call_original(original, sample, specs), _call_original(deployed, sample, specs))
     return compared.result()
@@ -255,10 +274,11 @@ class _Comparison:
         tolerance: Tolerance,
         output_step: Callable[[str], float | None],
         ranked: Mapping[str, str] = MappingProxyType({}),
+        rounded: Set[str] = frozenset(),
     ):
         self.tolerance = tolerance
         self.output_step = output_step
-        self.ranked = ranked
+        self.ranked, self.rounded = ranked, rounded
         self.floats: dict[str, list[_Sums]] = {}
         self.integers: dict[str, tuple[int, int]] = {}  # how many differ, of how many
 
@@ -274,6 +294,8 @@ class _Comparison:
             if want.dtype.kind != "f":
                 wrong, total = self.integers.get(name, (0, 0))
                 differs = have != want
+                if name in self.rounded:
+                    differs &= np.abs(have.astype(np.float64) - want) > 1
                 if (scores := self.ranked.get(name)) is not None and found[scores].shape == want.shape:
                     differs &= ~_changed_places(have, want, found[scores], expected[scores])
                 self.integers[name] = wrong + int(np.count_nonzero(differs)), total + want.size
@@ -309,7 +331,8 @@ class _Comparison:
             max_error=max((total.error for total in totals.values()), default=None),
             problem=problems[0] if problems else None,
             notes=tuple(
-                f"Output {name!r}: {wrong} of {total} integers ({wrong / max(total, 1):.1%}) differ from the model's."
+                f"Output {name!r}: {wrong} of {total} integers ({wrong / max(total, 1):.1%}) differ from the model's"
+                f"{' by more than 1' if name in self.rounded else ''}."
                 for name, (wrong, total) in self.integers.items()
             ),
         )

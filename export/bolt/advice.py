@@ -8,9 +8,7 @@ Source: Xing et al., MLSys 2022, https://arxiv.org/abs/2110.15238, section 3.4.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -24,7 +22,8 @@ from keras_efficient.errors import MissingDependency, WrongArgument
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.assembling import Shape, best_partition, sizes_of
-from keras_efficient.export.bolt.partition import LAYERS, ONE_NODE, Partitioned, Refusal
+from keras_efficient.export.bolt.naming import layer_of, name_layers
+from keras_efficient.export.bolt.partition import ONE_NODE, Partitioned
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
 from keras_efficient.export.bolt.search import Candidate, candidates, refusals
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Advice", "Gain", "advise", "check_installed", "converted"]
 
-UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16
+UNIT = 8  # numbers that a copy of 16 bytes moves: kernels compute in float16 (of int8, which none has, it were 16)
 MOST_KEPT = 256  # channels of a first product that a pair keeps, up to 64 of them in registers
 FREE = 0.02  # of a kernel's time, that nobody notices
 WORTH = 0.01  # of a kernel's time, below which a gain is left out
@@ -100,15 +99,17 @@ class Advice:
     Attributes:
         kind: "activation": which ones are free here, or one that no kernel has; "channels": a number of channels that
             is no multiple of 8; "pointwise": a 1×1 layer behind this one, in its kernel; "refused": no kernel has it.
-        layer: the name of its node in the ONNX file.
+        layer: its path in the Keras model; of other models' files the name of its node.
         what: in words.
-        gain: in time; `None`: unknown.
+        gain: in time, of all layers together; `None`: unknown.
+        layers: all of which it is said, if these are several.
     """
 
     kind: Literal["activation", "channels", "pointwise", "refused"]
     layer: str
     what: str
     gain: Gain | None = None
+    layers: tuple[str, ...] = ()
 
 
 def advise(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], arch: Architecture) -> tuple[Advice, ...]:
@@ -126,17 +127,17 @@ def advise(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], arch: Arc
     """
     check_installed()
     parted, ranked = best_partition(model, sizes, arch, None)
-    names, found = _names(model), _Adviser(arch)
+    found = _Adviser(arch)
     advice: list[Advice] = []
     for region, (shape, ranking) in zip(parted.regions, ranked, strict=True):
-        layers = [_name(names, layer, region) for layer in region.layers]
+        layers = [layer_of(layer.name) for layer in region.layers]
         if shape is None or not ranking:
             advice.append(_without_kernel(region, layers, shape))
             continue
         here = _Here(region, layers, shape, ranking[0])
         advice += [*found.activations(here), *found.channels(here), *found.pointwise(here)]
     known = sizes_of(parted.model, sizes)
-    return (*advice, *(_refused(one, parted, known, arch) for one in parted.refusals))
+    return (*advice, *_refused(parted, known, arch))
 
 
 def check_installed() -> None:
@@ -183,42 +184,13 @@ def converted(
             )
     with tempfile.TemporaryDirectory(prefix="keras_efficient-") as folder:
         path = Path(folder) / "model.onnx"
-        request = pipeline._request(model, path, "onnx", "float32", sizes, None, on_progress, {})
-        built = pipeline._build(pipeline._deploy(model, request.precision), request, Path(folder))
-        return onnx.load(built.path), sizes
+        deployed, built = pipeline.build_only(model, path, target="onnx", input_shape=sizes, on_progress=on_progress)
+        network = onnx.load(built.path)
+    name_layers(network, deployed)
+    return network, sizes
 
 
-# ------------------------------------------------------------------------------------------------------ names, refusals
-
-
-def _names(model: onnx.ModelProto) -> dict[bytes, list[str]]:
-    """Names of layers by their weights, which regions keep; of several with the same weights, in their order.
-
-    tf2onnx gives some layers numbers, without the path in the Keras model, which what comes behind them still has.
-    """
-    from keras_efficient.export.bolt.graph import normalised_ir
-    from keras_efficient.export.bolt.rewriting import constant
-
-    readers = {value: node.name for node in reversed(model.graph.node) for value in node.input}
-    behind = {node.name: readers.get(node.output[0], "") for node in model.graph.node}
-    names = defaultdict(list)
-    for node in normalised_ir(model).graph:
-        if node.op_type in LAYERS and (weights := constant(node.inputs[1])) is not None:
-            turned = weights.transpose((2, 3, 1, 0)) if weights.ndim == 4 else weights
-            name = node.name or str(node.outputs[0].name)
-            reader = behind.get(name, "")
-            has_path = "/" in name or "/" not in reader
-            names[_digest(turned)].append(name if has_path else f"{name} before {reader}")
-    return names
-
-
-def _name(names: Mapping[bytes, list[str]], layer: Layer, region: Region) -> str:
-    known = names.get(_digest(layer.weights))
-    return known.pop(0) if known else region.names[-1]
-
-
-def _digest(weights: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(weights).data).digest()
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) -> Advice:
@@ -228,18 +200,28 @@ def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) 
     return Advice("refused", layers[0], f"no template serves it{behind}: {reasons or default}")
 
 
-def _refused(refusal: Refusal, parted: Partitioned, known: Mapping[str, tuple[int, ...]], arch: Architecture) -> Advice:
-    """What is in no kernel; of an activation, what its own pass over memory takes."""
-    node = next((one for one in parted.model.graph.node if refusal.node in (one.name, *one.output)), None)
-    if node is None or node.op_type not in NOT_FUSED:
-        return Advice("refused", refusal.node, refusal.reason)
-    lacks = "not among" in refusal.reason
-    what = f"not fused: {refusal.reason}" + (f"; these are: {', '.join(ACTIVATIONS)}" if lacks else "")
-    gain = None
-    if (shape := known.get(node.output[0])) is not None:
-        traffic = 2 * 2 * prod(shape) / arch.memory_rate
-        gain = Gain(1000 * arch.launch, 1000 * (arch.launch + traffic))
-    return Advice("activation", refusal.node, what, gain)
+def _refused(parted: Partitioned, known: Mapping[str, tuple[int, ...]], arch: Architecture) -> Iterator[Advice]:
+    """What is in no kernel, once for each reason; of activations, what their own passes over memory take."""
+    nodes = {name: node for node in parted.model.graph.node for name in (*node.output, node.name)}
+    alike: dict[tuple[bool, str], list[tuple[str, Gain | None]]] = {}
+    for one in parted.refusals:
+        node = nodes.get(one.node)
+        activates = node is not None and node.op_type in NOT_FUSED
+        gain = None
+        if activates and node is not None and (shape := known.get(node.output[0])) is not None:
+            traffic = 2 * 2 * prod(shape) / arch.memory_rate
+            gain = Gain(1000 * arch.launch, 1000 * (arch.launch + traffic))
+        alike.setdefault((activates, one.reason), []).append((layer_of(one.node), gain))
+    for (activates, reason), found in alike.items():
+        layers = tuple(dict.fromkeys(name for name, _ in found))
+        gains = [gain for _, gain in found if gain is not None]
+        times = f"{len(found)} times " if len(found) > 1 else ""
+        if not activates:
+            yield Advice("refused", layers[0], f"{times}{reason}", layers=layers)
+            continue
+        more = f"; these are: {', '.join(ACTIVATIONS)}" if "not among" in reason else ""
+        total = Gain(sum(one.low_ms for one in gains), sum(one.high_ms for one in gains)) if gains else None
+        yield Advice("activation", layers[0], f"{times}not fused: {reason}{more}", total, layers)
 
 
 # -------------------------------------------------------------------------------------------------------------- regions

@@ -15,6 +15,7 @@ from keras_efficient.export.bolt.rewriting import (
     integer,
     integers,
     nodes_of,
+    producer,
     sole_producer,
     source,
     text,
@@ -32,6 +33,11 @@ __all__ = [
     "per_channel",
     "to_fixed_point",
 ]
+
+OUTSIDE = ("Abs", "Cast", "Ceil", "Div", "Erf", "Exp", "Floor", "Neg", "Pow", "Round", "Sqrt", "Sub")  # of regions
+LEAST_WEIGHT = 2.0**-13  # largest of a layer: float16's finest step, 2⁻²⁴, is as fine for it as for any larger one
+MOST_WEIGHT = float(np.finfo(np.float16).max)
+FEW_CHANNELS = 16  # whose product by a diagonal matrix costs nothing, since their numbers are read and written anyway
 
 
 def padding_explicit(model: ir.Model, shapes: Shapes) -> None:
@@ -78,7 +84,7 @@ def to_fixed_point(model: ir.Model, shapes: Shapes) -> None:
         "Add": (_shift_folded,),
         "BatchNormalization": (_scale_and_shift,),
         "Clip": (_clips_merged,),
-        "Conv": (_pad_folded,),
+        "Conv": (_pad_folded, _turned_first, _input_factor, _input_shift),
         "ConvTranspose": (as_phases,),
         "Div": (_as_product,),
         "Gemm": (_as_matmul,),
@@ -149,6 +155,80 @@ def _automatic(node: ir.Node) -> dict[str, str]:
     return {} if mode == "NOTSET" else {"auto_pad": mode}
 
 
+def _turned_first(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
+    """A factor or a summand before the transpose that a convolution reads goes between the two."""
+    turned = sole_producer(node.inputs[0], "Transpose")
+    before = None if turned is None else sole_producer(turned.inputs[0], "Add", "Mul")
+    operands = None if before is None else _constant_and_other(before)
+    if turned is None or before is None or operands is None or producer(operands[1], "MatMul") is not None:
+        return None
+    perm, (numbers, other) = integers(turned, "perm", ()), operands
+    if numbers.ndim > len(perm):
+        return None
+    if numbers.ndim:
+        numbers = numbers.reshape((1,) * (len(perm) - numbers.ndim) + numbers.shape).transpose(perm)
+    first = rewriter.op("Transpose", [other], perm=perm)
+    made = rewriter.op(before.op_type, [first, rewriter.constant(numbers, before.outputs[0])], name=before.name)
+    return rewriter.op("Conv", [made, *node.inputs[1:]], name=node.name, **attributes_of(node) | _automatic(node))
+
+
+def _input_factor(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
+    """A factor of each channel before a convolution goes into its weights: pictures of 0 to 255 are scaled so.
+
+    Weights that float16 would then hold more coarsely than others stay.
+    """
+    if (found := _summed_or_scaled(node, "Mul")) is None:
+        return None
+    weights, numbers, read = found
+    scaled = weights * (numbers[:, None, None, None] if weights.shape[1] == 1 else numbers[:, None, None])
+    if not LEAST_WEIGHT <= np.abs(scaled).max(initial=0) <= MOST_WEIGHT:
+        return None
+    given = [read, rewriter.constant(scaled, node.inputs[1]), *node.inputs[2:]]
+    return rewriter.op("Conv", given, name=node.name, **attributes_of(node) | _automatic(node))
+
+
+def _input_shift(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
+    """A summand of each channel before a convolution goes into its bias, or is a 1×1 convolution.
+
+    Beyond the image's border are zeros, without the summand: only what has no padding can take it.
+    """
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32)
+    if (found := _summed_or_scaled(node, "Add")) is None or bias is None:
+        return None
+    weights, numbers, read = found
+    padded = any(integers(node, "pads", (0, 0, 0, 0))) or text(node, "auto_pad", "NOTSET").startswith("SAME")
+    name = f"{node.outputs[0].name}__shift"
+    if not padded and weights.shape[1] == len(numbers):
+        shift = rewriter.constant(bias + np.einsum("oihw,i->o", weights, numbers), name)
+        return rewriter.op("Conv", [read, node.inputs[1], shift], name=node.name, **attributes_of(node))
+    if len(numbers) > FEW_CHANNELS or np.abs(numbers).max() > MOST_WEIGHT:
+        return None
+    factor, scaled = np.ones(len(numbers), np.float32), sole_producer(read, "Mul")
+    operands = None if scaled is None else _constant_and_other(scaled)
+    given = None if operands is None else per_channel(operands[0], len(numbers), rows=False)
+    if operands is not None and given is not None and np.abs(given).max() <= MOST_WEIGHT:
+        factor, read = given, operands[1]
+    made = [rewriter.constant(one, name) for one in (np.diag(factor)[:, :, None, None], numbers)]
+    shifted = rewriter.op("Conv", [read, *made], name=f"before {node.name}", strides=(1, 1), pads=(0, 0, 0, 0))
+    return rewriter.op("Conv", [shifted, *node.inputs[1:]], name=node.name, **attributes_of(node) | _automatic(node))
+
+
+def _summed_or_scaled(node: ir.Node, kind: str) -> tuple[np.ndarray, np.ndarray, ir.Value] | None:
+    """Of a convolution: its weights, and each input channel's summand or factor before it, and of what.
+
+    What a convolution made takes them itself.
+    """
+    before, weights = sole_producer(node.inputs[0], kind), constant(node.inputs[1])
+    operands = None if before is None else _constant_and_other(before)
+    if operands is None or weights is None or weights.dtype != np.float32 or weights.ndim != 4:
+        return None
+    group = integer(node, "group", 1)
+    numbers = per_channel(operands[0], weights.shape[1] * group, rows=False)
+    if numbers is None or _convolution(operands[1]) is not None or (group > 1 and len(weights) != group):
+        return None
+    return (weights, numbers, operands[1]) if group == 1 or weights.shape[1] == 1 else None
+
+
 def _product(value: ir.Value) -> tuple[ir.Node, np.ndarray] | None:
     """A product by a constant matrix, made for one reader."""
     node = sole_producer(value, "MatMul")
@@ -208,6 +288,8 @@ def _shift_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value
     if (operands := _constant_and_other(node)) is None:
         return None
     numbers, other = operands
+    if numbers.ndim == 0 and not numbers:
+        return other
     if (found := _convolution(other)) is not None:
         before, weights, bias = found
         shift = per_channel(numbers, len(weights), rows=False)
@@ -271,7 +353,7 @@ def _as_matmul(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | 
     if matrix is None or matrix.dtype != np.float32 or turned[0] or bias is None:
         return None
     matrix = (matrix.T if turned[1] else matrix) * np.float32(given[0])
-    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1])])
+    made = rewriter.op("MatMul", [node.inputs[0], rewriter.constant(matrix, node.inputs[1])], name=node.name)
     shift = per_channel(bias * np.float32(given[1]), matrix.shape[1], rows=True)
     if shift is None:
         return None
@@ -348,7 +430,10 @@ def _pad_folded(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value |
 
 
 def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Value | None:
-    """What works on single numbers behind a depth to space works as well before it."""
+    """What a region takes, or a convolution, behind a depth to space works as well before it.
+
+    All else would part it from its layer.
+    """
     unary = node.op_type in UNARY if node.domain == "" else node.domain == DOMAIN and node.op_type in OURS
     if not unary and not (node.domain == "" and node.op_type in BINARY and len(node.inputs) == 2):
         return None
@@ -356,6 +441,8 @@ def _before_shuffle(rewriter: Rewriter, node: ir.Node, shapes: Shapes) -> ir.Val
     place = 0 if unary or constant(inputs[0]) is None else 1
     shuffle = sole_producer(inputs[place], "DepthToSpace")
     if shuffle is None or text(shuffle, "mode", "DCR") != "DCR":
+        return None
+    if node.op_type in ("Add", "Mul", *OUTSIDE) and (unary or producer(shuffle.inputs[0], "Conv") is None):
         return None
     block = integer(shuffle, "blocksize")
     if not unary:

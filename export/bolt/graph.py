@@ -2,6 +2,7 @@
 
     constants     folded; scales and shifts of channels (batch normalisation) are in weights and biases
     PReLU, GELU   and SiLU, hard-swish, clip, which converters write as several nodes, are one node each
+    half precision inside is float32, without casts
     convolutions  have explicit padding; transposed ones are convolutions of phases before a depth to space
     depth to space is behind everything that works on single numbers
     transposes    between layouts cancel each other wherever only such work lies between them
@@ -20,6 +21,7 @@ from keras_efficient.export.bolt.phases import cut_transposed
 from keras_efficient.export.bolt.rewriting import constant, folded, tidied
 from keras_efficient.export.bolt.shapes import Shapes
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED, OURS, function
+from keras_efficient.export.bolt.widening import to_float32
 
 if TYPE_CHECKING:
     import onnx
@@ -59,6 +61,7 @@ def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
         _cleaned(model)
+        to_float32(model)
     except Exception as err:  # onnx_ir raises ValueError, TypeError, KeyError, … for what is no model
         raise ConversionError(f"The file is no valid ONNX model: {str(err).splitlines()[0][:300]}") from err
     shapes = Shapes(model)

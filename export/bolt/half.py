@@ -48,6 +48,9 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
             for use in uses:
                 use.node.replace_input_with(use.idx, widened)
         output.shape = output.type = None
+        for narrow in [use.node for use in widened.uses() if _narrows(use.node)]:  # an output of the file in float16
+            rewriter.replace(narrow.outputs[0], output)
+            inner.graph.remove(narrow, safe=True)
     common.RemoveUnusedNodesPass()(inner)
     common.CommonSubexpressionEliminationPass(size_limit=0)(inner)
     tidied(inner)
@@ -55,12 +58,23 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:
-    """`value` in float16; what was widened only for its readers is taken as it was."""
+    """`value` in float16; what was widened only for its readers is taken as it was, and integers are cast once."""
     import onnx_ir as ir
 
     if (before := producer(value, "Cast")) is not None:
         narrow = source(before)
         region = narrow.producer()
+        if narrow.is_graph_input() and narrow.dtype is not None:
+            if narrow.dtype == ir.DataType.FLOAT16:
+                return narrow
+            if narrow.dtype.is_integer():
+                return rewriter.op("Cast", [narrow], to=int(ir.DataType.FLOAT16))
         if region is not None and region.domain == DOMAIN and region.op_type == FUSED:
             return narrow
     return rewriter.op("Cast", [value], to=int(ir.DataType.FLOAT16))
+
+
+def _narrows(node: ir.Node) -> bool:
+    import onnx_ir as ir
+
+    return node.domain == "" and node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16

@@ -4,7 +4,7 @@ A region starts at a convolution or a product by a constant matrix, takes what w
 where the policy lets it, the next layer, and so on. It is cut back to the last place where one value is all that the
 rest of the network reads. The nodes are
 
-    y = keras_efficient.bolt::Fused(x, further inputs, weights, …)    attributes: spec, region
+    y = keras_efficient.bolt::Fused(x, further inputs, weights, …)    attributes: spec, region; metadata: layers' names
 
 and their meaning stands in the file, as a function in standard operators for each structure: any runtime runs it.
 Images are N×H×W×C, rows …×C (all axes but the last are rows). Transposes stand where a neighbour wants N×C×H×W.
@@ -12,6 +12,7 @@ Images are N×H×W×C, rows …×C (all axes but the last are rows). Transposes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from keras_efficient.export.bolt.phases import why_not_phases
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.rewriting import Rewriter, constant, integer, integers, source, text, tidied
 from keras_efficient.export.bolt.shapes import Shapes
-from keras_efficient.export.bolt.standard import DOMAIN, FUSED, region_function
+from keras_efficient.export.bolt.standard import DOMAIN, FUSED, LAYER_NAMES, region_function
 
 if TYPE_CHECKING:
     import onnx
@@ -123,10 +124,11 @@ class _Layer:
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     steps: list[Activate | _Added] = field(default_factory=list)
+    name: str = ""
 
     def made(self, value: int = 0, steps: Sequence[Activate | Add] = ()) -> Layer:
         given = (self.weights, self.bias, self.stride, self.dilation, self.padding, self.depthwise)
-        return Layer(value, *given, steps=tuple(steps))
+        return Layer(value, *given, steps=tuple(steps), name=self.name)
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ class _Search:
         found = self.product(node, weights) if node.op_type == "MatMul" else self.convolution(node, weights)
         if bias is not None:
             found.bias = np.asarray(constant(bias), np.float32)
+        found.name = node.name or str(node.outputs[0].name)
         return found
 
     def product(self, node: ir.Node, weights: np.ndarray) -> _Layer:
@@ -354,16 +357,46 @@ class _Search:
     def refusals(self) -> Iterator[Refusal]:
         """Of all nodes in no region, in the graph's order."""
         for node in self.model.graph:
-            if node in self.taken or node.op_type in ("Transpose", "Constant", "Identity"):
+            if node in self.taken or node.op_type in ("Transpose", "Constant", "Identity") or _is_border(node):
                 continue
             yield Refusal(node.name or str(node.outputs[0].name), self.reasons.get(node) or self.why(node))
 
     def why(self, node: ir.Node) -> str:
         if node.domain == "" and node.op_type == "ConvTranspose":
             return f"ConvTranspose: {why_not_phases(node)}"
+        if node.domain == "" and node.op_type == "Cast":
+            return _why_cast(node)
         if not _is(node, STEPS):
             return f"{node.op_type}: not among the operators of regions"
         return f"{node.op_type}: there is no layer before it that it could join"
+
+
+def _is_border(node: ir.Node) -> bool:
+    """Whether a cast only makes an input or an output of the file from one float to another, as kernels do anyway.
+
+    Others between floats were left out by `widening`.
+    """
+    import onnx_ir as ir
+
+    if node.domain != "" or node.op_type != "Cast":
+        return False
+    given, to = source(node), ir.DataType(node.attributes["to"].as_int())
+    if given.is_graph_input():
+        return given.dtype is not None and given.dtype.is_floating_point() and to.is_floating_point()
+    return node.outputs[0].is_graph_output() and to in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _why_cast(node: ir.Node) -> str:
+    """Of a cast from or to integers: kernels read and write float16 alone."""
+    import onnx_ir as ir
+
+    given, to = source(node), ir.DataType(node.attributes["to"].as_int())
+    if to.is_floating_point():
+        dtype = given.dtype
+        kind = "no float" if dtype is None else dtype.name.lower()
+        read = f"input {given.name!r}" if given.is_graph_input() else "what it reads"
+        return f"Cast: {read} is {kind}, and kernels read float16"
+    return f"Cast: to {to.name.lower()}, and kernels write float16"
 
 
 def _slopes(numbers: np.ndarray, filters: int, *, rows: bool) -> np.ndarray | None:
@@ -394,6 +427,7 @@ def _fused(model: ir.Model, moves: list[_Move], index: int, moved: dict[ir.Value
     weights = [rewriter.constant(one, f"{name}__{number}") for number, one in enumerate(spec.arrays(region))]
     attributes: dict[str, str | int] = {"spec": spec.written(spec.spec(region)), "region": index}
     made = ir.node(FUSED, [*given, *weights], attributes, domain=DOMAIN, overload=body.overload, name=name)
+    made.metadata_props[LAYER_NAMES] = json.dumps([layer.name for layer in region.layers])
     model.graph.insert_before(last, made)
     value = made.outputs[0] if region.rows else rewriter.op("Transpose", [made.outputs[0]], perm=NCHW)
     moved[last.outputs[0]] = value

@@ -60,6 +60,7 @@ class Layer:
         padding: zeros at (top, left, bottom, right).
         depthwise: each channel has a kernel of its own.
         steps: what happens to each number behind the bias.
+        name: of its node in the ONNX file; for reports.
     """
 
     value: int
@@ -70,6 +71,7 @@ class Layer:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     depthwise: bool = False
     steps: tuple[Step, ...] = ()
+    name: str = ""
 
     @property
     def kernel(self) -> tuple[int, int]:

@@ -16,15 +16,30 @@ from keras_efficient.export.bolt.region import Add, Layer, Region
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BINARY", "DOMAIN", "FUSED", "OPSET", "OURS", "UNARY", "activation", "function", "region_function"]
+__all__ = [
+    "BINARY",
+    "DOMAIN",
+    "FUSED",
+    "LAYER_NAMES",
+    "OPSET",
+    "OURS",
+    "UNARY",
+    "activation",
+    "function",
+    "region_function",
+]
 
 DOMAIN = "keras_efficient.bolt"
 OPSET = 18
 FUSED = "Fused"
+LAYER_NAMES = "keras_efficient.layers"  # of a region's node: metadata with a JSON list, for reports
 # Operators that work on single numbers: of one tensor, of two, and those of one that are functions of our domain.
-UNARY = frozenset(
-    ("Clip", "Erf", "Exp", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh")
-)
+# fmt: off
+UNARY = frozenset((
+    "Abs", "Cast", "Ceil", "Clip", "Erf", "Exp", "Floor", "HardSwish", "LeakyRelu", "Neg", "Relu", "Round", "Sigmoid",
+    "Softplus", "Sqrt", "Tanh",
+))
+# fmt: on
 BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"))
 OURS = frozenset(("Gelu", "GeluTanh", "Silu"))
 ATTRIBUTES = ("spec", "region")
@@ -59,10 +74,11 @@ def activation(
     return tape.op("Mul", [half, tape.op("Add", [inner, number(tape, 1.0, x)])])
 
 
-def region_function(region: Region) -> ir.Function:
+def region_function(region: Region, *, ranges: bool = False) -> ir.Function:
     """What `Fused` means for regions of this structure: inputs, then arrays as of `spec.arrays`, N×H×W×C (rows: …×C).
 
-    Told apart from other structures by its overload, `spec.structure_hash`.
+    Told apart from other structures by its overload, `spec.structure_hash`. With `ranges` the largest magnitudes of the
+    inputs and of what each layer makes, behind its last step, are outputs besides.
     """
     import onnx_ir as ir
 
@@ -80,14 +96,16 @@ def region_function(region: Region) -> ir.Function:
                 slopes = None if step.slopes is None else next(left)
                 y = activation(tape, step.kind, y, low=step.low, high=step.high, slopes=slopes)
         values.append(y)
+    largest = [tape.op("ReduceMax", [tape.op("Abs", [one])], {"keepdims": 0}) for one in values] if ranges else []
     y = values[-1]
     if region.shuffle > 1:
         y = tape.op("DepthToSpace", [y], {"blocksize": region.shuffle, "mode": "DCR"})
     if not region.rows:
         y = tape.op("Transpose", [y], {"perm": (0, 2, 3, 1)})
-    graph = ir.Graph([*given, *weights], [y], nodes=tape.nodes, opset_imports={"": OPSET})
+    graph = ir.Graph([*given, *weights], [y, *largest], nodes=tape.nodes, opset_imports={"": OPSET})
     told = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in ATTRIBUTES]
-    return ir.Function(DOMAIN, FUSED, spec.structure_hash(structure), graph=graph, attributes=told)
+    overload = spec.structure_hash(structure) + ("_ranges" if ranges else "")
+    return ir.Function(DOMAIN, FUSED, overload, graph=graph, attributes=told)
 
 
 def _layer(tape: ir.tape.Tape, layer: Layer, x: ir.Value, weights: ir.Value, bias: ir.Value, *, rows: bool) -> ir.Value:

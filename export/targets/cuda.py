@@ -1,7 +1,8 @@
 """Targets `cuda-sm…`: fused kernels for NVIDIA GPUs, in one file with the ONNX that says what each computes.
 
-The file is verified by running that ONNX in ONNX Runtime on the CPU: it rounds to float16 where kernels do. Kernels
-themselves are compiled here, which takes no GPU, and held to the same meaning by the package's tests.
+The file is verified by running that ONNX in ONNX Runtime on the CPU: it rounds to float16 where kernels do, and is run
+once more to see that what kernels keep inside stays within float16's range. Kernels themselves are compiled here, which
+takes no GPU, and held to the same meaning by the package's tests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.errors import ConversionError
+from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.export.bolt import architectures
 from keras_efficient.export.targets import Built, Option, Request, Target
 from keras_efficient.export.targets import onnx as onnx_target
@@ -19,6 +20,8 @@ from keras_efficient.export.targets import onnx as onnx_target
 if TYPE_CHECKING:
     import keras
     import numpy as np
+
+    from keras_efficient.export.bolt.ranges import Ranges
 
 __all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
 
@@ -28,9 +31,28 @@ ARCHITECTURES = {
 }
 
 
+def validate(request: Request) -> None:
+    """Refuses a time that is none, before any work.
+
+    Raises:
+        WrongArgument: `tune` is no number of seconds.
+    """
+    tune = request.options["tune"]
+    if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
+        raise WrongArgument(f"tune={tune!r}: seconds, 0 or more.")
+
+
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
-    """Writes the model as ONNX, of which `compile_bundle` makes the bundle."""
-    return onnx_target.convert(model, _as_onnx(request), path)
+    """Writes the model as ONNX, of which `compile_bundle` makes the bundle; nodes are called by their layers."""
+    import onnx
+
+    from keras_efficient.export.bolt.naming import name_layers
+
+    notes = onnx_target.convert(model, _as_onnx(request), path)
+    network = onnx.load(path)
+    name_layers(network, model)
+    onnx.save_model(network, path)
+    return notes
 
 
 def check(path: Path, model: keras.Model, request: Request) -> tuple[str, ...]:
@@ -67,7 +89,10 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     was = "each run on the CPU and compared" if bundle.metadata["checked"] else "not checked, since g++ is missing"
     refused = bundle.metadata["refused"]
     outside = (
-        [f"{len(refused)} operators have no kernel, and their time is not in that; `export.bolt.ort.session` runs all."]
+        [
+            f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and no time is "
+            "counted for that; `export.bolt.ort.session` runs all."
+        ]
         if refused
         else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
     )
@@ -76,7 +101,7 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     basis = basis if measured else "an estimate; they ran on no GPU yet"
     notes = [
         f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
-        f"{total:.3f} ms together, {basis}.",
+        f"{total:.3g} ms together, {basis}.",
         *outside,
         *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
     ]
@@ -90,10 +115,19 @@ class BundleModel(onnx_target.OnnxModel):
         FileProblem: no such file, or damaged.
     """
 
+    _ranges: Ranges | None = None
+
     def _content(self) -> bytes:
         from keras_efficient.export.bolt.bundle import Bundle
 
         return Bundle.load(self.path).onnx
+
+    def overflow(self, inputs: Mapping[str, np.ndarray]) -> str | None:
+        from keras_efficient.export.bolt.ranges import Ranges
+
+        if self._ranges is None:
+            self._ranges = Ranges(self._content())
+        return self._ranges.problem(inputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -102,7 +136,7 @@ class BundleModel(onnx_target.OnnxModel):
         most = np.finfo(np.float16).max
         found = super().run(inputs)
         return {
-            name: np.where(np.abs(one) > most, np.inf * np.sign(one), one) if one.dtype == np.float32 else one
+            name: np.where(np.abs(one) > most, np.copysign(np.inf, one), one) if one.dtype == np.float32 else one
             for name, one in found.items()
         }
 
@@ -134,6 +168,7 @@ TARGETS = tuple(
         convert=convert,
         check=check,
         compile=compile_bundle,
+        validate=validate,
         open=BundleModel,
         inspect=inspect,
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX

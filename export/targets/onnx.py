@@ -93,9 +93,11 @@ def _tf2onnx(graph: Any, inputs: list[str], outputs: list[str], request: Request
 
     nchw = request.options["layout"] == "nchw"
     images = [name for name, spec in zip(inputs, request.inputs, strict=True) if len(spec.shape) == 4]
-    logger = logging.getLogger("tf2onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it calls Erfc unsupported, which is rewritten afterwards
+    # It calls Erfc unsupported, which is rewritten afterwards; and TensorFlow calls deprecated what it uses itself.
+    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         proto, _ = tf2onnx.convert.from_graph_def(
             graph,
@@ -108,7 +110,8 @@ def _tf2onnx(graph: Any, inputs: list[str], outputs: list[str], request: Request
     except Exception as err:  # tf2onnx raises ValueError, RuntimeError, KeyError, AssertionError, …
         raise ConversionError(f"tf2onnx refused the model: {str(err).splitlines()[0][:300]}") from err
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     return proto
 
 

@@ -38,6 +38,7 @@ __all__ = [
 
 PRECISIONS = ("float32", "float16", "int8", "int16x8", "dynamic", "int8-weights", "int4-weights")
 CALIBRATED = ("int8", "int16x8")
+USUAL_STRIDE = 32  # of networks for pictures, from their inputs to their smallest layer
 WIDE_PROBABILITIES = Option(False, "int8: give softmaxes, and means of them, in 16 bits", (False, True))
 
 
@@ -197,14 +198,29 @@ def save_model(model: keras.Model, request: Request, folder: Path) -> None:
 
 
 def tracing_error(err: Exception, request: Request) -> ConversionError:
-    """What to tell when TensorFlow cannot trace the model: Keras says in which layer's call it happened."""
-    layer = re.search(r"encountered when calling (?:\x1b\[1m)?([\w.]+)", str(err))
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    where = f"Layer {layer.group(1)}" if layer else "The model"
-    return ConversionError(
-        f"{where} cannot be traced: {lines[0 if layer else -1][:200]}",
-        hint=_free_axes_hint(request),
-    )
+    """What to tell when TensorFlow cannot trace the model: Keras says in which layer's call it happened, and why."""
+    told = re.sub(r"\x1b\[\d*m", "", str(err))
+    kind = re.search(r"encountered when calling ([\w.]+)", told)
+    node = re.search(r"\{\{node ([^}]+)\}\}", told)
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    reason = lines[min(1, len(lines) - 1) if kind else -1] if lines else type(err).__name__
+    reason = re.split(r"\.? for '\{\{", reason)[0]  # then follow numbers of the graph
+    where = f"Layer {kind.group(1).removesuffix('.call')}" if kind else "The model"
+    where += f" {flatbuffer.layer_path(node.group(1))!r}" if kind and node else ""
+    sizes = re.search(r"[Dd]imension.* must be equal|[Ii]ncompatible shapes", reason)
+    hint = (_whole_sizes_hint(request) if sizes else None) or _free_axes_hint(request)
+    return ConversionError(f"{where} cannot be traced: {reason[:200].rstrip('.')}.", hint=hint)
+
+
+def _whole_sizes_hint(request: Request) -> str | None:
+    """What helps where a picture was halved, rounded up, and does not come out as large as it went in."""
+    pictures = [spec.shape[1:3] for spec in request.inputs if len(spec.shape) == 4 and None not in spec.shape[1:3]]
+    if len(pictures) != 1 or not any((size or 0) % USUAL_STRIDE for size in pictures[0]):
+        return None
+    height, width = (-(-(size or 0) // USUAL_STRIDE) * USUAL_STRIDE for size in pictures[0])
+    given = "×".join(map(str, pictures[0]))
+    better = f"{height}×{width}, by input_shape= or --input-shape {height}x{width}"
+    return f"{given} may be no multiple of the model's strides: try {better}."
 
 
 def _free_axes_hint(request: Request) -> str | None:

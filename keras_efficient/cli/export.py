@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,9 +66,17 @@ def export(
     tune_cache: Annotated[
         Path | None, typer.Option("--tune-cache", metavar="FILE", help="CUDA: measurements, read and added to.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="What else the target takes; see --list-targets. Repeatable."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Keep a file that misses its tolerance.")] = False,
-    list_targets: Annotated[bool, typer.Option("--list-targets", help="List the targets and end.")] = False,
+    list_targets: Annotated[
+        bool, typer.Option("--list-targets", help="List the targets and end; with --target its options.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Convert a model to a file for a phone, an NPU, a GPU or ONNX Runtime, and check it."""
@@ -75,12 +84,17 @@ def export(
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if list_targets:
         out.begin(as_json=as_json)
-        return _list_targets()
+        return _list_targets(target)
     if model is None or output is None:
         raise typer.BadParameter("needs a model and -o OUT; keras-efficient zoo list shows the models.")
-    given: dict[str, Any] = {"allow_cpu": allow_cpu or None, "system_config": system_config}
-    given |= {"memory_mode": memory_mode, "tune": tune, "tune_cache": tune_cache and str(tune_cache)}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options = _options(
+        parse.options(option),
+        allow_cpu=allow_cpu or None,
+        system_config=system_config,
+        memory_mode=memory_mode,
+        tune=parse.seconds(tune, "--tune"),
+        tune_cache=tune_cache and str(tune_cache),
+    )
     if tile is not None:
         options["tile"] = parse.tile(tile)  # `None` is a choice of its own: one pass
     request: dict[str, Any] = {
@@ -99,6 +113,14 @@ def export(
     if drawn:
         raise WrongArgument(f"--{next(iter(drawn))} is of a posterior, a .zip; {model!r} is none.")
     return _show(_export(model, output, target, precision, behind, request))
+
+
+def _options(named: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """Options of a target, by their own flags or by --option."""
+    flags = {name: value for name, value in given.items() if value is not None}
+    if twice := sorted(named.keys() & flags.keys()):
+        raise WrongArgument(f"--option {twice[0]} and --{twice[0].replace('_', '-')} are the same: give one of them.")
+    return {**flags, **named}
 
 
 def _export(
@@ -173,6 +195,10 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
 
     if precision not in target.precisions:
         raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)
+    for name in request.keys() - {"input_shape", "calibration", "overwrite", "verify", "mode", "members"}:
+        if name not in target.options:
+            see = f"keras-efficient export --list-targets --target {target.name}"
+            raise UnknownName(f"option of target {target.name!r}", name, target.options, see=see)
     if precision in target.calibrated and request["calibration"] is None:
         raise CalibrationError(
             f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER, or FILE.npy."
@@ -188,21 +214,24 @@ def _show(report: Report) -> None:
     shown |= {"ops": [f"{n} × {operator}" for operator, n in counts.items()]}
     shown |= {f"npu {key}": value for key, value in (values["npu"] or {}).items()}
     for number, kernel in enumerate(values["kernels"] or ()):
+        layers = f"{kernel['layers']} {'layer' if kernel['layers'] == 1 else 'layers'}"
         spills = f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""
-        sizes = f"{kernel['registers']} registers, {kernel['shared_bytes']} bytes shared{spills}"
-        shown[f"kernel {number}"] = f"{kernel['layers']} layers, {sizes}, {_time_of(kernel)}"
+        sizes = f"{kernel['registers']} registers a thread, {kernel['shared_bytes']:,} bytes shared a block{spills}"
+        shown[f"kernel {number}"] = f"{layers}, {sizes}, {_time_of(kernel)}"
     out.record(values, shown={**shown, "notes": list(report.notes)})
 
 
 def _time_of(kernel: Mapping[str, Any]) -> str:
     if kernel["measured_ms"] is not None:
-        return f"{kernel['measured_ms']:.3f} ms measured"
-    return f"{kernel['estimated_ms']:.3f} ms estimated"
+        return f"{kernel['measured_ms']:.3g} ms measured"
+    return f"{kernel['estimated_ms']:.3g} ms estimated"
 
 
-def _list_targets() -> None:
+def _list_targets(name: str | None) -> None:
     from keras_efficient import export as exporting
 
+    if name is not None and name not in exporting.targets:
+        raise UnknownName("target", name, exporting.targets)
     rows = [
         {
             "name": target.name,
@@ -212,7 +241,26 @@ def _list_targets() -> None:
             "summary": target.summary,
         }
         for target in exporting.targets.values()
+        if name in (None, target.name)
     ]
+    if name is not None and not out.as_json:
+        return _list_options(exporting.targets[name])
     columns = {"name": "target", "suffix": "suffix", "precisions": "precisions", "summary": "what"}
     shown = [{**row, "precisions": " ".join(row["precisions"])} for row in rows]
-    out.rows(rows if out.as_json else shown, columns)
+    return out.rows(rows if out.as_json else shown, columns)
+
+
+def _list_options(target: Target) -> None:
+    """What `--option` takes for it."""
+    rows = [
+        {
+            "option": name,
+            "default": json.dumps(option.default),
+            "choices": " ".join(json.dumps(one) for one in option.choices),
+            "what": option.help,
+        }
+        for name, option in target.options.items()
+    ]
+    if not rows:
+        return out.message(f"Target {target.name!r} has no options.")
+    return out.rows(rows, {key: key for key in rows[0]})

@@ -26,7 +26,11 @@ __all__ = [
 ]
 
 EXPORTED = (".tflite", ".onnx")
-_FILES = (".keras", ".h5", *EXPORTED)
+FOR_GPUS = {
+    ".bolt": "export.bolt.runtime.load runs it there; to compare on processors, export the model as .onnx too.",
+    ".engine": "TensorRT runs it there; to compare on processors, export the model as .onnx too.",
+}
+_FILES = (".keras", ".h5", *EXPORTED, *FOR_GPUS)
 
 
 def is_file(model: str) -> bool:
@@ -40,7 +44,7 @@ def open_keras(model: str) -> keras.Model:
 
     Raises:
         UnknownName: no such name in the zoo.
-        FileProblem: a file that is missing, damaged, or no `.keras` file.
+        FileProblem: a file that is missing, damaged, or no `.keras` file; one that was exported for a GPU.
     """
     from keras_efficient import zoo
 
@@ -51,6 +55,10 @@ def open_keras(model: str) -> keras.Model:
     path = Path(model)
     if not path.is_file():
         raise FileProblem(path, "no such file.", hint="keras-efficient zoo list shows the names of pretrained models.")
+    if path.suffix.lower() in FOR_GPUS:
+        raise FileProblem(
+            path, "was exported for a GPU; this command cannot use it.", hint=FOR_GPUS[path.suffix.lower()]
+        )
     if path.suffix.lower() != ".keras":
         raise FileProblem(path, "no .keras file.", hint="Save the model with model.save('NAME.keras').")
     if path.stat().st_size == 0:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Literal
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Literal
 
 import typer
 
-__all__ = ["Shape", "shape", "tile"]
+from keras_efficient.errors import WrongArgument
+
+__all__ = ["Shape", "options", "seconds", "shape", "tile"]
 
 Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 
@@ -37,6 +42,38 @@ def _sizes(text: str) -> tuple[int, ...]:
         known = "a picture's as 1080x1920, a history's as 64, two inputs' as a=64,b=8"
         raise typer.BadParameter(f"{text!r} is no size; write {known}.")
     return tuple(int(size) for size in sizes)
+
+
+def seconds(number: float | None, flag: str) -> float | None:
+    """The number as it is.
+
+    Raises:
+        WrongArgument: below 0, infinite or none.
+    """
+    if number is not None and not (number >= 0 and isfinite(number)):
+        raise WrongArgument(f"{flag} {number:g}: give seconds, 0 or more.")
+    return number
+
+
+def options(texts: Sequence[str] | None) -> dict[str, Any]:
+    """``["runtime=rtx", "opset=17"]`` to ``{"runtime": "rtx", "opset": 17}``; what is no JSON is text.
+
+    Raises:
+        WrongArgument: no NAME=VALUE, or a name twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name:
+            raise WrongArgument(f"--option {text}: is not NAME=VALUE.", hint="As in --option opset=17.")
+        if name in found:
+            raise WrongArgument(f"--option {name} is given twice.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def tile(text: str | None) -> tuple[int, int] | Literal["auto"] | None:

@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from keras_efficient.cli.export import _show
+from keras_efficient.export import Report
+
 from .conftest import PHOTOS, program
 
 KEYS = {
@@ -50,6 +53,19 @@ def test_an_existing_file_is_kept(int8_export, keras_file):
     assert done.returncode == 1
     assert "exists already" in done.stderr
     assert path.read_bytes() == before
+
+
+def test_options_of_a_target_and_units_of_its_report(keras_file, tmp_path, capsys):
+    path = tmp_path / "m.onnx"
+    done = program("export", keras_file, "-o", path, "--option", "opset=17", "--option", "layout=nchw", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["notes"][0] == "ONNX opset 17."
+    assert done.stderr == "", "no warnings of others"
+    kernel = {"layers": 1, "registers": 40, "shared_bytes": 48064, "spills": 0, "measured_ms": None}
+    report = Report("cuda-sm80", "float16", 1, 1, kernels=[{**kernel, "estimated_ms": 0.0088441}])
+    _show(report)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "1 layer, 40 registers a thread, 48,064 bytes shared a block, 0.00884 ms estimated" in words
 
 
 def test_bench_of_an_exported_file(int8_export):

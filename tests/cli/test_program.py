@@ -97,12 +97,28 @@ def test_env_as_json(tmp_path):
         (["upscale", "text.txt", "-o", "empty.tflite"], 1, "--force"),
         (["bench", "missing.tflite"], 1, "missing.tflite"),
         (["bench", "missing.onnx"], 1, "missing.onnx"),
+        (["bench", "missing.bolt"], 1, "missing.bolt: no such file"),
+        (["bench", "made.bolt"], 1, "made.bolt: was exported for a GPU; this command cannot use it."),
+        (["upscale", "text.txt", "-o", "a.png", "--model", "made.bolt"], 1, "export.bolt.runtime.load runs it there"),
+        (["export", "made.engine", "-o", "a.onnx"], 1, "made.engine: was exported for a GPU"),
+        (["advise", "made.bolt", "--target", "cuda-sm90a"], 1, "made.bolt: was exported for a GPU"),
+        (["export", "m.keras", "-o", "a.bolt", "--tune", "-1"], 2, "Error: --tune -1: give seconds, 0 or more."),
+        (["export", "m.keras", "-o", "a.bolt", "--tune=nan"], 2, "--tune nan: give seconds"),
+        (["export", "m.keras", "-o", "a.bolt", "--tune=inf"], 2, "--tune inf: give seconds"),
+        (["export", "m.keras", "-o", "a.onnx", "--tune", "3"], 2, "Unknown option of target 'onnx': 'tune'."),
+        (["export", "m.keras", "-o", "a.onnx", "--option", "opsets=17"], 2, "Did you mean 'opset'?"),
+        (["export", "m.keras", "-o", "a.onnx", "--option", "opset"], 2, "--option opset: is not NAME=VALUE."),
+        (["export", "m.keras", "-o", "a.onnx", "--option", "a=1", "--option", "a=2"], 2, "--option a is given twice"),
+        (["export", "m.keras", "-o", "a.bolt", "--option", "tune=1", "--tune", "1"], 2, "--tune are the same"),
+        (["export", "--list-targets", "--target", "tensort"], 2, "Did you mean 'tensorrt'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_errors_are_short_and_have_a_status(tmp_path, arguments, status, words):
     (tmp_path / "empty.keras").touch()
     (tmp_path / "empty.tflite").touch()
+    for suffix in ("bolt", "engine"):
+        (tmp_path / f"made.{suffix}").write_bytes(b"not looked at")
     (tmp_path / "text.txt").write_text("text")
     for folder in ("photos", "more"):
         (tmp_path / folder).mkdir()
@@ -135,6 +151,20 @@ def test_targets_are_listed():
     assert "int8" in targets["tflite"]["precisions"]
     assert targets["onnx"]["suffix"] == ".onnx"
     assert "tflite" in program("export", "--list-targets").stdout
+    options = program("export", "--list-targets", "--target", "tensorrt").stdout
+    assert options.split()[:4] == ["option", "default", "choices", "what"]
+    assert '"tensorrt" "rtx"' in options
+    (one,) = json.loads(program("export", "--list-targets", "--target", "cuda-sm80", "--json").stdout)
+    assert set(one["options"]) == {"tune", "tune_cache"}
+
+
+def test_options_are_read():
+    from keras_efficient.cli import parse
+
+    assert parse.options(None) == {}
+    given = ["opset=17", "runtime=rtx", "timing-cache=a=b", 'profile={"y": [[1, 2]]}', "wide=true"]
+    expected = {"opset": 17, "runtime": "rtx", "timing_cache": "a=b", "profile": {"y": [[1, 2]]}, "wide": True}
+    assert parse.options(given) == expected
 
 
 def test_sizes_are_read():

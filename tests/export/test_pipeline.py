@@ -32,7 +32,7 @@ from keras_efficient.errors import (
 from keras_efficient.export import pipeline, verify
 from keras_efficient.export.calibration import Calibration, calibration_from
 from keras_efficient.export.report import Report
-from keras_efficient.export.signature import InputSpec, input_specs, resolve_shapes
+from keras_efficient.export.signature import InputSpec, input_specs, resolve_shapes, rounded_outputs
 from keras_efficient.export.targets import Target, Targets
 from keras_efficient.export.targets import registry as target_registry
 
@@ -420,6 +420,36 @@ def test_synthetic_integers_cover_their_range(shape, dtype, least, most):
     model = keras.Model(inputs, keras.layers.ReLU()(inputs))
     (sample,) = verify.synthetic_samples(model, [InputSpec("x", shape, dtype)], 1)
     assert (sample["x"].dtype, sample["x"].min(), sample["x"].max()) == (dtype, least, most)
+
+
+def test_casts_inside_of_a_model_need_not_round(tmp_path):
+    """A converter leaves out the way to float16 and back; the file is then finer than the model."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.ops.cast(keras.layers.Conv2D(8, 3, activation="relu")(inputs), "float16")
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(keras.ops.cast(x, "float32")))
+    assert verify.reduced_policy(model) is None
+    assert verify.casts_to_half(model)
+    report = export.save(model, tmp_path / "m.onnx")
+    assert 40 < report.sqnr_db < 110
+
+
+def test_pixels_may_be_one_apart(tmp_path):
+    """A cast of floats to integers rounds; class numbers and masks are not rounded."""
+    inputs = keras.Input((4,))
+    pixels = keras.ops.cast(inputs * 255, "uint8")
+    classes = keras.ops.cast(keras.ops.argmax(inputs, axis=-1), "int32")
+    mask = keras.ops.cast(inputs > 0.5, "uint8")
+    model = keras.Model(inputs, {"pixels": pixels, "classes": classes, "mask": mask})
+    assert rounded_outputs(model) == {"pixels"}
+    assert rounded_outputs(keras.Model(inputs, keras.Model(inputs, pixels)(inputs))) == frozenset()
+    for names, by, wrong in ((["pixels"], 1, 0), (["pixels"], 2, 3), ([], 1, 3)):
+        compared = verify._Comparison(verify.TOLERANCES["float16"], lambda name: None, rounded=set(names))
+        want = np.array([0, 254, 9], "uint8")
+        compared.add({"pixels": want}, {"pixels": want + np.array([by, -by, by]).astype("uint8")})
+        result = compared.result()
+        assert (result.problem is None) is (wrong == 0)
+        assert f"{wrong} of 3 integers" in result.notes[0]
+        assert ("by more than 1" in result.notes[0]) is bool(names)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

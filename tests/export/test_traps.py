@@ -263,6 +263,22 @@ def test_a_layer_that_cannot_be_traced_is_named(tmp_path):
     assert not list(Path(tmp_path).iterdir())
 
 
+@pytest.mark.parametrize("join", ["Concatenate", "Add"])
+def test_a_size_that_the_strides_do_not_divide_is_told_as_such(tmp_path, join):
+    """Of 33 rows come 17, and of these 34, which join no 33."""
+    inputs = keras.Input((None, None, 3))
+    wide = L.Conv2D(4, 3, padding="same")(inputs)
+    back = L.Conv2DTranspose(4, 4, strides=2, padding="same")(L.Conv2D(8, 3, strides=2, padding="same")(wide))
+    model = keras.Model(inputs, getattr(L, join)(name="both_ways")([wide, back]))
+    for suffix in (".tflite", ".onnx", ".bolt"):
+        with pytest.raises(ConversionError) as caught:
+            export.save(model, tmp_path / f"m{suffix}", input_shape=(33, 64))
+        assert caught.value.message.startswith(f"Layer {join} 'both_ways' cannot be traced: Dimension")
+        assert "33 and 34" in caught.value.message
+        assert "{{" not in caught.value.message
+        assert "33×64 may be no multiple of the model's strides: try 64×64" in caught.value.hint
+
+
 def test_a_fake_quantised_model_is_refused_by_float_files(tmp_path):
     """The converter would write a "float16" file of int8 operators, and an ONNX file that rounds otherwise."""
     inputs = keras.Input((8, 8, 2))

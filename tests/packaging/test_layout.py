@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -106,8 +107,6 @@ def test_version_agrees(repo_root):
 
 
 def test_readme_snippets_are_python_and_name_what_exists(repo_root):
-    import re
-
     blocks = re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:
@@ -119,7 +118,17 @@ def test_tables_of_the_readme_agree_with_the_results(repo_root):
     spec = importlib.util.spec_from_file_location("benchmarks_tables", repo_root / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    text = (repo_root / "README.md").read_text("utf-8")
-    assert tables.filled(text, repo_root / "benchmarks" / "results") == text
+    found = []
+    for path in (repo_root / "README.md", *(repo_root / "docs").glob("*.md")):
+        text = path.read_text("utf-8")
+        assert tables.filled(text, repo_root / "benchmarks" / "results") == text
+        found += re.findall(r"<!-- table:(\w+) -->", text)
+    assert {"sesr", "bolt", "bolt_short"} <= set(found)
     row = {"what": "w", "ours": 37.4, "unit": "dB", "peer": None, "ratio": None, "bar": "≥ 40", "reached": False}
     assert "| w | 37.4 dB |  |  | ≥ 40 | **no**: short |" in tables.table([{**row, "why": "short"}])
+    networks = [
+        {**row, "what": f"{name}: time", "ours": ours, "reached": ours < 9} for name, ours in (("a", 7), ("b", 9.5))
+    ]
+    unknown = [{**row, "reached": None, "why": "no GPU"}] * 3
+    short = tables.short_table([*networks, {**row, "bar": ""}, *unknown]).splitlines()[2:]
+    assert short == ["| time | 2 | 7 dB to 9.5 dB | ≥ 40 | **1** |", "| other bars | 3 |  |  | not measured: no GPU |"]

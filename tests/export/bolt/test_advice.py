@@ -239,10 +239,19 @@ def test_layers_of_the_same_weights_have_names_of_their_own():
     assert set(of("activation", model)) == {"Conv_0", "Conv_3"}
 
 
-def test_a_layer_with_a_number_is_told_by_what_is_behind_it():
-    model = network(16, ("Conv", {"weights": (16, 3)}), ("Relu", {}))
-    model.graph.node[1].name = "net/first/Relu"
-    assert set(of("activation", model)) == {"Conv_0 before net/first/Relu"}
+def test_equal_refusals_are_one():
+    """With all layers of which it is said; of activations with the time of all."""
+    nodes = [("Conv", {"weights": (16, 3)}), ("Selu", {}), POOL] * 2
+    model = network(16, *((kind, dict(values)) for kind, values in nodes))
+    pools = of("refused", model)["MaxPool_2"]
+    assert pools.layers == ("MaxPool_2", "MaxPool_5")
+    assert pools.what == "2 times MaxPool: not among the operators of regions"
+    activations = of("activation", model)
+    assert set(activations) == {"Selu_1"}
+    both = activations["Selu_1"]
+    assert both.layers == ("Selu_1", "Selu_4")
+    assert both.what.startswith("2 times not fused: Selu: ")
+    assert both.gain.low_ms == pytest.approx(2000 * H200.launch)
 
 
 def test_sizes_that_are_wrong():
@@ -279,6 +288,6 @@ def test_a_keras_model():
     onnx.checker.check_model(proto)
     assert sizes == {"image": (1, 64, 96, 3)}
     assert told
-    found = {(one.kind, one.layer.split("/")[-2][:5]) for one in advise(proto, sizes, H200)}
+    found = {(one.kind, one.layer) for one in advise(proto, sizes, H200)}
     assert ("activation", "begin") in found
-    assert ("activation", "end_1") in found
+    assert ("activation", "end") in found

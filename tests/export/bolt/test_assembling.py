@@ -18,6 +18,7 @@ from keras_efficient.errors import (
     MissingDependency,
     UnknownName,
     UnsupportedLayer,
+    VerificationError,
     WrongArgument,
 )
 from keras_efficient.export.bolt import build, checking, dlpack
@@ -272,13 +273,75 @@ def test_arrays_go_out_and_come_in_without_copies():
     assert not dlpack.Owned._alive
 
 
+def with_casts(kind):
+    """Two convolutions, and where the casts are: inside, as mixed precision has them, or at a border."""
+    mixed, plain = ("mixed_float16", "float32") if kind == "mixed" else ("float32", "float32")
+    inputs = keras.Input((12, 12, 3), dtype="uint8" if kind == "bytes in" else "float32")
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs) if kind == "bytes in" else inputs
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", dtype=mixed)(x)
+    if kind == "inside":
+        x = keras.ops.cast(keras.ops.cast(x, "float16") * 0.5, "float32")
+    x = layers.Conv2D(4, 3, padding="same", activation="sigmoid", dtype=plain)(x)
+    return keras.Model(inputs, keras.ops.cast(x * 255, "uint8") if kind == "bytes out" else x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "left"),
+    [
+        ("mixed", 2, []),
+        ("inside", 2, []),
+        ("bytes in", 3, ["is uint8, and kernels read float16"]),
+        ("bytes out", 2, ["Mul: not among", "to uint8, and kernels write float16"]),
+    ],
+)
+def test_casts_leave_a_network_fused(tmp_path, kind, layers, left):
+    model = filled(with_casts(kind))
+    if kind == "bytes in":
+        x = RNG.integers(0, 256, (1, 12, 12, 3)).astype(np.uint8)
+    else:
+        x = RNG.uniform(size=(1, 12, 12, 3)).astype(np.float16)
+    report = export.save(model, tmp_path / "m.bolt", target="cuda-sm80", samples=x)
+    assert [one["layers"] for one in report.kernels] == [layers]
+    refused = Bundle.load(tmp_path / "m.bolt").metadata["refused"]
+    assert all(words in one["reason"] for words, one in zip(left, refused, strict=True))
+    wanted, found = np.asarray(model(x)), export.load(tmp_path / "m.bolt")(x)
+    assert found.dtype == (np.uint8 if kind == "bytes out" else np.float32)
+    if kind == "bytes out":
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+    else:
+        assert relative(found, wanted) < 2e-3
+    if left:
+        with pytest.raises(UnsupportedLayer, match="is an operator without a kernel"):
+            load(tmp_path / "m.bolt", HostDevice())
+    else:
+        assert relative(load(tmp_path / "m.bolt", HostDevice())(x), wanted) < 2e-3
+
+
 def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
-    """ONNX Runtime computes a file of float16 in float32 on processors."""
+    """ONNX Runtime computes a file of float16 in float32 on processors, and a sigmoid hides what it was given."""
     inputs = keras.Input((8,))
-    x = layers.Dense(8, kernel_initializer="ones", activation="relu")(inputs)
-    model = keras.Model(inputs, layers.Dense(8, kernel_initializer=keras.initializers.Constant(100.0))(x))
-    with pytest.raises(ConversionError, match="not finite"):
-        export.save(model, tmp_path / "large.bolt", target="cuda-sm80", samples=np.full((4, 8), 200.0))
+    x = layers.Dense(8, kernel_initializer="ones", activation="relu", name="small")(inputs)
+    x = layers.Dense(8, kernel_initializer=keras.initializers.Constant(100.0), name="large")(x)
+    x = layers.Dense(8, kernel_initializer=keras.initializers.Constant(-1.0), activation="sigmoid", name="last")(x)
+    model, path = keras.Model(inputs, x), tmp_path / "large.bolt"
+    with pytest.raises(VerificationError) as caught:
+        export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 200.0))
+    assert caught.value.message.endswith(
+        "Layer 'large' makes numbers up to 1.28e+06, and kernels keep at most 65504 (float16)."
+    )
+    assert not path.exists()
+    report = export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 200.0), verify=False)
+    assert "MISSES ITS TOLERANCE: Layer 'large'" in report.notes[-1]
+    export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
+
+
+@pytest.mark.parametrize("tune", [-1, "soon", True])
+def test_a_time_for_measuring_is_one(tmp_path, tune):
+    """Before anything is converted."""
+    inputs = keras.Input((8, 8, 4))
+    model = keras.Model(inputs, layers.Conv2D(4, 3)(inputs))
+    with pytest.raises(WrongArgument, match=f"tune={tune!r}: seconds, 0 or more"):
+        export.save(model, tmp_path / "m.bolt", tune=tune)
 
 
 def test_a_network_without_any_kernel_is_refused(tmp_path):

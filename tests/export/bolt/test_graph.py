@@ -369,6 +369,65 @@ def test_a_reshape_that_moves_numbers_stays():
     assert kinds(found) == {"Reshape": 1}
 
 
+# ------------------------------------------------------------------------------------------------ before convolutions
+
+
+@pytest.mark.parametrize("weights", [normal(4, 3, 3, 3), normal(3, 1, 3, 3)], ids=["dense", "depthwise"])
+def test_factors_of_channels_before_a_convolution_go_into_it(weights):
+    group = 3 if weights.shape[1] == 1 else 1
+    found = same(
+        network(
+            ("Div", ["x", "deviation"], "a", {}),
+            conv("y", "a", group=group, pads=[1, 1, 1, 1]),
+            shape=["n", 3, 5, 6],
+            constants={"w": weights, "deviation": normal(3, 1, 1) + 3},
+        )
+    )
+    assert kinds(found) == {"Conv": 1}
+
+
+def test_a_shift_before_a_convolution_goes_into_its_bias_where_nothing_is_padded():
+    for pads, others in (([0, 0, 0, 0], 0), ([1, 1, 1, 1], 1)):
+        found = same(
+            network(
+                ("Transpose", ["x"], "t", {"perm": [0, 3, 1, 2]}),
+                ("Sub", ["t", "mean"], "a", {}),
+                ("Mul", ["a", "scale"], "b", {}),
+                ("Conv", ["b", "w", "bias"], "y", {"pads": pads}),
+                shape=["n", 6, 5, 3],
+                constants={
+                    "w": normal(4, 3, 3, 3),
+                    "bias": normal(4),
+                    "mean": normal(3, 1, 1) + 1,
+                    "scale": normal(3, 1, 1),
+                },
+            )
+        )
+        assert kinds(found) == {"Transpose": 1, "Conv": 1 + others}
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_factors_that_float16_could_not_hold_in_weights_stay(scale):
+    nodes = ("Mul", ["x", "scale"], "a", {}), conv("y", "a")
+    weights = {"w": normal(4, 3, 3, 3), "scale": np.float32(scale)}
+    assert kinds(same(network(*nodes, shape=["n", 3, 5, 6], constants=weights))) == {"Mul": 1, "Conv": 1}
+
+
+def test_what_no_region_takes_stays_behind_a_shuffle():
+    found = same(
+        network(
+            conv(),
+            ("Sigmoid", ["c"], "g", {}),
+            ("DepthToSpace", ["g"], "s", {"blocksize": 2}),
+            ("Mul", ["s", "most"], "m", {}),
+            ("Round", ["m"], "y", {}),
+            shape=["n", 3, 5, 6],
+            constants={"w": normal(8, 3, 3, 3), "most": np.float32(255)},
+        )
+    )
+    assert [node.op_type for node in found.graph.node] == ["Conv", "Sigmoid", "DepthToSpace", "Mul", "Round"]
+
+
 # ------------------------------------------------------------------------------------------- transposed convolution
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -420,17 +421,19 @@ def test_one_channel_is_added_to_all():
     assert_same(model, partition(model))
 
 
-def assert_same(model, found):
+def assert_same(model, found, tolerance=1e-4):
     feeds = {}
     for value in model.graph.input:
         shape = [dim.dim_value or {"n": 2, "h": 7, "w": 10}[dim.dim_param] for dim in value.type.tensor_type.shape.dim]
-        feeds[value.name] = normal(*shape)
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = (RNG.integers(0, 256, shape) if dtype == np.uint8 else normal(*shape)).astype(dtype)
     model, outputs = onnx.shape_inference.infer_shapes(model), []
     for one in (model, found.model):
         session = onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"])
         outputs.append(session.run(None, feeds))
     for wanted, had in zip(*outputs, strict=True):
-        np.testing.assert_allclose(had, wanted, rtol=1e-4, atol=1e-4)
+        assert had.dtype == wanted.dtype
+        np.testing.assert_allclose(had.astype("f8"), wanted.astype("f8"), rtol=tolerance, atol=tolerance)
 
 
 W = {"w": normal(4, 3, 3, 3)}
@@ -544,12 +547,147 @@ def test_transposed_convolutions_that_stay(name):
     assert reason in refusal.reason
 
 
-def test_weights_in_half_are_refused():
-    model = network(conv("y"), constants={"w": normal(4, 3, 3, 3).astype("float16")})
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    (refusal,) = partition(model).refusals
-    assert "float32 is wanted" in refusal.reason
+# ------------------------------------------------------------------------------------------------------------- casts
+
+
+def types(model):
+    return [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
+
+
+def typed(model, *, half=("x", "y")):
+    """The model, with these inputs and outputs in half precision, and the shapes and types of all else."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in half:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def halves(*names, channels=3):
+    return {name: (normal(channels, 3 if name == "w0" else channels, 3, 3) / 4).astype("float16") for name in names}
+
+
+def test_mixed_precision_is_one_region():
+    """Convolutions of float16 between casts, a skip, and a last layer of float32, as autocasting leaves them."""
+    model = network(
+        ("Cast", ["x"], "xh", {"to": TensorProto.FLOAT16}),
+        conv("c", "xh", "w0"),
+        ("Relu", ["c"], "r", {}),
+        conv("d", "r", "w1"),
+        ("Add", ["d", "r"], "e", {}),
+        ("Cast", ["e"], "wide", {"to": TensorProto.FLOAT}),
+        conv("y", "wide"),
+        constants={**halves("w0", "w1"), "w": normal(4, 3, 3, 3)},
+    )
+    found = partition(typed(model, half=()))
+    assert [len(region.layers) for region in found.regions] == [3]
+    assert not found.refusals
+    assert_same(model, found, tolerance=5e-3)  # the model itself rounds
+    assert "Cast" not in kinds(found.model)
+
+
+def test_a_network_of_half_precision_keeps_its_ends():
+    """It is fused, its inputs and outputs stay float16, and in float16 nothing is cast but what is not fused."""
+    nodes = [conv("c", "x", "w0"), ("MaxPool", ["c"], "p", {"kernel_shape": [2, 2]}), conv("y", "p", "w1")]
+    model = typed(network(*nodes, constants=halves("w0", "w1"), outputs=("y", "p")), half=("x", "y", "p"))
+    found = partition(model)
+    assert [one.reason for one in found.refusals] == ["MaxPool: not among the operators of regions"]
+    assert [len(region.layers) for region in found.regions] == [1, 1]
+    half = to_float16(found.model)
+    for one in (found.model, half):
+        onnx.checker.check_model(one)
+        assert types(one) == [TensorProto.FLOAT16] * 3
+    assert_same(model, found, tolerance=5e-3)
+    assert_same(model, replace(found, model=half), tolerance=1e-2)
+
+
+def test_bfloat16_and_casts_without_effect():
+    """Cast there and back is nothing; what is an output in between keeps its type."""
+    model = network(
+        conv("c", weights="w0"),
+        ("Cast", ["c"], "short", {"to": TensorProto.BFLOAT16}),
+        ("Cast", ["short"], "wide", {"to": TensorProto.FLOAT}),
+        conv("d", "wide", "w1"),
+        ("Cast", ["d"], "y", {"to": TensorProto.FLOAT16}),
+        constants={name: one.astype("float32") for name, one in halves("w0", "w1").items()},
+    )
+    found = partition(typed(model, half=("y",)))
+    assert [len(region.layers) for region in found.regions] == [2]
+    assert not found.refusals
+    half = to_float16(found.model)
+    assert types(half) == [TensorProto.FLOAT, TensorProto.FLOAT16]
+    casts = [helper.get_node_attr_value(node, "to") for node in half.graph.node if node.op_type == "Cast"]
+    assert casts == [TensorProto.FLOAT16], "of the input alone"
+
+
+def test_halves_inside_of_conditions():
+    branch = helper.make_graph(
+        [helper.make_node("Cast", ["c"], ["narrow"], to=TensorProto.FLOAT16)],
+        "narrow",
+        [],
+        [helper.make_tensor_value_info("narrow", TensorProto.FLOAT16, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["also"], to=TensorProto.FLOAT16)],
+        "also",
+        [],
+        [helper.make_tensor_value_info("also", TensorProto.FLOAT16, None)],
+    )
+    model = network(
+        conv("c"),
+        ("ReduceSum", ["x"], "sum", {"keepdims": 0}),
+        ("Cast", ["sum"], "positive", {"to": TensorProto.BOOL}),
+        ("If", ["positive"], "chosen", {"then_branch": branch, "else_branch": other}),
+        ("Cast", ["chosen"], "y", {"to": TensorProto.FLOAT}),
+        constants={"w": normal(3, 3, 3, 3)},
+    )
+    found = partition(typed(model, half=()))
+    assert len(found.regions) == 1
+    assert_same(model, found, tolerance=5e-3)
+
+
+def test_pictures_of_bytes_are_scaled_by_the_first_layer():
+    """Only their cast is left; where borders are padded with zeros, a shift is a layer of its own."""
+    for shift, layers in (((0, 0, 0), 1), ((-1, -0.5, -2), 2)):
+        nodes = [
+            ("Cast", ["x"], "f", {"to": TensorProto.FLOAT}),
+            ("Mul", ["f", "scale"], "s", {}),
+            ("Add", ["s", "shift"], "a", {}),
+            ("Transpose", ["a"], "t", {"perm": [0, 3, 1, 2]}),
+            conv("y", "t"),
+        ]
+        constants = {"w": normal(4, 3, 3, 3), "scale": np.float32(1 / 127.5)}
+        constants["shift"] = np.float32(0) if not any(shift) else np.array(shift, "float32")
+        model = network(*nodes, shape=("n", "h", "w", 3), constants=constants)
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        found = partition(model)
+        assert [len(region.layers) for region in found.regions] == [layers]
+        assert [one.reason for one in found.refusals] == ["Cast: input 'x' is uint8, and kernels read float16"]
+        assert_same(model, found)
+        half = to_float16(found.model)
+        assert kinds(half) == {"Cast": 2, FUSED: 1, "Transpose": 1}
+        assert_same(model, replace(found, model=half), tolerance=2e-2)
+
+
+def test_pixels_of_bytes_leave_their_layers_fused():
+    """What makes integers stays behind the region, and behind its shuffle; no transpose is between."""
+    model = network(
+        conv("c"),
+        ("DepthToSpace", ["c"], "s", {"blocksize": 2}),
+        ("Sigmoid", ["s"], "g", {}),
+        ("Mul", ["g", "most"], "m", {}),
+        ("Round", ["m"], "r", {}),
+        ("Cast", ["r"], "b", {"to": TensorProto.UINT8}),
+        ("Transpose", ["b"], "y", {"perm": [0, 2, 3, 1]}),
+        constants={"w": normal(12, 3, 3, 3) / 9, "most": np.float32(255)},
+    )
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    found = partition(model)
+    (region,) = found.regions
+    assert region.shuffle == 2
+    assert kinds(found.model) == {"Transpose": 1, FUSED: 1, "Mul": 1, "Round": 1, "Cast": 1}
+    reasons = ["Mul: not among", "Round: not among", "Cast: to uint8, and kernels write float16"]
+    assert all(one.reason.startswith(reason) for one, reason in zip(found.refusals, reasons, strict=True))
+    assert_same(model, found, tolerance=1)
 
 
 def test_weights_beyond_half():
