@@ -26,7 +26,7 @@ class Source:
         shared_bytes: dynamic shared memory of a block.
         packed: weights, biases and slopes as the kernel reads them.
         rule: from sizes to a grid, as of `grids.launch`.
-        compiler: that takes it. What needs "nvcc" includes headers that are not in the text, and does not run on the CPU.
+        compiler: that takes it. What needs "nvcc" includes headers that are not in the text.
     """
 
     text: str

@@ -1,9 +1,10 @@
 """Large convolutions and products of matrices by the main loop of CUTLASS: see `cutlass.cuh`.
 
-NVIDIA's templates for `mma.sync`, of compute capability 8.0, which later GPUs run too. They are no part of this package:
-the wheel `nvidia-cutlass`, or a folder that `CUTLASS_PATH` names, has the headers, and nvcc with g++ compiles them. No GPU
-has run these kernels yet. The CPU's interpreter does not take them as they are; tests run them there with stand-ins for
-the few instructions that CUTLASS writes as PTX.
+It multiplies by `mma.sync`, of compute capability 8.0, which later GPUs have too. CUTLASS is no part of this package:
+the wheel `nvidia-cutlass`, or a checkout that `CUTLASS_PATH` names, has the headers, and nvcc with g++ compiles them.
+
+Not verified on a GPU: none was at hand yet. The CPU's interpreter does not take these kernels as they are; tests run
+them in it with stand-ins for what CUTLASS writes as PTX: copies, loads of matrices and products.
 """
 
 from __future__ import annotations
