@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernel", "Shape", "assemble", "best_partition", "sizes_of"]
 
-TRIES = 4  # candidates that spill registers, before a region is given up
+TRIES = 4  # candidates of a template that spill registers, before it is given up
 WORTH = 0.9  # of the time with fewer kernels: estimates are not better than that
 Shape = tuple[int, int, int]
 _Ranking = tuple[Shape | None, list[Candidate]]
@@ -239,11 +240,11 @@ def _kernel(
         refused: candidates that were refused before, and why.
         compiled: kernels that others of equal structure had compiled, by their names.
     """
-    refused, broken, tries = list(refused), set(), 0
+    refused, tries = list(refused), Counter[str]()
     for candidate in ranking:
-        if candidate.template in broken or tries == TRIES:
+        if tries[candidate.template] == TRIES:
             continue
-        tries += 1
+        tries[candidate.template] += 1
         source = candidate.emit(region)
         try:
             if source.kernel not in compiled:
@@ -252,7 +253,7 @@ def _kernel(
             if source.compiler == "nvrtc":
                 raise
             # A compiler and headers that are not ours need not fit each other: other templates do without.
-            broken.add(candidate.template)
+            tries[candidate.template] = TRIES
             refused.append(f"{candidate.parameters}: {err.message}")
             continue
         built = compiled[source.kernel]

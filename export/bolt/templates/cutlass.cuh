@@ -114,6 +114,9 @@ BOLT_DEVICE void begin(typename Mma::FragmentC& sums, const float* bias) {
     }
 }
 
+struct alignas(8) Two {
+    float of[2];
+};
 struct alignas(16) Four {
     float of[4];
 };
@@ -137,8 +140,8 @@ BOLT_DEVICE void finish(const typename Mma::FragmentC& sums, unsigned char* shar
             BOLT_UNROLL
             for (int side = 0; side < 2; ++side) {
                 const int row = warp() % All::Warps::kM * 16 + 8 * side + lane() / 4;
-                float* const to = floats + row * line + All::column(tile);
-                to[0] = sums[All::at(i, tile) + 2 * side], to[1] = sums[All::at(i, tile) + 2 * side + 1];
+                const int at = All::at(i, tile) + 2 * side;
+                *reinterpret_cast<Two*>(floats + row * line + All::column(tile)) = Two{{sums[at], sums[at + 1]}};
             }
         }
         barrier();
