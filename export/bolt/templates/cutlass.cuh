@@ -36,6 +36,15 @@ using ImagesMma = typename cutlass::conv::kernel::DefaultConv2dFprop<
     cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>, stages, cutlass::arch::OpMultiplyAdd,
     cutlass::conv::IteratorAlgorithm::kOptimized>::Kernel::Mma;
 
+// The number of a thread's warp, from one lane to all, so that the compiler knows that they have the same.
+BOLT_DEVICE int uniform_warp() {
+#ifdef BOLT_HOST
+    return warp();
+#else
+    return __shfl_sync(0xffffffffu, warp(), 0);
+#endif
+}
+
 template <class Mma>
 BOLT_DEVICE auto& stages_of(unsigned char* shared) {
     return *reinterpret_cast<typename Mma::Base::SharedStorage*>(shared);
@@ -53,7 +62,7 @@ BOLT_DEVICE void multiply_rows(typename Mma::FragmentC& sums, const half* input,
     const typename Mma::IteratorB::Params params_b(cutlass::layout::ColumnMajor{channels});
     const typename Mma::IteratorA from_a(params_a, a, {places, channels}, thread(), {down, 0});
     const typename Mma::IteratorB from_b(params_b, b, {channels, filters}, thread(), {0, across});
-    Mma mma(stages_of<Mma>(shared), thread(), warp(), lane());
+    Mma mma(stages_of<Mma>(shared), thread(), uniform_warp(), lane());
     mma((channels + Mma::Shape::kK - 1) / Mma::Shape::kK, sums, from_a, from_b, sums);
 }
 
@@ -78,7 +87,7 @@ BOLT_DEVICE void multiply_images(typename Mma::FragmentC& sums, const half* inpu
     auto* const b = reinterpret_cast<const CutlassHalf*>(weights);
     const typename Mma::IteratorA from_a(table, problem, a, thread(), {down, 0});
     const typename Mma::IteratorB from_b(params_b, problem, b, thread(), {0, across});
-    Mma mma(stages_of<Mma>(shared), thread(), warp(), lane());
+    Mma mma(stages_of<Mma>(shared), thread(), uniform_warp(), lane());
     const int parts = (problem.C + Mma::Shape::kK - 1) / Mma::Shape::kK;
     mma(problem.R * problem.S * parts, sums, from_a, from_b, sums);
 }
@@ -94,7 +103,7 @@ struct Sums {
     static_assert(Mma::FragmentC::kElements == 4 * heights * widths && Warps::kK == 1, "whole tiles");
 
     // Of this thread's first number of each tile of 8 filters.
-    static BOLT_DEVICE int column(int tile) { return warp() / Warps::kM * Warp::kN + 8 * tile + lane() % 4 * 2; }
+    static BOLT_DEVICE int column(int tile) { return uniform_warp() / Warps::kM * Warp::kN + 8 * tile + lane() % 4 * 2; }
     static constexpr int at(int i, int tile) { return 4 * (tile * heights + i); }
 };
 
@@ -139,7 +148,7 @@ BOLT_DEVICE void finish(const typename Mma::FragmentC& sums, unsigned char* shar
         for (int tile = 0; tile < All::widths; ++tile) {
             BOLT_UNROLL
             for (int side = 0; side < 2; ++side) {
-                const int row = warp() % All::Warps::kM * 16 + 8 * side + lane() / 4;
+                const int row = uniform_warp() % All::Warps::kM * 16 + 8 * side + lane() / 4;
                 const int at = All::at(i, tile) + 2 * side;
                 *reinterpret_cast<Two*>(floats + row * line + All::column(tile)) = Two{{sums[at], sums[at + 1]}};
             }

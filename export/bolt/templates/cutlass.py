@@ -241,12 +241,9 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Cutlass]:
 
 
 def _holds_addresses(layer: Layer, one: Cutlass) -> bool:
-    """Whether stages are no longer than an image's channels, and registers hold what a thread must know of its places.
-
-    With 8 addresses and their masks beside 128 sums nvcc 13.0 spills, where fragments come from long stages.
-    """
-    addresses = one.places * one.inner // 8 // one.threads
-    return one.inner < 2 * up(layer.channels, 32) and not (one.inner == 64 and one.sums == 128 and addresses >= 8)
+    """Whether stages are no longer than an image's channels, and registers hold what a thread must know of its places:
+    16 addresses with their masks spill (nvcc 13)."""
+    return one.inner < 2 * up(layer.channels, 32) and one.places * one.inner // 8 // one.threads < 16
 
 
 def seconds(region: Region, parameters: Cutlass, arch: Architecture, n: int, height: int, width: int) -> float:
