@@ -116,7 +116,7 @@ class _Bench:
         source = found[0].emit(region)
         from keras_efficient.export.bolt import build
 
-        cubin = build.compiled(source.text, [source.kernel], self.meter.arch).cubin
+        cubin = build.compiled_source(source, self.meter.arch).cubin
         self.errors.append(self.meter.error(region, source, cubin))
         return found[0]
 

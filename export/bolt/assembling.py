@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.region import Region
-from keras_efficient.export.bolt.search import Candidate, candidates, refusals
+from keras_efficient.export.bolt.search import Candidate, candidates, left_out, refusals
 from keras_efficient.export.bolt.source import Source
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernel", "Shape", "assemble", "best_partition", "sizes_of"]
 
-TRIES = 4  # candidates that spill registers, before a region is given up
+TRIES = 4  # candidates of a template that spill registers, before it is given up
 WORTH = 0.9  # of the time with fewer kernels: estimates are not better than that
 Shape = tuple[int, int, int]
 _Ranking = tuple[Shape | None, list[Candidate]]
@@ -40,7 +41,8 @@ class Kernel:
         candidate: template and parameters.
         source: what they made.
         built: what the compiler made of that.
-        refused: better candidates, and why they were not taken.
+        refused: better candidates and left-out templates, and why they were not taken.
+        checked: whether it ran on the CPU, and computed what is meant.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Kernel:
     source: Source
     built: build.Compiled
     refused: tuple[str, ...] = ()
+    checked: bool = False
 
     def report(self) -> dict[str, Any]:
         """Numbers for people and for `--json`."""
@@ -63,6 +66,7 @@ class Kernel:
             "spills": info.spill_stores + info.spill_loads + info.stack_bytes,
             "estimated_ms": None if self.candidate.measured else 1000 * self.candidate.seconds,
             "measured_ms": 1000 * self.candidate.seconds if self.candidate.measured else None,
+            "checked": self.checked,
             "refused": list(self.refused),
         }
 
@@ -141,7 +145,7 @@ def assemble(
         },
         tuning={"architecture": arch, **measured.identity, "kernels": [one.report() for one in made]},
         metadata={
-            "checked": checked is not None,
+            "checked": checked is not None and all(one.checked for one in made),
             "refused": refused,
             "sizes": {name: list(size) for name, size in sizes.items()},
         },
@@ -236,26 +240,39 @@ def _kernel(
         refused: candidates that were refused before, and why.
         compiled: kernels that others of equal structure had compiled, by their names.
     """
-    refused = list(refused)
-    for candidate in ranking[:TRIES]:
+    refused, tries = list(refused), Counter[str]()
+    for candidate in ranking:
+        if tries[candidate.template] == TRIES:
+            continue
+        tries[candidate.template] += 1
         source = candidate.emit(region)
-        if source.kernel not in compiled:
-            compiled[source.kernel] = build.compiled(source.text, [source.kernel], arch)
+        try:
+            if source.kernel not in compiled:
+                compiled[source.kernel] = build.compiled_source(source, arch)
+        except ConversionError as err:
+            if source.compiler == "nvrtc":
+                raise
+            # A compiler and headers that are not ours need not fit each other: other templates do without.
+            tries[candidate.template] = TRIES
+            refused.append(f"{candidate.parameters}: {err.message}")
+            continue
         built = compiled[source.kernel]
         info = built.kernels[source.kernel]
         if info.spill_stores or info.spill_loads or info.stack_bytes:
             refused.append(f"{candidate.parameters}: {info.spill_stores} bytes of registers spill")
             continue
-        if checked is not None and source.kernel not in checked:
-            checked[source.kernel] = checking.problem(region, source)
-        if checked is not None and (wrong := checked[source.kernel]) is not None:
+        runs = checked if source.runs_on_cpu else None
+        if runs is not None and source.kernel not in runs:
+            runs[source.kernel] = checking.problem(region, source)
+        if runs is not None and (wrong := runs[source.kernel]) is not None:
             refused.append(f"{candidate.parameters}: {wrong}")
             continue
-        return Kernel(index, region, candidate, source, built, tuple(refused)), None
+        reasons = (*refused, *left_out(region))
+        return Kernel(index, region, candidate, source, built, reasons, checked=runs is not None), None
     if refused:
         return None, f"no kernel of {len(refused)} is good: {refused[0]}"
-    reasons = [f"{name}: {reason}" for name, reason in refusals(region).items()]
-    return None, "; ".join(reasons) or "no parameters fit into the GPU's shared memory"
+    given = [f"{name}: {reason}" for name, reason in refusals(region).items()]
+    return None, "; ".join(given) or "no parameters fit into the GPU's shared memory"
 
 
 def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

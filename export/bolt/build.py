@@ -1,8 +1,9 @@
 """CUDA sources compiled for an architecture, on any machine: by NVRTC from wheels, without a GPU, a driver or a host
-compiler; by nvcc where a source needs one."""
+compiler; by nvcc where a source needs one, such as those that include CUTLASS."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -15,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from keras_efficient.errors import ConversionError, MissingDependency, UnknownName
+from keras_efficient.export.bolt.source import Source
 
-__all__ = ["ARCHITECTURES", "Compiled", "KernelInfo", "compiled", "compiled_by_nvcc", "nvcc"]
+__all__ = [
+    "ARCHITECTURES",
+    "Compiled",
+    "KernelInfo",
+    "compiled",
+    "compiled_by_nvcc",
+    "compiled_source",
+    "cutlass",
+    "missing_for_cutlass",
+    "nvcc",
+]
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
 SECONDS = 1800  # for nvcc: a large CUTLASS kernel takes minutes
@@ -60,6 +72,17 @@ class Compiled:
     log: str
     kernels: dict[str, KernelInfo]
     seconds: float
+
+
+def compiled_source(source: Source, arch: str) -> Compiled:
+    """A template's kernel by the compiler that it wants.
+
+    Raises:
+        ConversionError, MissingDependency, UnknownName: as `compiled`; or there is no CUTLASS.
+    """
+    if source.compiler == "nvcc":
+        return compiled_by_nvcc(source.text, [source.kernel], arch, include=[cutlass()])
+    return compiled(source.text, [source.kernel], arch)
 
 
 def compiled(source: str, kernels: Sequence[str], arch: str = "sm_90a", *, defines: Sequence[str] = ()) -> Compiled:
@@ -185,7 +208,43 @@ def nvcc() -> Path:
     for program in ([Path(found)] if found else []) + [wheel / "bin/nvcc" for wheel in _wheels()]:
         if program.is_file():
             return program
-    raise MissingDependency("nvidia-cuda-nvcc", f"{PURPOSE} by nvcc", "gpu")
+    raise MissingDependency("nvidia-cuda-nvcc", f"{PURPOSE} by nvcc", "cutlass")
+
+
+def cutlass() -> Path:
+    """The folder of CUTLASS's headers: of `CUTLASS_PATH`, a checkout, if that is set; else from a wheel.
+
+    Raises:
+        MissingDependency: there is none.
+    """
+    if given := os.environ.get("CUTLASS_PATH"):
+        roots = [Path(given)]
+    else:
+        found = importlib.util.find_spec("cutlass_library")
+        roots = [Path(one, "source") for one in (found.submodule_search_locations if found else None) or ()]
+    for root in roots:
+        if (root / "include/cutlass/cutlass.h").is_file():
+            return root / "include"
+    raise MissingDependency("nvidia-cutlass", f"{PURPOSE} with CUTLASS", "cutlass")
+
+
+def missing_for_cutlass() -> str | None:
+    """What this machine lacks to compile sources that include CUTLASS, or `None`."""
+    try:
+        _headers_of(nvcc())
+        cutlass()
+    except MissingDependency as error:
+        return f"no {error.package}: pip install 'keras-efficient[cutlass]'"
+    return None if shutil.which("g++") else "no g++, which nvcc needs: install g++ 12 or later"
+
+
+def _headers_of(program: Path) -> list[Path]:
+    """Folders that an nvcc is told about: one from a wheel does not find its headers, and takes no other version's."""
+    root = program.parent.parent
+    if root not in _wheels():
+        return []
+    own = [root / "include", root / "include/cccl"]
+    return own if all(any((one / header).is_file() for one in own) for header in HEADERS) else _include_folders()
 
 
 def compiled_by_nvcc(
@@ -203,8 +262,7 @@ def compiled_by_nvcc(
     """
     _check(arch)
     program, start = nvcc(), time.perf_counter()
-    own = program.parent.parent in _wheels()  # else nvcc has headers beside it
-    folders = [*include, *(_include_folders() if own else ())]
+    folders = [*include, *_headers_of(program)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kernel.cu").write_text(source, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 from keras_efficient.export.bolt.architectures import Architecture
@@ -12,7 +13,7 @@ from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.source import Source
 from keras_efficient.export.bolt.templates import TEMPLATES
 
-__all__ = ["Candidate", "candidates", "refusals"]
+__all__ = ["Candidate", "candidates", "left_out", "refusals"]
 
 LIMIT = 32  # candidates for a region that are built and measured
 
@@ -45,17 +46,38 @@ class Candidate:
 def candidates(
     region: Region, arch: Architecture, n: int, height: int, width: int, limit: int = LIMIT
 ) -> list[Candidate]:
-    """The best by their estimates, for these sizes of the first input; none: no template serves the region."""
-    found = [
-        Candidate(name, parameters, template.seconds(region, parameters, arch, n, height, width))
-        for name, template in TEMPLATES.items()
-        if template.refusal(region) is None
-        for parameters in template.candidates(region, arch)
-    ]
-    return heapq.nsmallest(limit, found, key=lambda one: one.seconds)
+    """The best by their ranks, for these sizes of the first input; none: no template serves the region."""
+    served: list[list[Candidate]] = []
+    for name, template in TEMPLATES.items():
+        if template.refusal(region) is None and _missing(template) is None:
+            given = template.candidates(region, arch)
+            own = [Candidate(name, one, template.seconds(region, one, arch, n, height, width)) for one in given]
+            served.append(heapq.nsmallest(limit, own, key=_rank))
+    # Each template's best are measured, whatever estimates say; the rest by their rank.
+    sure = limit // (2 * len(served)) if served else 0
+    rest = heapq.nsmallest(limit, (one for own in served for one in own[sure:]), key=_rank)
+    first = [one for own in served for one in own[:sure]]
+    return sorted([*first, *rest[: limit - len(first)]], key=_rank)
+
+
+def _rank(one: Candidate) -> float:
+    """Its estimate, less what the template has for it that estimates do not know."""
+    preference: float = getattr(TEMPLATES[one.template], "PREFERENCE", 1.0)
+    return preference * one.seconds
 
 
 def refusals(region: Region) -> dict[str, str]:
     """Why templates do not serve a region, by their names."""
-    reasons = {name: template.refusal(region) for name, template in TEMPLATES.items()}
+    reasons = {name: template.refusal(region) or _missing(template) for name, template in TEMPLATES.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def left_out(region: Region) -> list[str]:
+    """Templates that would serve a region if this machine could compile their kernels, and what it lacks."""
+    fit = [(name, template) for name, template in TEMPLATES.items() if template.refusal(region) is None]
+    return [f"{name}: {reason}" for name, template in fit if (reason := _missing(template)) is not None]
+
+
+def _missing(template: ModuleType) -> str | None:
+    reason: str | None = template.missing() if hasattr(template, "missing") else None
+    return reason

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Source", "complete", "header", "indented"]
 
@@ -26,6 +26,7 @@ class Source:
         shared_bytes: dynamic shared memory of a block.
         packed: weights, biases and slopes as the kernel reads them.
         rule: from sizes to a grid, as of `grids.launch`.
+        compiler: that takes it. What needs "nvcc" includes headers that are not in the text.
     """
 
     text: str
@@ -35,6 +36,12 @@ class Source:
     shared_bytes: int
     packed: bytes
     rule: Mapping[str, Any]
+    compiler: Literal["nvrtc", "nvcc"] = "nvrtc"
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether `host.run` takes it."""
+        return self.compiler == "nvrtc"
 
 
 @cache

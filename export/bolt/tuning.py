@@ -73,12 +73,16 @@ def key(region: Region, shape: Sequence[int]) -> str:
 
 @cache
 def _compiler() -> str:
+    """Versions of what compiles: of CUTLASS's kernels nvcc and headers too."""
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("nvidia-cuda-nvrtc")
-    except PackageNotFoundError:
-        return "none"
+    found = []
+    for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvcc", "nvidia-cutlass"):
+        try:
+            found.append(version(package))
+        except PackageNotFoundError:
+            found.append("none")
+    return " ".join(found)
 
 
 class Cache:
@@ -245,7 +249,7 @@ def _compiled(
 ) -> Iterator[tuple[Candidate, Source, build.Compiled | KerasEfficientError]]:
     assert pool is not None
     sources = [one.emit(region) for one in ranking]
-    jobs = [pool.submit(build.compiled, one.text, [one.kernel], arch) for one in sources]
+    jobs = [pool.submit(build.compiled_source, one, arch) for one in sources]
     for candidate, source, job in zip(ranking, sources, jobs, strict=True):
         if time.monotonic() > deadline:
             job.cancel()
