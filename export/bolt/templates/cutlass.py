@@ -264,5 +264,6 @@ def seconds(region: Region, parameters: Cutlass, arch: Architecture, n: int, hei
         products=warps * steps * heights * widths,
         shared=float(steps * (warps * (512 * heights + 256 * widths) + 32 * (one.places + one.filters))),
         memory=2.0 * (numbers + layer.weights.size),
+        cache=float(prod(grid) * steps * 32 * (one.places + one.filters)),
         barriers=4,
     )
