@@ -200,7 +200,7 @@ def best_partition(
         ranked = []
         for region in parted.regions:
             size = known.get(region.names[0])
-            shape = None if size is None else _image(region, size)
+            shape = None if size is None else region.image(size)
             ranked.append((shape, [] if shape is None else candidates(region, arch, *shape)))
         # A region without a kernel costs as if all of it were.
         total = sum(some[0].seconds if some else 1.0 for _, some in ranked)
@@ -208,16 +208,6 @@ def best_partition(
             best = total, parted, ranked
     assert best is not None
     return best[1], best[2]
-
-
-def _image(region: Region, shape: tuple[int, ...]) -> Shape:
-    """Images, height and width of the first input."""
-    if region.rows:
-        rows = 1
-        for size in shape[:-1]:
-            rows *= size
-        return 1, 1, rows
-    return shape[0], shape[1], shape[2]
 
 
 def _kernel(

@@ -10,34 +10,14 @@ from math import ceil
 from typing import Any
 
 from keras_efficient.errors import WrongArgument
-from keras_efficient.export.bolt.region import Layer
+from keras_efficient.export.bolt.region import geometry, size_of
 
-__all__ = ["Launch", "geometry", "launch", "output_size"]
+__all__ = ["Launch", "arguments", "geometry", "launch"]
 
 Launch = tuple[tuple[int, int, int], tuple[int, ...]]
 
 LIMIT = 2**31
 MOST_IMAGES = 65535  # blocks along a grid's third axis
-
-
-def geometry(layer: Layer) -> list[int]:
-    """What an output's size hangs on: reach of the kernel, stride, and padding above, left, below and right."""
-    reach = [(size - 1) * step for size, step in zip(layer.kernel, layer.dilation, strict=True)]
-    return [*reach, *layer.stride, *layer.padding]
-
-
-def output_size(structure: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Height and width of a region's output, by its structure as of `spec.spec`."""
-    sizes = {0: (height, width)}
-    for number, layer in enumerate(structure["layers"], len(structure["channels"])):
-        top, left, bottom, right = layer["padding"]
-        found = []
-        for axis, (size, padding) in enumerate(zip(sizes[layer["value"]], (top + bottom, left + right), strict=True)):
-            reach = (layer["kernel"][axis] - 1) * layer["dilation"][axis]
-            found.append((size + padding - reach - 1) // layer["stride"][axis] + 1)
-        sizes[number] = (found[0], found[1])
-    out = sizes[max(sizes)]
-    return out[0] * structure["shuffle"], out[1] * structure["shuffle"]
 
 
 def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors: int) -> Launch:
@@ -56,13 +36,25 @@ def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors:
     if rule["kind"] == "strip":
         out = (height, width)
     else:
-        down, beside, stride, step, top, left, bottom, right = rule["geometry"]
-        out = ((height + top + bottom - down - 1) // stride + 1, (width + left + right - beside - 1) // step + 1)
+        out = size_of(rule["geometry"], height, width)
         if min(out) < 1:
             raise WrongArgument(f"Images of {height} × {width} are smaller than the kernel.")
     if n * max(height * width, out[0] * out[1]) * rule["channels"] >= LIMIT:
         raise WrongArgument(f"{n} images of {height} × {width} have 2³¹ numbers or more.")
     return _KINDS[rule["kind"]](rule, n, out, processors)
+
+
+def arguments(
+    inputs: Sequence[Any], weights: Any, height: Any, width: Any, integers: Sequence[Any], out: Any
+) -> list[Any]:
+    """What a kernel takes, in its order, which is TensorRT's.
+
+    Args:
+        inputs, weights, out: arrays, in whatever form a launch takes them; weights packed as a `Source` has them.
+        height, width: of the first input.
+        integers: as of `launch`.
+    """
+    return [*inputs, weights, height, width, *integers, out]
 
 
 def _strip(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
