@@ -16,11 +16,16 @@ from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.runtime import CudaDevice
 from keras_efficient.export.bolt.source import Source
 
-__all__ = ["CudaMeter"]
+__all__ = ["LAUNCHES", "CudaMeter", "turns"]
 
 LAUNCHES = 20  # in a graph, at least, so that their distance on the device is measured and not that of calls
 SETS = 64  # of inputs and outputs, at most, that take turns
 CACHES = 2  # as many times the L2 cache as these fill
+
+
+def turns(nbytes: int, cache_bytes: int) -> int:
+    """How many sets of arrays take turns, each of so many bytes, so that none is still in the L2 cache."""
+    return int(min(max(CACHES * cache_bytes // nbytes + 1, 2), SETS))
 
 
 class CudaMeter:
@@ -104,7 +109,6 @@ class _Drawn:
             inputs = random_inputs(self.region, *(shape[2:] if self.region.rows else shape))
             out = np.zeros(self.region.output_shape(*shape), np.float16)
             nbytes = out.nbytes + sum(one.nbytes for one in inputs)
-            count = int(min(max(CACHES * self.device.cache_bytes // nbytes + 1, 2), SETS))
-            copied = self.device.copied
+            copied, count = self.device.copied, turns(nbytes, self.device.cache_bytes)
             self._sets[shape] = [([copied(one) for one in inputs], copied(out)) for _ in range(count)]
         return self._sets[shape]
