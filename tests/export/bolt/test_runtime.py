@@ -24,6 +24,7 @@ from keras_efficient.export.bolt.partition import Policy, partition
 from keras_efficient.export.bolt.region import Activate, Add, Region
 from keras_efficient.export.bolt.runtime import CudaDevice, HostDevice, load
 from keras_efficient.export.bolt.search import candidates
+from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
 from .driver import OWN_STREAM, Driver, OnDevice
 from .kernels import conv, sesr
@@ -163,6 +164,27 @@ def test_graphs_are_refused_what_calls_are(bundle):
     assert (run(x) == run(x)).all()  # nothing is left of a capture that failed
 
 
+def test_arrays_of_other_sizes_are_not_added():
+    region = Region((conv(0, 3, 8, 8, Add(1), stride=(2, 2)),), (8, 8))
+    best = candidates(region, architecture("sm_90a"), 1, 8, 8, limit=1)[0].emit(region)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [None] * 4) for name in ("x", "r", "y")]
+    structure = spec.written(spec.spec(region))
+    node = helper.make_node(FUSED, ["x", "r"], ["y"], domain=DOMAIN, spec=structure, region=0)
+    entry = {"rule": dict(best.rule), "threads": best.threads, "shared_bytes": best.shared_bytes}
+    bundle = Bundle(
+        helper.make_model(helper.make_graph([node], "n", values[:2], values[2:])).SerializeToString(),
+        sources={best.kernel: best.text},
+        weights={"0": best.packed},
+        launches={"regions": [best.kernel], "kernels": {best.kernel: entry}},
+    )
+    run, x, added = load(bundle, HostDevice()), drawn(1, 9, 12, 8), drawn(1, 5, 6, 8)
+    wanted = reference.computed(region, [x, added])
+    assert np.linalg.norm(run(x, added) - wanted) < 1e-3 * np.linalg.norm(wanted)
+    for use in (run, run.captured):
+        with pytest.raises(WrongArgument, match=r"'r' is \(1, 6, 5, 8\), and \(1, 5, 6, 8\) is wanted"):
+            use(x, drawn(1, 6, 5, 8))
+
+
 def test_arrays_live_as_long_as_a_graph_or_themselves(bundle):
     run, x = load(bundle, HostDevice()), drawn(1, 8, 8, 8)
     wanted, graph = run(x), run.captured(x.copy())  # nobody else has the copy
@@ -241,7 +263,10 @@ def test_results_are_freed_behind_who_took_them(bundle, driver):
     run, x = load(bundle), OnDevice(drawn(1, 8, 8, 8))
     driver.memory.update([x.memory])
     found = run(x, stream=STREAM)
+    driver.calls.clear()
     taken = found.__dlpack__(stream=TAKER)
+    (recorded,), (waited,) = driver.named("cuEventRecord"), driver.named("cuStreamWaitEvent")
+    assert (recorded[2], waited[1:3]) == (STREAM, (TAKER, recorded[1]))  # who takes it waits for it
     driver.calls.clear()
     del found, taken
     gc.collect()

@@ -138,9 +138,10 @@ def test_a_compiler_that_takes_too_long_does_not_hold_up_the_others(compiler, mo
 def test_compilers_are_processes_that_nobody_waits_for():
     with tuning.compilers() as pool:
         assert pool.submit(sorted, [2, 1]).result(60) == [1, 2]
+        pool.submit(time.sleep, 5)
+        time.sleep(0.5)
         start = time.monotonic()
-        pool.submit(time.sleep, 2)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 2
 
 
 def test_a_file_brings_no_parameters_of_its_own(compiler, tmp_path):
