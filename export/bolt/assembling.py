@@ -113,7 +113,7 @@ def assemble(
     compiled: dict[str, build.Compiled] = {}
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     measured = _Measuring.of(tune, cache, meter, arch)
-    rankings = measured.ranked(parted.regions, ranked, on_progress)
+    rankings = measured.ranked(parted.regions, ranked, compiled, on_progress)
     for index, (region, (ranking, slow)) in enumerate(zip(parted.regions, rankings, strict=True)):
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
         kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
@@ -173,11 +173,16 @@ class _Measuring:
         return {} if self.meter is None else {"device": self.meter.identity}
 
     def ranked(
-        self, regions: Sequence[Region], estimated: Sequence[_Ranking], on_progress: Callable[[str], None]
+        self,
+        regions: Sequence[Region],
+        estimated: Sequence[_Ranking],
+        compiled: dict[str, build.Compiled],
+        on_progress: Callable[[str], None],
     ) -> list[tuple[list[Candidate], list[str]]]:
         """As `tuning.tuned`, for all regions. Equal ones are measured once; time is shared out evenly.
 
-        What a region leaves of its share, since a file knew its times, is shared out among those behind it.
+        Kernels that are compiled for that come into `compiled`. What a region leaves of its share, since a file knew
+        its times, is shared out among those behind it.
         """
         keys = [
             tuning.key(region, shape) if shape is not None and ranking else None
@@ -203,6 +208,7 @@ class _Measuring:
                     cache=self.cache,
                     on_progress=lambda line, which=which: on_progress(f"{which}: {line}"),  # type: ignore[misc]
                     executor=pool,
+                    compiled=compiled,
                 )
         return [(ranking, []) if key is None else found[key] for (_, ranking), key in zip(estimated, keys, strict=True)]
 

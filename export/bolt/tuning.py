@@ -190,6 +190,7 @@ def tuned(
     cache: Cache | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
     executor: Executor | None = None,
+    compiled: dict[str, build.Compiled] | None = None,
 ) -> tuple[list[Candidate], list[str]]:
     """Candidates in the order in which a GPU runs them, with its times; and why others were refused.
 
@@ -203,6 +204,7 @@ def tuned(
         cache: of earlier measurements; these are taken as they are, and candidates that it lacks are measured.
         on_progress: called with a line for each candidate.
         executor: that compiles; by default `compilers()` of its own.
+        compiled: kernels for this architecture, by their names; they are taken as they are, and new ones come to them.
     """
     name, device = key(region, shape), {"arch": arch} if meter is None else meter.identity
     earlier = _from_cache([] if cache is None else cache.get(name, device), ranking)
@@ -211,8 +213,9 @@ def tuned(
         return [*earlier, *left], []
     trials: list[_Trial] = []
     refused: dict[int, str] = {}
+    compiled = {} if compiled is None else compiled
     with contextlib.nullcontext(executor) if executor is not None else compilers() as pool:
-        for place, source, result in _compiled(region, left, meter.arch, pool, deadline):
+        for place, source, result in _compiled(region, left, meter.arch, pool, deadline, compiled):
             on_progress(f"candidate {len(earlier) + len(trials) + len(refused) + 1} of {len(ranking)}")
             problem = _problem(region, source, result, meter)
             if problem is None and isinstance(result, build.Compiled):
@@ -252,15 +255,29 @@ def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> li
 
 
 def _compiled(
-    region: Region, ranking: Sequence[Candidate], arch: str, pool: Executor, deadline: float
+    region: Region,
+    ranking: Sequence[Candidate],
+    arch: str,
+    pool: Executor,
+    deadline: float,
+    known: dict[str, build.Compiled],
 ) -> Iterator[tuple[int, Source, build.Compiled | KerasEfficientError]]:
     """Places in the ranking, as compilers get done with them, until the deadline."""
     sources = [one.emit(region) for one in ranking]
-    jobs = {pool.submit(build.compiled, one.text, [one.kernel], arch): place for place, one in enumerate(sources)}
+    jobs = {
+        pool.submit(build.compiled, one.text, [one.kernel], arch): place
+        for place, one in enumerate(sources)
+        if one.kernel not in known
+    }
     try:
+        for place in sorted(set(range(len(sources))) - set(jobs.values())):
+            yield place, sources[place], known[sources[place].kernel]
+            if time.monotonic() > deadline:
+                return
         for job in as_completed(jobs, timeout=max(deadline - time.monotonic(), 0)):
             place = jobs[job]
             try:
+                known[sources[place].kernel] = job.result()
                 yield place, sources[place], job.result()
             except KerasEfficientError as err:
                 yield place, sources[place], err

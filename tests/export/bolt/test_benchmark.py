@@ -117,7 +117,7 @@ def test_the_network_that_is_replayed(gpu):
     """The bundle is a network for the runtime."""
     region = sesr(2)
     best = candidates(region, architecture("sm_90a"), 1, 16, 16, limit=1)[0]
-    bundle, source = gpu._bundle(region, best, "sm_90a"), best.emit(region)
+    bundle, source = gpu._bundle(region, best, "sm_90a", b"code"), best.emit(region)
     assert bundle.cubins == {f"{source.kernel}/sm_90a": b"code"}
     (x,) = checking.random_inputs(region, 1, 9, 12)
     run = runtime.load(replace(bundle, sources={source.kernel: source.text}), runtime.HostDevice())

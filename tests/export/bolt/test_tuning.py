@@ -135,6 +135,17 @@ def test_a_compiler_that_takes_too_long_does_not_hold_up_the_others(compiler, mo
     assert len(refused) == 3
 
 
+def test_what_is_compiled_is_kept(compiler, monkeypatch):
+    compiled, asked, real = {}, [], build.compiled
+    monkeypatch.setattr(build, "compiled", lambda text, names, arch: asked.append(names) or real(text, names, arch))
+    with ThreadPoolExecutor() as pool:
+        how = {"arch": "sm_90a", "executor": pool, "compiled": compiled}
+        first, second = (tuned(REGION, RANKING, SHAPE, Meter(), deadline=time.monotonic() + 60, **how) for _ in "12")
+    assert first == second
+    assert set(compiled) == {one.emit(REGION).kernel for one in RANKING[1:]}
+    assert len(asked) == len(RANKING) + 1  # what does not compile is tried again
+
+
 def test_compilers_are_processes_that_nobody_waits_for():
     with tuning.compilers() as pool:
         assert pool.submit(sorted, [2, 1]).result(60) == [1, 2]
