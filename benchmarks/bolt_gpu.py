@@ -162,12 +162,13 @@ class Bench:
         """Whole networks in one kernel."""
         for number, size in enumerate(self.sizes):
             bar = SESR[size]
-            found = self.compared(Case(bar.what, sesr(5), (1, *size)))
+            case = Case(bar.what, sesr(5), (1, *size))
+            found = self.compared(case)
             if number == 0:
                 yield TIME.row(found.ours, why=found.failed)
                 details = {"network": "SESR-M5, 1080p: one kernel"}
                 yield COLD.row(found.searched or None, why=found.failed, details=details)
-                yield self.whole(found)
+                yield self.whole(case, found)
             yield bar.row(found.ours, found.ratio, found.why, peer=found.peer, ratio=found.ratio, details=found.details)
 
     def convolutions(self) -> Iterator[Case]:
@@ -212,10 +213,11 @@ class Bench:
         yield bar.row(value, why="; ".join(missing), ratio=value, details={"ratios": ratios})
 
     def again(self) -> Row:
-        """A second search for the first network, by the file that the first one wrote."""
-        start = time.perf_counter()
+        """A second search for the first network, by the file that the first one wrote and nothing else."""
+        start, self.compiled = time.perf_counter(), {}
         try:
-            self.search(Case("", sesr(5), (1, *self.sizes[0])), tuning.Cache(self.path))
+            self.cache = tuning.Cache(self.path)
+            self.search(Case("", sesr(5), (1, *self.sizes[0])))
         except Exception as err:
             return AGAIN.row(None, why=_line(err))
         return AGAIN.row(time.perf_counter() - start)
@@ -226,7 +228,7 @@ class Bench:
         """The fastest kernel, and the peers that run: all, of which the best one counts, unless one is named."""
         found, start = Found(), time.perf_counter()
         try:
-            found.candidate = best = self.search(case, self.cache)
+            found.candidate = best = self.search(case)
         except Exception as err:  # of one case, of which the others know nothing
             found.why = _line(err)
             print(f"{case.label}: {found.why}", file=sys.stderr, flush=True)
@@ -252,13 +254,13 @@ class Bench:
             found.why = "no peer ran: " + "; ".join(f"{name}: {why}" for name, why in failures.items())
         return found
 
-    def search(self, case: Case, cache: tuning.Cache) -> Candidate:
+    def search(self, case: Case) -> Candidate:
         """The fastest candidate, measured; its error is kept."""
         self.left -= 1
         now = time.monotonic()
         seconds = min(max(SEARCHES * (self.end - now) / (self.left + 1), LEAST), MOST)
         ranking = candidates(case.region, self.arch, *case.shape, limit=4 if self.quick else CANDIDATES)
-        how: dict[str, Any] = {"arch": self.meter.arch, "deadline": now + seconds, "cache": cache}
+        how: dict[str, Any] = {"arch": self.meter.arch, "deadline": now + seconds, "cache": self.cache}
         how |= {"executor": self.pool, "compiled": self.compiled}
         found, refused = tuning.tuned(case.region, ranking, case.shape, self.meter, **how)
         if not found or not found[0].measured:
@@ -285,21 +287,21 @@ class Bench:
                 failures[name] = _line(err)
                 print(f"{case.label}: {name}: {failures[name]}", file=sys.stderr, flush=True)
                 continue
-            self.took[name] = max(self.took.get(name, 0.0), time.monotonic() - start)
+            finally:
+                self.took[name] = max(self.took.get(name, 0.0), time.monotonic() - start)
             if value is not None:
                 found[name] = value
         return found, failures
 
-    def whole(self, found: Found) -> Row:
+    def whole(self, case: Case, found: Found) -> Row:
         """The first network from its bundle to an array of PyTorch: a graph's replay, and plain calls."""
-        what, shape = "SESR-M5 ×2, 1080p: replays of its bundle's graph, as a user runs it", (1, *self.sizes[0])
+        what = "SESR-M5 ×2, 1080p: replays of its bundle's graph, as a user runs it"
         if found.candidate is None:
             return Row(what, None, "ms", why=found.failed)
         try:
-            region = sesr(5)
-            code = self.compiled[found.candidate.emit(region).kernel].cubin
-            bundle = _bundle(region, found.candidate, self.meter.arch, code)
-            replay, call = _runner_seconds(bundle, self.meter.device, shape)
+            code = self.compiled[found.candidate.emit(case.region).kernel].cubin
+            bundle = _bundle(case.region, found.candidate, self.meter.arch, code)
+            replay, call = _runner_seconds(bundle, self.meter.device, case.shape)
         except Exception as err:
             return Row(what, None, "ms", why=_line(err))
         return Row(what, 1000 * replay, "ms", details={"a call that makes its output, ms": 1000 * call})

@@ -49,7 +49,8 @@ def gpu(repo_root, monkeypatch):
 def ran(gpu, path, peers, meter=None, budget=None):
     with ThreadPoolExecutor() as pool:
         bench = gpu.Bench(meter or Meter(), True, pool, path / "measured.jsonl", peers)
-        bench.end += 0 if budget is None else budget - gpu.BUDGET
+        if budget is not None:
+            bench.end += budget - gpu.BUDGET
         rows = list(bench.rows())
     assert bench.left == 0  # every search had its share of the time
     assert len({one.what for one in rows}) == len(rows)
