@@ -6,13 +6,12 @@ A rule has a `kind`, the template's name, and integers; what launches kernels in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import Any
 
 from keras_efficient.errors import WrongArgument
 from keras_efficient.export.bolt.region import geometry, size_of
 
-__all__ = ["Launch", "arguments", "geometry", "launch"]
+__all__ = ["Launch", "arguments", "band", "formulas", "geometry", "launch"]
 
 Launch = tuple[tuple[int, int, int], tuple[int, ...]]
 
@@ -41,7 +40,44 @@ def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors:
             raise WrongArgument(f"Images of {height} × {width} are smaller than the kernel.")
     if n * max(height * width, out[0] * out[1]) * rule["channels"] >= LIMIT:
         raise WrongArgument(f"{n} images of {height} × {width} have 2³¹ numbers or more.")
-    return _KINDS[rule["kind"]](rule, n, out, processors)
+    if rule["kind"] == "strip" and n > MOST_IMAGES:
+        raise WrongArgument(f"{n} images are more than {MOST_IMAGES}, the most of a launch.")
+    return formulas(rule, n, height, width, band(rule, n, height, width, processors))
+
+
+def band(rule: Mapping[str, Any], n: int, height: int, width: int, processors: int) -> int:
+    """Rows of a band of the kind `strip`, so that all bands end soonest; other kinds have none.
+
+    That is waves of blocks, times the steps that each takes.
+    """
+    if rule["kind"] != "strip":
+        return 0
+    strips, rows, slots = quotient(width, rule["useful"]), rule["rows"], processors * rule["blocks"]
+
+    def cost(bands: int) -> int:
+        return quotient(strips * n * bands, slots) * quotient(quotient(height, bands) + rule["extra"], rows)
+
+    return quotient(height, min(range(1, quotient(height, rows) + 1), key=cost))
+
+
+def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int) -> Launch:
+    """What `launch` gives for bands of so many rows: of integers, or of expressions of sizes, such as TensorRT's.
+
+    Expressions know + - × ÷, and stand first in each; of rows only the width is one.
+    """
+    if rule["kind"] == "strip":
+        return (quotient(width, rule["useful"]), quotient(height, band), n), (band,)
+    rows, columns = size_of(rule["geometry"], height, width)
+    if rule["kind"] == "tile":
+        places = columns * rows * n
+        return (quotient(places, rule["places"]), rule["across"], 1), (places, rows, columns)
+    work = quotient(columns, rule["places"]) * rows * n * rule["groups"]
+    return (quotient(work, rule["threads"]), 1, 1), (n, rows, columns)
+
+
+def quotient(size: Any, part: int) -> Any:
+    """Rounded up."""
+    return (size + (part - 1)) // part
 
 
 def arguments(
@@ -55,30 +91,3 @@ def arguments(
         integers: as of `launch`.
     """
     return [*inputs, weights, height, width, *integers, out]
-
-
-def _strip(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    """As many bands of rows as end soonest: waves of blocks, times the steps that each takes."""
-    height, width = out
-    if n > MOST_IMAGES:
-        raise WrongArgument(f"{n} images are more than {MOST_IMAGES}, the most of a launch.")
-    strips, rows, slots = ceil(width / rule["useful"]), rule["rows"], processors * rule["blocks"]
-
-    def cost(bands: int) -> int:
-        return ceil(strips * n * bands / slots) * ceil((ceil(height / bands) + rule["extra"]) / rows)
-
-    band = ceil(height / min(range(1, ceil(height / rows) + 1), key=cost))
-    return (strips, ceil(height / band), n), (band,)
-
-
-def _tile(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    places = n * out[0] * out[1]
-    return (ceil(places / rule["places"]), rule["across"], 1), (places, *out)
-
-
-def _depthwise(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    work = n * out[0] * ceil(out[1] / rule["places"]) * rule["groups"]
-    return (ceil(work / rule["threads"]), 1, 1), (n, *out)
-
-
-_KINDS = {"strip": _strip, "tile": _tile, "depthwise": _depthwise}

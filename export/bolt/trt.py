@@ -23,14 +23,14 @@ from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.assembling import sizes_of
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.grids import Launch, launch
-from keras_efficient.export.bolt.region import Region, size_of
+from keras_efficient.export.bolt.grids import band, formulas
+from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Plugged", "formulas", "plugins"]
+__all__ = ["Plugged", "plugins"]
 
 MOST_SHARED = 48 << 10  # whether TensorRT raises a kernel's limit is not documented
 
@@ -65,22 +65,6 @@ class _Plugin:
     @property
     def inputs(self) -> tuple[str, ...]:
         return (*(f"x{number}" for number in range(self.entry["inputs"])), "packed")
-
-
-def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int = 0) -> Launch:
-    """What `grids.launch` gives, of integers or of TensorRT's expressions; `band` is the strip's, the rows of one."""
-    if rule["kind"] == "strip":
-        return (_ceil(width, rule["useful"]), _ceil(height, band), n), (band,)
-    rows, columns = size_of(rule["geometry"], height, width)
-    if rule["kind"] == "tile":
-        places = columns * rows * n  # of rows only the columns are an expression, which must stand first
-        return (_ceil(places, rule["places"]), rule["across"], 1), (places, rows, columns)
-    work = _ceil(columns, rule["places"]) * rows * n * rule["groups"]
-    return (_ceil(work, rule["threads"]), 1, 1), (n, rows, columns)
-
-
-def _ceil(size: Any, part: int) -> Any:
-    return (size + (part - 1)) // part
 
 
 def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
@@ -118,8 +102,8 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
         if ptx is None or shape is None or entry["shared_bytes"] > MOST_SHARED:
             refusals[node.name] = _reason(entry, ptx)
             continue
-        band = launch(entry["rule"], *region.image(shape), processors)[1][0]  # of a strip; others have none
-        one = _Plugin(f"{namespace}::region_{index}", kernel, ptx, entry, region, band)
+        rows = band(entry["rule"], *region.image(shape), processors)
+        one = _Plugin(f"{namespace}::region_{index}", kernel, ptx, entry, region, rows)
         _rewrite(model.graph, node, one, bundle.weights[str(index)])
         made.append(one)
     for one in made:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from keras_efficient.errors import MissingDependency
 from keras_efficient.export.bolt import trt
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.grids import geometry, launch
+from keras_efficient.export.bolt.grids import formulas, geometry, launch
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.partition import Policy, partition
 
@@ -166,8 +166,8 @@ def test_formulas_are_those_of_the_grids(kind):
     for _ in range(50):
         n, height, width = (int(one) for one in (RNG.integers(1, 5), RNG.integers(3, 2000), RNG.integers(3, 2000)))
         grid, integers = launch(rule, n, height, width, 132)
-        assert trt.formulas(rule, n, height, width, integers[0]) == (grid, integers)
-        symbolic = trt.formulas(rule, *map(Expression, (n, height, width)), integers[0])
+        assert formulas(rule, n, height, width, integers[0]) == (grid, integers)
+        symbolic = formulas(rule, *map(Expression, (n, height, width)), integers[0])
         assert tuple(Expression(one).value for one in symbolic[0]) == grid
         assert tuple(Expression(one).value for one in symbolic[1]) == integers
 
