@@ -1,16 +1,22 @@
 """Kernels on a GPU beside PyTorch and JAX; needs these, and neither TensorFlow nor Keras.
 
-All but JAX is timed by replays of CUDA graphs, over inputs that take turns and do not fit into the L2 cache together;
-numbers are medians.
+All but JAX is timed by replays of CUDA graphs; inputs take turns and do not fit into the L2 cache together; numbers are
+medians. The whole run ends within ten minutes (`BUDGET`): half of what is left is shared out among searches, and a peer
+for which there is no time is told as such. What fails, ours or a peer, costs its row only. Not verified: no GPU was at
+hand yet; the order of all is tested with stand-ins.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import exp, log, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,136 +24,152 @@ import numpy as np
 from benchmarks.bolt_networks import BERT, CONVOLUTIONS, PAIRS, ROW_PAIRS, convolution, pair, row_pair, rows_of, sesr
 from benchmarks.harness import Row
 from keras_efficient.errors import KerasEfficientError
-from keras_efficient.export.bolt import tuning
+from keras_efficient.export.bolt import build, spec, tuning
 from keras_efficient.export.bolt.architectures import architecture
+from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.meter import LAUNCHES, CudaMeter, turns
 from keras_efficient.export.bolt.region import Activate, Add, Region
 from keras_efficient.export.bolt.search import Candidate, candidates
 
 __all__ = ["rows"]
 
 NOT_MEASURED = "no GPU was at hand"
-LAUNCHES = 20
-Case = tuple[str, Region, tuple[int, int, int]]  # a name, what is computed, and images, height and width
+NO_TIME = "no time was left"
 CANDIDATES = 16
-SECONDS = 20.0  # of search, for a region
+BUDGET = 540.0  # seconds of the whole run, so that it ends within ten minutes
+SEARCHES = 0.5  # of what is left, for searches; the rest is for peers
+MOST, LEAST = 20.0, 4.0  # seconds of one search, and what is kept for each that is to come
+ROUNDS = 12  # of timing a peer, two of which are not counted
+
+
+Shape = tuple[int, int, int]
+Peer = Callable[[Region, Shape, int], float | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A region at a size: images, height and width."""
+
+    label: str
+    region: Region
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is to be reached: at least or at most a number.
+
+    Attributes:
+        what, unit: of the row.
+        least, most: one of both.
+        sign: behind the number, in the row's words.
+    """
+
+    what: str
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+    sign: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"≤ {self.most:g}{self.sign}" if self.least is None else f"≥ {self.least:g}{self.sign}"
+
+    def is_reached(self, number: float) -> bool:
+        return (self.least is None or number >= self.least) and (self.most is None or number <= self.most)
+
+    def row(self, ours: float | None, number: float | None = None, why: str = "", **more: Any) -> Row:
+        """The row; `number` is what the bar is about, by default the ratio, else `ours`."""
+        number = more.get("ratio", ours) if number is None else number
+        reached = None if number is None or why else self.is_reached(number)
+        return Row(self.what, ours, self.unit, bar=self.text, reached=reached, why=why, **more)
+
+
+ERROR = Bar("every kernel against float64: the largest relative error", most=1e-3)
+TIME = Bar("SESR-M5 ×2, 1080p: time", "ms", most=0.25, sign=" ms; floor 0.07 to 0.11")
+SESR = {
+    (1080, 1920): Bar(
+        "SESR-M5 ×2, 1080p: the best of torch eager, torch.compile and jax.jit over ours", "ms", least=3, sign="×"
+    ),
+    (540, 960): Bar("SESR-M5 ×2, 540p: the best peer over ours", "ms", least=2, sign="×"),
+    (256, 256): Bar("SESR-M5 ×2, 256×256: the best peer over ours", "ms", least=2, sign="×"),
+}
+ONE = Bar("convolutions with epilogues: geometric mean of the best peer over ours", least=1.3, sign="×")
+TWO = Bar("pairs of convolutions and of products: geometric mean of the best peer over ours", least=1.1, sign="×")
+BERTS = Bar("products of BERT with GELU: the slowest of cuBLASLt over ours", least=0.95, sign="×")
+COLD = Bar("search for the kernels of a network, from cold", "s", most=1200, sign=" s")
+AGAIN = Bar("the same from the file of measurements", "s", most=10, sign=" s")
+BARS = (ERROR, TIME, *SESR.values(), ONE, TWO, BERTS, COLD, AGAIN)
 
 
 def rows(quick: bool) -> Iterator[Row]:
     """All rows; without a GPU each says that it was not measured."""
     try:
-        from keras_efficient.export.bolt.meter import CudaMeter
-
-        bench: _Bench | None = _Bench(CudaMeter(), quick)
+        meter = CudaMeter()
     except KerasEfficientError as err:
-        bench, why = None, NOT_MEASURED
         print(err.message, file=sys.stderr)
-    else:
-        why = ""
-    if bench is None:
-        for what, unit, bar in _BARS:
-            yield Row(what, None, unit, bar=bar, why=why)
+        for bar in BARS:
+            yield bar.row(None, why=NOT_MEASURED)
         return
-    yield from bench.rows()
+    with tempfile.TemporaryDirectory() as folder, tuning.compilers() as pool:
+        yield from Bench(meter, quick, pool, Path(folder) / "measured.jsonl").rows()
 
 
-_BARS = (
-    ("every kernel against float64: the largest relative error", "", "≤ 0.001"),
-    ("SESR-M5 ×2, 1080p: time", "ms", "≤ 0.25 ms; floor 0.07 to 0.11"),
-    ("SESR-M5 ×2, 1080p: the best of torch eager, torch.compile and jax.jit over ours", "ms", "≥ 3×"),
-    ("SESR-M5 ×2, 540p: the best peer over ours", "ms", "≥ 2×"),
-    ("SESR-M5 ×2, 256×256: the best peer over ours", "ms", "≥ 2×"),
-    ("convolutions with epilogues: geometric mean of the best peer over ours", "", "≥ 1.3×"),
-    ("pairs of convolutions and of products: geometric mean of the best peer over ours", "", "≥ 1.1×"),
-    ("products of BERT with GELU: the slowest of cuBLASLt over ours", "", "≥ 0.95×"),
-    ("search for the kernels of a network, from cold", "s", "≤ 1200 s"),
-    ("the same from the file of measurements", "s", "≤ 10 s"),
-)
+class Bench:
+    """One run.
 
+    Args:
+        meter: the GPU.
+        quick: fewer cases and candidates.
+        pool: that compiles.
+        path: of a new file of measurements.
+        peers: by name; each takes a region, its shape, and how many sets of inputs take turns, and gives seconds of a
+            call, or `None` where it has no such operation.
+    """
 
-class _Bench:
-    def __init__(self, meter: Any, quick: bool):
-        self.meter, self.quick = meter, quick
+    def __init__(
+        self,
+        meter: Any,
+        quick: bool,
+        pool: Any,
+        path: Path,
+        peers: dict[str, Peer] | None = None,
+    ):
+        self.meter, self.quick, self.pool, self.path = meter, quick, pool, path
+        # The slowest comes last: where time is short, the others were run.
+        own: dict[str, Peer] = {"torch eager": _eager, "cuBLASLt": _cublas, "jax.jit": _jax, "torch.compile": _compiled}
+        self.runs = own if peers is None else peers
+        self.arch, self.cache = architecture(meter.arch), tuning.Cache(path)
         self.errors: list[float] = []
-        self.arch = architecture(meter.arch)
+        self.end = time.monotonic() + BUDGET
+        self.sizes = [size for number, size in enumerate(SESR) if not quick or number == 0]
+        self.left = len(self.sizes) + len([*self.convolutions(), *self.pairs(), *self.products()]) + 1
+        self.compiled: dict[str, build.Compiled] = {}
+        self.took: dict[str, float] = {}  # the longest that a peer took
 
     def rows(self) -> Iterator[Row]:
-        bars = {what: (unit, bar) for what, unit, bar in _BARS}
-        names = list(bars)
-        start = time.perf_counter()
-        ours = self.ours(sesr(5), (1, 1080, 1920))
-        cold = time.perf_counter() - start
-        for number, (label, shape) in enumerate(
-            (("1080p", (1, 1080, 1920)), ("540p", (1, 540, 960)), ("256×256", (1, 256, 256)))
-        ):
-            region = sesr(5)
-            best = ours if number == 0 else self.ours(region, shape)
-            peers = self.peers(region, shape)
-            name, peer = min(peers.items(), key=lambda pair: pair[1])
-            details = {"peers, ms": {one: 1000 * value for one, value in peers.items()}, "ours": best.to_dict()}
+        yield from self.networks()
+        yield from self.several(ONE, self.convolutions())
+        yield from self.several(TWO, self.pairs())
+        yield from self.several(BERTS, self.products(), "cuBLASLt", min)
+        yield self.again()
+        worst = max(self.errors, default=None)
+        yield ERROR.row(worst, why="" if self.errors else "no kernel ran", details={"kernels": len(self.errors)})
+
+    # --------------------------------------------------------------------------------------------------------- cases
+
+    def networks(self) -> Iterator[Row]:
+        """Whole networks in one kernel."""
+        for number, size in enumerate(self.sizes):
+            bar = SESR[size]
+            case = Case(bar.what, sesr(5), (1, *size))
+            found = self.compared(case)
             if number == 0:
-                details["floor, ms"] = [0.071, 0.11]
-                yield self.row(names[1], 1000 * best.seconds, None, best.seconds <= 0.25e-3, details)
-            wanted = 3 if number == 0 else 2
-            ratio = peer / best.seconds
-            what = names[2 + number]
-            details["best peer"] = name
-            barred: dict[str, Any] = {"bar": bars[what][1], "reached": ratio >= wanted, "details": details}
-            yield Row(what, 1000 * best.seconds, "ms", 1000 * peer, ratio, **barred)
-            del label
-        yield from self.several(names[5], 1.3, self.convolutions())
-        yield from self.several(names[6], 1.1, self.pairs())
-        yield from self.products(names[7])
-        yield self.row(names[0], max(self.errors), None, max(self.errors) <= 1e-3, {"kernels": len(self.errors)})
-        yield self.row(names[8], cold, None, cold <= 1200, {"network": "SESR-M5, 1080p: one kernel"})
-        yield self.again(names[9])
-
-    def row(self, what: str, value: float, peer: float | None, reached: bool, details: dict[str, Any]) -> Row:
-        unit, bar = next((unit, bar) for one, unit, bar in _BARS if one == what)
-        return Row(what, value, unit, peer, None, bar, reached, "", details)
-
-    def ours(self, region: Region, shape: tuple[int, int, int], cache: tuning.Cache | None = None) -> Candidate:
-        """The fastest candidate, measured."""
-        ranking = candidates(region, self.arch, *shape, limit=4 if self.quick else CANDIDATES)
-        deadline = time.monotonic() + SECONDS
-        how: dict[str, Any] = {"arch": self.meter.arch, "deadline": deadline, "cache": cache}
-        found, refused = tuning.tuned(region, ranking, shape, self.meter, **how)
-        if not found[0].measured:
-            raise RuntimeError(f"No kernel of {len(ranking)} ran: {refused[:3]}")
-        source = found[0].emit(region)
-        from keras_efficient.export.bolt import build
-
-        cubin = build.compiled_source(source, self.meter.arch).cubin
-        self.errors.append(self.meter.error(region, source, cubin))
-        return found[0]
-
-    def again(self, what: str) -> Row:
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "measured.jsonl"
-            self.ours(sesr(5), (1, 540, 960), tuning.Cache(path))
-            start = time.perf_counter()
-            self.ours(sesr(5), (1, 540, 960), tuning.Cache(path))
-            seconds = time.perf_counter() - start
-        return self.row(what, seconds, None, seconds <= 10, {})
-
-    def several(self, what: str, bar: float, cases: Iterator[Case]) -> Iterator[Row]:
-        ratios = []
-        for label, region, shape in cases:
-            best, peers = self.ours(region, shape), self.peers(region, shape)
-            name, peer = min(peers.items(), key=lambda pair: pair[1])
-            ratios.append(peer / best.seconds)
-            roof = _roofline(region, shape, self.arch.memory_rate)
-            details = {
-                "peers, ms": {one: 1000 * value for one, value in peers.items()},
-                "best peer": name,
-                "roofline of memory, ms": 1000 * roof,
-                "ours": best.to_dict(),
-            }
-            yield Row(label, 1000 * best.seconds, "ms", 1000 * peer, ratios[-1], details=details)
-        mean = exp(sum(map(log, ratios)) / len(ratios))
-        yield Row(what, mean, "", ratio=mean, bar=f"≥ {bar}×", reached=mean >= bar, details={"ratios": ratios})
+                yield TIME.row(found.ours, why=found.failed)
+                details = {"network": "SESR-M5, 1080p: one kernel"}
+                yield COLD.row(found.searched or None, why=found.failed, details=details)
+                yield self.whole(case, found)
+            yield bar.row(found.ours, found.ratio, found.why, peer=found.peer, ratio=found.ratio, details=found.details)
 
     def convolutions(self) -> Iterator[Case]:
         for case in CONVOLUTIONS[: 2 if self.quick else None]:
@@ -156,53 +178,191 @@ class _Bench:
             width = 1920 if size == 1080 else size
             more = " + residual" if residual else ""
             label = f"{n}×{size}×{width}, {kernel}×{kernel}, {channels} to {filters}, /{stride}, {activation}{more}"
-            yield label, region, (n, size, width)
+            yield Case(label, region, (n, size, width))
 
     def pairs(self) -> Iterator[Case]:
         for n, size, channels, filters, stride in PAIRS[: 1 if self.quick else None]:
             label = f"{n}×{size}², 3×3 {channels} to {filters}, /{stride}, and 1×1"
-            yield label, pair(channels, filters, stride), (n, size, size)
+            yield Case(label, pair(channels, filters, stride), (n, size, size))
         for number, channels, middle, filters in ROW_PAIRS[: 1 if self.quick else None]:
             label = f"{number} rows, {channels} to {middle} to {filters}"
-            yield label, row_pair(channels, middle, filters), (1, 1, number)
+            yield Case(label, row_pair(channels, middle, filters), (1, 1, number))
 
-    def products(self, what: str) -> Iterator[Row]:
-        ratios = []
-        for number, filters, channels in BERT:
-            region = rows_of(channels, filters, "gelu_tanh")
-            best, peers = self.ours(region, (1, 1, number)), self.peers(region, (1, 1, number))
-            peer = min(peers.values())
-            ratios.append(peer / best.seconds)
-            rate = 2e-12 * number * filters * channels / best.seconds
-            details = {"peers, ms": {one: 1000 * value for one, value in peers.items()}, "TFLOP/s": rate}
+    def products(self) -> Iterator[Case]:
+        for number, filters, channels in BERT[: 1 if self.quick else None]:
             label = f"{number} rows, {channels} to {filters}, GELU"
-            yield Row(label, 1000 * best.seconds, "ms", 1000 * peer, ratios[-1], details=details)
-        yield Row(what, min(ratios), "", ratio=min(ratios), bar="≥ 0.95×", reached=min(ratios) >= 0.95)
+            yield Case(label, rows_of(channels, filters, "gelu_tanh"), (1, 1, number))
 
-    def peers(self, region: Region, shape: tuple[int, int, int]) -> dict[str, float]:
-        """Seconds of PyTorch, plain and compiled, and of JAX; what fails is left out, with a word on stderr."""
-        found = {}
-        peers = {"torch eager": _eager, "torch.compile": _compiled, "jax.jit": _jax, "cuBLASLt": _cublas}
-        for name, run in peers.items():
-            try:
-                value = run(region, shape)
-            except Exception as err:  # a peer that cannot is no reason to measure nothing
-                print(f"{name}: {type(err).__name__}: {str(err)[:200]}", flush=True)
-                continue
-            if value is not None:
-                found[name] = value
+    def several(
+        self,
+        bar: Bar,
+        cases: Iterable[Case],
+        peer: str | None = None,
+        mean: Callable[[list[float]], float] | None = None,
+    ) -> Iterator[Row]:
+        """A row for each case, then the mean of their ratios; without a bar's verdict where a case has none."""
+        ratios, missing = [], []
+        for case in cases:
+            found = self.compared(case, peer)
+            yield Row(case.label, found.ours, "ms", found.peer, found.ratio, why=found.why, details=found.details)
+            if found.ratio is not None:
+                ratios.append(found.ratio)
+            if found.why:
+                missing.append(f"{case.label}: {found.why}")
+        value = (mean or _geometric)(ratios) if ratios else None
+        yield bar.row(value, why="; ".join(missing), ratio=value, details={"ratios": ratios})
+
+    def again(self) -> Row:
+        """A second search for the first network, by the file that the first one wrote and nothing else."""
+        start, self.compiled = time.perf_counter(), {}
+        try:
+            self.cache = tuning.Cache(self.path)
+            self.search(Case("", sesr(5), (1, *self.sizes[0])))
+        except Exception as err:
+            return AGAIN.row(None, why=_line(err))
+        return AGAIN.row(time.perf_counter() - start)
+
+    # ----------------------------------------------------------------------------------------------- ours, and peers
+
+    def compared(self, case: Case, peer: str | None = None) -> Found:
+        """The fastest kernel, and the peers that run: all, of which the best one counts, unless one is named."""
+        found, start = Found(), time.perf_counter()
+        try:
+            found.candidate = best = self.search(case)
+        except Exception as err:  # of one case, of which the others know nothing
+            found.why = _line(err)
+            print(f"{case.label}: {found.why}", file=sys.stderr, flush=True)
+            return found
+        found.searched, found.ours = time.perf_counter() - start, 1000 * best.seconds
+        peers, failures = self.peers(case)
+        counted = {name: one for name, one in peers.items() if peer in (None, name)}
+        found.details = {
+            "peers, ms": {name: 1000 * one for name, one in peers.items()},
+            "failures": failures,
+            "roofline of memory, ms": 1000 * _roofline(case.region, case.shape, self.arch.memory_rate),
+            "TFLOP/s": 1e-12 * _operations(case.region, case.shape) / best.seconds,
+            "ours": best.to_dict(),
+        }
+        if counted:
+            name = min(counted, key=lambda one: counted[one])
+            found.peer, found.ratio = 1000 * counted[name], counted[name] / best.seconds
+            found.details["best peer"] = name
+        without = [name for name, why in failures.items() if why == NO_TIME and peer in (None, name)]
+        if without:
+            found.why = f"{NO_TIME} for {', '.join(without)}"
+        elif not counted:
+            found.why = "no peer ran: " + "; ".join(f"{name}: {why}" for name, why in failures.items())
         return found
 
+    def search(self, case: Case) -> Candidate:
+        """The fastest candidate, measured; its error is kept."""
+        self.left -= 1
+        now = time.monotonic()
+        seconds = min(max(SEARCHES * (self.end - now) / (self.left + 1), LEAST), MOST)
+        ranking = candidates(case.region, self.arch, *case.shape, limit=4 if self.quick else CANDIDATES)
+        how: dict[str, Any] = {"arch": self.meter.arch, "deadline": now + seconds, "cache": self.cache}
+        how |= {"executor": self.pool, "compiled": self.compiled}
+        found, refused = tuning.tuned(case.region, ranking, case.shape, self.meter, **how)
+        if not found or not found[0].measured:
+            raise RuntimeError(f"no kernel of {len(ranking)} ran in {seconds:.0f} s: {'; '.join(refused[:3])}")
+        source = found[0].emit(case.region)
+        if source.kernel not in self.compiled:  # whose time came out of the file
+            self.compiled[source.kernel] = build.compiled_source(source, self.meter.arch)
+        self.errors.append(self.meter.error(case.region, source, self.compiled[source.kernel].cubin))
+        return found[0]
 
-def _roofline(region: Region, shape: tuple[int, int, int], rate: float) -> float:
+    def peers(self, case: Case) -> tuple[dict[str, float], dict[str, str]]:
+        """Seconds of each peer, and why others have none."""
+        found, failures = {}, {}
+        arrays = [*case.region.input_shapes(*case.shape), case.region.output_shape(*case.shape)]
+        count = turns(2 * sum(map(prod, arrays)), self.meter.device.cache_bytes)
+        for name, run in self.runs.items():
+            start = time.monotonic()
+            if self.end - start < self.took.get(name, 0.0) + LEAST * self.left:
+                failures[name] = NO_TIME
+                continue
+            try:
+                value = run(case.region, case.shape, count)
+            except Exception as err:  # a peer that cannot is no reason to measure nothing
+                failures[name] = _line(err)
+                print(f"{case.label}: {name}: {failures[name]}", file=sys.stderr, flush=True)
+                continue
+            finally:
+                self.took[name] = max(self.took.get(name, 0.0), time.monotonic() - start)
+            if value is not None:
+                found[name] = value
+        return found, failures
+
+    def whole(self, case: Case, found: Found) -> Row:
+        """The first network from its bundle to an array of PyTorch: a graph's replay, and plain calls."""
+        what = "SESR-M5 ×2, 1080p: replays of its bundle's graph, as a user runs it"
+        if found.candidate is None:
+            return Row(what, None, "ms", why=found.failed)
+        try:
+            code = self.compiled[found.candidate.emit(case.region).kernel].cubin
+            bundle = _bundle(case.region, found.candidate, self.meter.arch, code)
+            replay, call = _runner_seconds(bundle, self.meter.device, case.shape)
+        except Exception as err:
+            return Row(what, None, "ms", why=_line(err))
+        return Row(what, 1000 * replay, "ms", details={"a call that makes its output, ms": 1000 * call})
+
+
+@dataclass
+class Found:
+    """What a case gave: milliseconds of ours and of the peer that counts, and why one of them is missing."""
+
+    candidate: Candidate | None = None
+    searched: float = 0.0
+    ours: float | None = None
+    peer: float | None = None
+    ratio: float | None = None
+    why: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> str:
+        """Why there is no time of ours."""
+        return self.why if self.candidate is None else ""
+
+
+def _line(err: BaseException) -> str:
+    text = str(err).strip() or "no reason"
+    return f"{type(err).__name__}: {text.splitlines()[0][:200]}"
+
+
+def _geometric(ratios: Sequence[float]) -> float:
+    return exp(sum(map(log, ratios)) / len(ratios))
+
+
+def _roofline(region: Region, shape: Shape, rate: float) -> float:
     """Seconds in which memory moves inputs, weights and output once."""
-    n, height, width = shape
-    size = (1, width) if region.rows else (height, width)
-    numbers = n * prod(size) * region.channels[0]
-    for layer in region.layers:
-        size = size if region.rows else layer.size(*size)
-    numbers += n * prod(size) * (region.layers[-1].filters + sum(region.channels[1:]))
-    return 2 * (numbers + sum(layer.weights.size for layer in region.layers)) / rate
+    arrays = [*region.input_shapes(*shape), region.output_shape(*shape)]
+    return 2 * (sum(map(prod, arrays)) + sum(layer.weights.size for layer in region.layers)) / rate
+
+
+def _operations(region: Region, shape: Shape) -> int:
+    """Products and sums."""
+    sizes = region.sizes(*shape[1:])[len(region.channels) :]
+    return sum(2 * shape[0] * prod(size) * layer.macs for size, layer in zip(sizes, region.layers, strict=True))
+
+
+def _bundle(region: Region, best: Candidate, arch: str, code: bytes) -> Bundle:
+    """A network of one region, without its meaning in standard operators."""
+    from onnx import TensorProto, helper
+
+    from keras_efficient.export.bolt.standard import DOMAIN, FUSED
+
+    source = best.emit(region)
+    half = TensorProto.FLOAT16
+    x, y = (helper.make_tensor_value_info(name, half, [None] * 4) for name in "xy")
+    node = helper.make_node(FUSED, ["x"], ["y"], domain=DOMAIN, spec=spec.written(spec.spec(region)), region=0)
+    entry = {"rule": dict(source.rule), "threads": source.threads, "shared_bytes": source.shared_bytes}
+    return Bundle(
+        helper.make_model(helper.make_graph([node], "network", [x], [y])).SerializeToString(),
+        cubins={f"{source.kernel}/{arch}": code},
+        weights={"0": source.packed},
+        launches={"regions": [source.kernel], "kernels": {source.kernel: entry}},
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- PyTorch
@@ -259,21 +419,15 @@ def _module(region: Region) -> Any:
     return forward
 
 
-def _torch_inputs(region: Region, shape: tuple[int, int, int]) -> list[list[Any]]:
-    """Sets of inputs, twice as large together as the L2 cache."""
+def _torch_inputs(region: Region, shape: Shape, count: int) -> list[list[Any]]:
+    """Sets of inputs; images are N×C×H×W, channels last in memory."""
     import torch
 
-    n, height, width = shape
-    size = (height, width)
-    shapes = [(width, region.channels[0])] if region.rows else [(n, region.channels[0], *size)]
-    for layer in region.layers:
-        size = size if region.rows else layer.size(*size)
-    shapes += [(n, channels, *size) for channels in region.channels[1:]]
-    total = 2 * sum(prod(one) for one in shapes) + 2 * n * prod(size) * region.layers[-1].filters
-    count = int(min(max(2 * torch.cuda.get_device_properties(0).L2_cache_size // total + 1, 2), 64))
-    kind = {} if region.rows else {"memory_format": torch.channels_last}
-    how: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
-    return [[torch.randn(one, **how).contiguous(**kind) for one in shapes] for _ in range(count)]
+    def drawn(one: tuple[int, ...]) -> Any:
+        numbers = torch.randn(one, dtype=torch.float16, device="cuda")
+        return numbers if region.rows else numbers.permute(0, 3, 1, 2)
+
+    return [[drawn(one) for one in region.input_shapes(*shape)] for _ in range(count)]
 
 
 def _torch_seconds(run: Callable[..., Any], sets: list[list[Any]]) -> float:
@@ -290,31 +444,60 @@ def _torch_seconds(run: Callable[..., Any], sets: list[list[Any]]) -> float:
         with torch.cuda.graph(graph):
             for number in range(LAUNCHES):
                 run(*sets[number % len(sets)])
-        times = []
-        for _ in range(12):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) / 1000 / LAUNCHES)
+        return _event_seconds(graph.replay) / LAUNCHES
+
+
+def _event_seconds(work: Callable[[], None]) -> float:
+    """Median of what the GPU takes for `work` on the current stream."""
+    import torch
+
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
     return statistics.median(times[2:])
 
 
-def _eager(region: Region, shape: tuple[int, int, int]) -> float:
-    return _torch_seconds(_module(region), _torch_inputs(region, shape))
+def _runner_seconds(bundle: Bundle, device: Any, shape: Shape) -> tuple[float, float]:
+    """Of a bundle on arrays of PyTorch: for each of many replays of its graph, and of many calls."""
+    import torch
+
+    from keras_efficient.export.bolt import runtime
+
+    run, x = runtime.load(bundle, device), torch.rand((*shape, 1), dtype=torch.float16, device="cuda")
+    graph, wanted = run.captured(x), run(x)
+    graph.replay()
+    if not torch.equal(graph.outputs[0], wanted):
+        raise RuntimeError("the graph computes something else than the call")
+
+    def often(work: Callable[[], Any]) -> float:
+        def several() -> None:
+            for _ in range(LAUNCHES):
+                work()
+
+        return _event_seconds(several) / LAUNCHES
+
+    return often(graph.replay), often(lambda: run(x))
 
 
-def _compiled(region: Region, shape: tuple[int, int, int]) -> float:
+def _eager(region: Region, shape: Shape, count: int) -> float:
+    return _torch_seconds(_module(region), _torch_inputs(region, shape, count))
+
+
+def _compiled(region: Region, shape: Shape, count: int) -> float:
     import torch
 
     torch._dynamo.reset()
     # Graphs are captured by ours, so that all are timed alike.
     run = torch.compile(_module(region), mode="max-autotune-no-cudagraphs")
-    return _torch_seconds(run, _torch_inputs(region, shape))
+    return _torch_seconds(run, _torch_inputs(region, shape, count))
 
 
-def _cublas(region: Region, shape: tuple[int, int, int]) -> float | None:
+def _cublas(region: Region, shape: Shape, count: int) -> float | None:
     """cuBLASLt with its own epilogue, for one product with GELU."""
     import torch
 
@@ -325,7 +508,7 @@ def _cublas(region: Region, shape: tuple[int, int, int]) -> float | None:
     weight = torch.tensor(layer.weights[0, 0], dtype=torch.float16, device="cuda")
     bias = torch.tensor(layer.bias, dtype=torch.float16, device="cuda")
     run = lambda x: torch.ops.aten._addmm_activation(bias, x, weight, use_gelu=True)  # noqa: E731
-    return _torch_seconds(run, _torch_inputs(region, shape))
+    return _torch_seconds(run, _torch_inputs(region, shape, count))
 
 
 # ----------------------------------------------------------------------------------------------------------------- JAX
@@ -379,24 +562,19 @@ def _jax_function(region: Region) -> Callable[..., Any]:
     return forward
 
 
-def _jax(region: Region, shape: tuple[int, int, int]) -> float:
+def _jax(region: Region, shape: Shape, count: int) -> float:
     """Many calls, one behind the other, until all results are there: JAX has no graphs to replay."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it would take most of the memory
     import jax
     import jax.numpy as jnp
 
-    n, height, width = shape
-    size = (height, width)
-    shapes = [(width, region.channels[0])] if region.rows else [(n, *size, region.channels[0])]
-    for layer in region.layers:
-        size = size if region.rows else layer.size(*size)
-    shapes += [(n, *size, channels) for channels in region.channels[1:]]
-    key = jax.random.key(0)
-    sets = [[jax.random.normal(key, one, jnp.float16) for one in shapes] for _ in range(8)]
+    key, shapes = jax.random.key(0), region.input_shapes(*shape)
+    sets = [[jax.random.normal(key, one, jnp.float16) for one in shapes] for _ in range(count)]
     run = jax.jit(_jax_function(region))
     for inputs in sets:
         run(*inputs).block_until_ready()
     times = []
-    for _ in range(12):
+    for _ in range(ROUNDS):
         start = time.perf_counter()
         found = [run(*sets[number % len(sets)]) for number in range(5 * LAUNCHES)]
         jax.block_until_ready(found)

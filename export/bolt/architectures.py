@@ -1,4 +1,7 @@
-"""What GPUs can do, for estimates: numbers of data sheets, and what programs reach of them."""
+"""GPUs that kernels are written for: the one list of them, and for estimates what they can do.
+
+Numbers are of data sheets, and of what programs reach of them.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import Counter
@@ -91,8 +92,8 @@ def assemble(
         arch: of the GPU.
         policy: which layers share a region; by default the one whose kernels are fastest by their estimates.
         check: whether each kernel is run on the CPU, and held to its meaning, where there is a compiler (g++).
-        tune: seconds in which candidates are measured on this machine's GPU; 0: what `cache` knows is taken, else
-            estimates.
+        tune: seconds in which candidates of all kernels are measured on this machine's GPU; 0: what `cache` knows is
+            taken, else estimates.
         cache: a file of measurements, read and added to.
         meter: the GPU that measures; by default the current CUDA device, if `tune` is above 0.
         on_progress: called with a line at the start of each step.
@@ -116,8 +117,8 @@ def assemble(
     compiled: dict[str, build.Compiled] = {}
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     measured = _Measuring.of(tune, cache, meter, arch)
-    for index, (region, (shape, estimated)) in enumerate(zip(parted.regions, ranked, strict=True)):
-        ranking, slow = measured.ranked(region, shape, estimated, on_progress)
+    rankings = measured.ranked(parted.regions, ranked, compiled, on_progress)
+    for index, (region, (ranking, slow)) in enumerate(zip(parted.regions, rankings, strict=True)):
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
         kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
         kernels.append(kernel)
@@ -176,13 +177,44 @@ class _Measuring:
         return {} if self.meter is None else {"device": self.meter.identity}
 
     def ranked(
-        self, region: Region, shape: Shape | None, ranking: list[Candidate], on_progress: Callable[[str], None]
-    ) -> tuple[list[Candidate], list[str]]:
-        """As `tuning.tuned`."""
-        if shape is None or not ranking:
-            return ranking, []
-        how: dict[str, Any] = {"arch": self.arch, "deadline": self.deadline, "cache": self.cache}
-        return tuning.tuned(region, ranking, shape, self.meter, on_progress=on_progress, **how)
+        self,
+        regions: Sequence[Region],
+        estimated: Sequence[_Ranking],
+        compiled: dict[str, build.Compiled],
+        on_progress: Callable[[str], None],
+    ) -> list[tuple[list[Candidate], list[str]]]:
+        """As `tuning.tuned`, for all regions. Equal ones are measured once; time is shared out evenly.
+
+        Kernels that are compiled for that come into `compiled`. What a region leaves of its share, since a file knew
+        its times, is shared out among those behind it.
+        """
+        keys = [
+            tuning.key(region, shape) if shape is not None and ranking else None
+            for region, (shape, ranking) in zip(regions, estimated, strict=True)
+        ]
+        count = len({key for key in keys if key is not None})
+        found: dict[str, tuple[list[Candidate], list[str]]] = {}
+        with contextlib.nullcontext() if self.meter is None else tuning.compilers() as pool:
+            for region, (shape, ranking), key in zip(regions, estimated, keys, strict=True):
+                if key is None or shape is None or key in found:
+                    continue
+                now, which = time.monotonic(), f"kernel {len(found) + 1} of {count}"
+                share = max(self.deadline - now, 0) / (count - len(found))
+                if share:
+                    on_progress(f"{which}: measuring candidates for up to {share:.0f} s")
+                found[key] = tuning.tuned(
+                    region,
+                    ranking,
+                    shape,
+                    self.meter,
+                    arch=self.arch,
+                    deadline=now + share,
+                    cache=self.cache,
+                    on_progress=lambda line, which=which: on_progress(f"{which}: {line}"),  # type: ignore[misc]
+                    executor=pool,
+                    compiled=compiled,
+                )
+        return [(ranking, []) if key is None else found[key] for (_, ranking), key in zip(estimated, keys, strict=True)]
 
 
 def best_partition(
@@ -204,7 +236,7 @@ def best_partition(
         ranked = []
         for region in parted.regions:
             size = known.get(region.names[0])
-            shape = None if size is None else _image(region, size)
+            shape = None if size is None else region.image(size)
             ranked.append((shape, [] if shape is None else candidates(region, arch, *shape)))
         # A region without a kernel costs as if all of it were.
         total = sum(some[0].seconds if some else 1.0 for _, some in ranked)
@@ -212,16 +244,6 @@ def best_partition(
             best = total, parted, ranked
     assert best is not None
     return best[1], best[2]
-
-
-def _image(region: Region, shape: tuple[int, ...]) -> Shape:
-    """Images, height and width of the first input."""
-    if region.rows:
-        rows = 1
-        for size in shape[:-1]:
-            rows *= size
-        return 1, 1, rows
-    return shape[0], shape[1], shape[2]
 
 
 def _kernel(

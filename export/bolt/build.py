@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_efficient.errors import ConversionError, MissingDependency, UnknownName
+from keras_efficient.errors import ConversionError, MissingDependency
+from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.source import Source
 
 __all__ = [
-    "ARCHITECTURES",
     "Compiled",
     "KernelInfo",
     "compiled",
@@ -30,7 +30,6 @@ __all__ = [
     "nvcc",
 ]
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
 SECONDS = 1800  # for nvcc: a large CUTLASS kernel takes minutes
 
 PURPOSE = "Compiling kernels for a GPU"
@@ -91,7 +90,7 @@ def compiled(source: str, kernels: Sequence[str], arch: str = "sm_90a", *, defin
     Args:
         source: CUDA C++17 without headers of the host; `templates/primitives.cuh` is in it as text.
         kernels: names of the kernels (`extern "C"`) that are wanted.
-        arch: one of `ARCHITECTURES`.
+        arch: one of `architectures.ARCHITECTURES`.
         defines: macros, as "NAME" or "NAME=VALUE".
 
     Raises:
@@ -99,17 +98,12 @@ def compiled(source: str, kernels: Sequence[str], arch: str = "sm_90a", *, defin
         MissingDependency: a wheel of the extra `gpu` is not installed.
         UnknownName: no such architecture.
     """
-    _check(arch)
+    architecture(arch)  # one of those that sources are written for
     start = time.perf_counter()
     options = [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", "--ptxas-options=-v"]
     options += [f"-I{folder}" for folder in _include_folders()] + [f"-D{one}" for one in defines]
     cubin, ptx, log = _by_nvrtc(source.encode(), [option.encode() for option in options])
     return Compiled(cubin, ptx, log, _kernels(log, kernels), time.perf_counter() - start)
-
-
-def _check(arch: str) -> None:
-    if arch not in ARCHITECTURES:
-        raise UnknownName("architecture", arch, ARCHITECTURES)
 
 
 def _by_nvrtc(source: bytes, options: list[bytes]) -> tuple[bytes, bytes, str]:
@@ -260,7 +254,7 @@ def compiled_by_nvcc(
     Raises:
         ConversionError, MissingDependency, UnknownName: as `compiled`; or nvcc took too long.
     """
-    _check(arch)
+    architecture(arch)
     program, start = nvcc(), time.perf_counter()
     folders = [*include, *_headers_of(program)]
     with tempfile.TemporaryDirectory() as name:

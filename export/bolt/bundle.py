@@ -48,7 +48,7 @@ class Bundle:
     Attributes:
         onnx: the ONNX file, with a node for each kernel.
         cubins: machine code by name.
-        ptx: the same in PTX, as TensorRT takes it.
+        ptx: the same in PTX, which TensorRT takes, and the driver where it has no machine code for a newer GPU.
         sources: CUDA C++ by name, to compile for others.
         launches: what a launch of each kernel takes, in JSON: objects, lists, strings, numbers, booleans and null.
         weights: packed, by the number of the region.

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_efficient.errors import VerificationError
 from keras_efficient.export.bolt import host
-from keras_efficient.export.bolt.grids import launch
+from keras_efficient.export.bolt.grids import arguments, launch
 from keras_efficient.export.bolt.reference import computed
 from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.source import Source
@@ -33,15 +33,8 @@ def random_inputs(region: Region, *shape: int, seed: int = 0) -> list[np.ndarray
         seed: of chance.
     """
     random = np.random.default_rng(seed)
-    if region.rows:
-        return [random.normal(size=(shape[0], channels)).astype(np.float16) for channels in region.channels]
-    n, height, width = shape
-    out = height, width
-    for layer in region.layers:
-        out = layer.size(*out)
-    sizes = [(height, width), *[out] * (len(region.channels) - 1)]
-    pairs = zip(sizes, region.channels, strict=True)
-    return [random.normal(size=(n, *size, channels)).astype(np.float16) for size, channels in pairs]
+    n, height, width = (1, 1, *shape) if region.rows else shape
+    return [random.normal(size=one).astype(np.float16) for one in region.input_shapes(n, height, width)]
 
 
 def compare(
@@ -67,7 +60,7 @@ def compare(
     """
     wanted = computed(region, inputs, rounded=rounded)
     out = np.full(wanted.shape, np.nan, np.float16)
-    n, height, width = (1, 1, len(inputs[0])) if region.rows else inputs[0].shape[:3]
+    n, height, width = region.image(inputs[0].shape)
     grid, integers = launch(source.rule, n, height, width, processors)
     counted = host.run(
         source.text,
@@ -75,7 +68,7 @@ def compare(
         grid=grid,
         threads=source.threads,
         shared_bytes=source.shared_bytes,
-        arguments=[*inputs, np.frombuffer(source.packed, np.uint8), height, width, *integers, out],
+        arguments=arguments(inputs, np.frombuffer(source.packed, np.uint8), height, width, integers, out),
         seed=seed,
     )
     norm = float(np.linalg.norm(wanted)) or 1.0

@@ -157,7 +157,7 @@ class Owned:
         return _api.PyCapsule_New(address, _NAME, _dropped)
 
     def like(self, other: Any) -> Any:
-        """As an array of another one's library."""
+        """As an array of another one's library; on a GPU this object, where the library is not among those known."""
         library = type(other).__module__.split(".")[0]
         if library == "torch":
             import torch
@@ -171,7 +171,7 @@ class Owned:
             import jax
 
             return jax.dlpack.from_dlpack(self)
-        return np.from_dlpack(self)
+        return np.from_dlpack(self) if self._array.device[0] == CPU else self
 
 
 @_Deleter

@@ -6,38 +6,17 @@ A rule has a `kind`, the template's name, and integers; what launches kernels in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import Any
 
 from keras_efficient.errors import WrongArgument
-from keras_efficient.export.bolt.region import Layer
+from keras_efficient.export.bolt.region import geometry, size_of
 
-__all__ = ["Launch", "geometry", "launch", "output_size"]
+__all__ = ["Launch", "arguments", "band", "formulas", "geometry", "launch"]
 
 Launch = tuple[tuple[int, int, int], tuple[int, ...]]
 
 LIMIT = 2**31
 MOST_IMAGES = 65535  # blocks along a grid's third axis
-
-
-def geometry(layer: Layer) -> list[int]:
-    """What an output's size hangs on: reach of the kernel, stride, and padding above, left, below and right."""
-    reach = [(size - 1) * step for size, step in zip(layer.kernel, layer.dilation, strict=True)]
-    return [*reach, *layer.stride, *layer.padding]
-
-
-def output_size(structure: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Height and width of a region's output, by its structure as of `spec.spec`."""
-    sizes = {0: (height, width)}
-    for number, layer in enumerate(structure["layers"], len(structure["channels"])):
-        top, left, bottom, right = layer["padding"]
-        found = []
-        for axis, (size, padding) in enumerate(zip(sizes[layer["value"]], (top + bottom, left + right), strict=True)):
-            reach = (layer["kernel"][axis] - 1) * layer["dilation"][axis]
-            found.append((size + padding - reach - 1) // layer["stride"][axis] + 1)
-        sizes[number] = (found[0], found[1])
-    out = sizes[max(sizes)]
-    return out[0] * structure["shuffle"], out[1] * structure["shuffle"]
 
 
 def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors: int) -> Launch:
@@ -56,38 +35,61 @@ def launch(rule: Mapping[str, Any], n: int, height: int, width: int, processors:
     if rule["kind"] == "strip":
         out = (height, width)
     else:
-        down, beside, stride, step, top, left, bottom, right = rule["geometry"]
-        out = ((height + top + bottom - down - 1) // stride + 1, (width + left + right - beside - 1) // step + 1)
+        out = size_of(rule["geometry"], height, width)
         if min(out) < 1:
             raise WrongArgument(f"Images of {height} × {width} are smaller than the kernel.")
     if n * max(height * width, out[0] * out[1]) * rule["channels"] >= LIMIT:
         raise WrongArgument(f"{n} images of {height} × {width} have 2³¹ numbers or more.")
-    return _KINDS[rule["kind"]](rule, n, out, processors)
-
-
-def _strip(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    """As many bands of rows as end soonest: waves of blocks, times the steps that each takes."""
-    height, width = out
-    if n > MOST_IMAGES:
+    if rule["kind"] == "strip" and n > MOST_IMAGES:
         raise WrongArgument(f"{n} images are more than {MOST_IMAGES}, the most of a launch.")
-    strips, rows, slots = ceil(width / rule["useful"]), rule["rows"], processors * rule["blocks"]
+    return formulas(rule, n, height, width, band(rule, n, height, width, processors))
+
+
+def band(rule: Mapping[str, Any], n: int, height: int, width: int, processors: int) -> int:
+    """Rows of a band of the kind `strip`, so that all bands end soonest; other kinds have none.
+
+    That is waves of blocks, times the steps that each takes.
+    """
+    if rule["kind"] != "strip":
+        return 0
+    strips, rows, slots = quotient(width, rule["useful"]), rule["rows"], processors * rule["blocks"]
 
     def cost(bands: int) -> int:
-        return ceil(strips * n * bands / slots) * ceil((ceil(height / bands) + rule["extra"]) / rows)
+        return quotient(strips * n * bands, slots) * quotient(quotient(height, bands) + rule["extra"], rows)
 
-    band = ceil(height / min(range(1, ceil(height / rows) + 1), key=cost))
-    return (strips, ceil(height / band), n), (band,)
-
-
-def _tile(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    places = n * out[0] * out[1]
-    together = rule.get("together", 1)  # blocks of a cluster, of which a grid has whole ones
-    return (ceil(places / rule["places"] / together) * together, rule["across"], 1), (places, *out)
+    return quotient(height, min(range(1, quotient(height, rows) + 1), key=cost))
 
 
-def _depthwise(rule: Mapping[str, Any], n: int, out: Sequence[int], processors: int) -> Launch:
-    work = n * out[0] * ceil(out[1] / rule["places"]) * rule["groups"]
-    return (ceil(work / rule["threads"]), 1, 1), (n, *out)
+def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int) -> Launch:
+    """What `launch` gives for bands of so many rows: of integers, or of expressions of sizes, such as TensorRT's.
+
+    Expressions know + - × ÷, and stand first in each; of rows only the width is one.
+    """
+    if rule["kind"] == "strip":
+        return (quotient(width, rule["useful"]), quotient(height, band), n), (band,)
+    rows, columns = size_of(rule["geometry"], height, width)
+    if rule["kind"] == "tile":
+        places = columns * rows * n
+        together = rule.get("together", 1)  # blocks of a cluster, of which a grid has whole ones
+        blocks = quotient(places, rule["places"] * together) * together
+        return (blocks, rule["across"], 1), (places, rows, columns)
+    work = quotient(columns, rule["places"]) * rows * n * rule["groups"]
+    return (quotient(work, rule["threads"]), 1, 1), (n, rows, columns)
 
 
-_KINDS = {"strip": _strip, "tile": _tile, "depthwise": _depthwise}
+def quotient(size: Any, part: int) -> Any:
+    """Rounded up."""
+    return (size + (part - 1)) // part
+
+
+def arguments(
+    inputs: Sequence[Any], weights: Any, height: Any, width: Any, integers: Sequence[Any], out: Any
+) -> list[Any]:
+    """What a kernel takes, in its order, which is TensorRT's.
+
+    Args:
+        inputs, weights, out: arrays, in whatever form a launch takes them; weights packed as a `Source` has them.
+        height, width: of the first input.
+        integers: as of `launch`.
+    """
+    return [*inputs, weights, height, width, *integers, out]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from math import prod
+from operator import mul
+from typing import Any
 
 import numpy as np
 
 from keras_efficient.errors import WrongArgument
 
-__all__ = ["ACTIVATIONS", "Activate", "Add", "Layer", "Region", "Step"]
+__all__ = ["ACTIVATIONS", "Activate", "Add", "Layer", "Region", "Step", "geometry", "size_of"]
 
 ACTIVATIONS = ("relu", "prelu", "clip", "gelu", "gelu_tanh", "silu", "hard_swish", "softplus", "sigmoid", "tanh")
 
@@ -94,20 +98,34 @@ class Layer:
         wanted = (reach[0] // 2, reach[1] // 2, reach[0] // 2, reach[1] // 2)
         return self.stride == (1, 1) and self.padding == wanted and not any(one % 2 for one in reach)
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: Any, width: Any) -> tuple[Any, Any]:
         """Height and width of its output."""
-        top, left, bottom, right = self.padding
-        sizes = []
-        for side, kernel, stride, dilation in zip(
-            (height + top + bottom, width + left + right), self.kernel, self.stride, self.dilation, strict=True
-        ):
-            sizes.append((side - (kernel - 1) * dilation - 1) // stride + 1)
-        return sizes[0], sizes[1]
+        return size_of(geometry(self), height, width)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for each place of its output."""
         return prod(self.weights.shape)
+
+
+def geometry(layer: Layer) -> list[int]:
+    """What an output's size hangs on: reach of the kernel, stride, and padding above, left, below and right."""
+    reach = [(size - 1) * step for size, step in zip(layer.kernel, layer.dilation, strict=True)]
+    return [*reach, *layer.stride, *layer.padding]
+
+
+def size_of(shape: Sequence[int], height: Any, width: Any) -> tuple[Any, Any]:
+    """Height and width of an output; below 1 where the input is smaller than the kernel.
+
+    Args:
+        shape: as of `geometry`.
+        height, width: of the input: integers, or expressions that know + and // with an integer on their right.
+    """
+    down, beside, stride, step, top, left, bottom, right = shape
+    return (
+        (height + (top + bottom - down - 1)) // stride + 1,
+        (width + (left + right - beside - 1)) // step + 1,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,3 +167,30 @@ class Region:
     def macs(self) -> int:
         """Multiply-accumulates for each place of the output before the shuffle, if no layer strides."""
         return sum(layer.macs for layer in self.layers)
+
+    def image(self, shape: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Images, height and width of a first input of this shape; rows, of however many axes, are one image's row."""
+        return (1, 1, reduce(mul, shape[:-1])) if self.rows else (shape[0], shape[1], shape[2])
+
+    def sizes(self, height: Any, width: Any) -> list[tuple[Any, Any]]:
+        """Height and width of each value, from those of the first input."""
+        found = [(height, width)] * len(self.channels)
+        for layer in self.layers:
+            size = layer.size(*found[layer.value])
+            for step in layer.steps:
+                if isinstance(step, Add) and 0 < step.value < len(self.channels):
+                    found[step.value] = size  # an input that is only added
+            found.append(size)
+        return found
+
+    def input_shapes(self, n: int, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shapes of all inputs, from images, height and width of the first one."""
+        sizes = self.sizes(height, width)[: len(self.channels)]
+        pairs = zip(sizes, self.channels, strict=True)
+        return [(size[1], channels) if self.rows else (n, *size, channels) for size, channels in pairs]
+
+    def output_shape(self, n: Any, height: Any, width: Any) -> tuple[Any, ...]:
+        """The output's shape; sizes are integers, or expressions as of `size_of`."""
+        down, across = self.sizes(height, width)[-1]
+        filters = self.layers[-1].filters // self.shuffle**2
+        return (across, filters) if self.rows else (n, down * self.shuffle, across * self.shuffle, filters)

@@ -1,18 +1,33 @@
 """Runs a bundle's kernels on arrays that are on a GPU already: of torch, JAX, CuPy, or whatever else has DLPack.
 
+    run = load("network.bolt")
+    y = run(x)                          # any sizes, on the array's stream; a new array
+    graph = run.captured(x)             # all launches as one CUDA graph over the memory of x
+    x.copy_(other); graph.replay()      # the same for new numbers, without the launches' time on the CPU
+    graph.outputs[0]
+
 Nothing is copied: kernels read the caller's arrays and write into one that they get or make, on the caller's stream.
-Only drivers are needed (the package `cuda-bindings` and the GPU's own), no toolkit. Not verified: this page ran on no
-GPU yet; all but `CudaDevice` is tested with `HostDevice`, which runs the same kernels on the CPU, thread by thread.
+Only drivers are needed (the package `cuda-bindings` and the GPU's own), no toolkit.
+
+Memory that is made here is freed when its last array is gone, behind all that was queued on the stream that filled it,
+and on the one that another library took it on. Libraries do not know of our streams, nor we of others of theirs, so
+with a stream of your own three things are yours to see to: inputs must live until the stream is done with them (of
+torch `x.record_stream(stream)`), what reads `out` must wait for the stream, and an array that is read on a third stream
+must live until that is done.
+
+Not verified: this page ran on no GPU yet; `CudaDevice` is tested with a driver that is none, and all else with
+`HostDevice`, which runs the same kernels on the CPU, thread by thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,13 +35,21 @@ from keras_efficient.errors import ConversionError, MissingDependency, Unsupport
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.dlpack import CPU, CUDA, Array, Owned, array_of
-from keras_efficient.export.bolt.grids import Launch, launch, output_size
+from keras_efficient.export.bolt.grids import Launch, arguments, launch
+from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
-__all__ = ["CudaDevice", "Device", "HostDevice", "Runner", "load"]
+__all__ = ["Captured", "CudaDevice", "Device", "HostDevice", "Runner", "load"]
 
 
 ALIGNMENT = 16  # bytes: the widest loads of kernels
+
+
+class Graph(Protocol):
+    """Launches that were captured."""
+
+    def replay(self, stream: int) -> None:
+        """All of them once more, behind what is on the stream."""
 
 
 class Device(Protocol):
@@ -42,8 +65,8 @@ class Device(Protocol):
     processors: int
     place: tuple[int, int]
 
-    def order(self, before: int, after: int) -> None:
-        """What is on stream `after` from now on waits for what is on `before`."""
+    def lend(self, array: Array, before: int, after: int) -> None:
+        """What is on stream `after` from now on waits for what is on `before`; freeing the array waits for `after`."""
 
     def finish(self, stream: int) -> None:
         """Waits for all that is on a stream."""
@@ -54,12 +77,15 @@ class Device(Protocol):
     def weights(self, packed: bytes) -> Any:
         """A copy on the device: what `launch` takes as an argument."""
 
-    def buffer(self, shape: tuple[int, ...], stream: int) -> Array:
-        """Float16 memory of its own."""
+    def buffer(self, shape: tuple[int, ...], stream: int | None) -> Array:
+        """Float16 memory of its own, for work on a stream; `None`: on any, and freed when all work is done."""
 
     def launch(self, kernel: Any, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[Any],
                stream: int) -> None:  # fmt: skip
         """Arguments are arrays, what `weights` gave, or integers of 32 bits."""
+
+    def captured(self, work: Callable[[int], None]) -> Graph:
+        """What `work` launches on the stream that it is given; nothing of it runs yet."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +94,29 @@ class _Step:
 
     kernel: Any
     entry: Mapping[str, Any]
-    structure: Mapping[str, Any]
+    region: Region
     weights: Any
     reads: tuple[str, ...]
     writes: str
+
+
+class _Launched(NamedTuple):
+    """What `Device.launch` takes, but the stream."""
+
+    kernel: Any
+    grid: Sequence[int]
+    threads: int
+    shared_bytes: int
+    arguments: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """What hangs on sizes: a launch, and the shapes of a step's arrays."""
+
+    launch: Launch
+    inputs: list[tuple[int, ...]]
+    output: tuple[int, ...]
 
 
 class Runner:
@@ -91,26 +136,26 @@ class Runner:
         self.outputs = tuple(one.name for one in graph.output)
         names = {one: one for one in self.inputs}  # what casts between float32 and float16 made is the same here
         self._steps: list[_Step] = []
-        self._launches: dict[tuple[int, int, int, int], Launch] = {}
+        self._sizes: dict[tuple[int, int, int, int], _Sized] = {}
         kernels, regions = _launches(bundle)
         types = _types(graph)
         for node in graph.node:
             if _only_widens(node, types):
                 names[node.output[0]] = names.get(node.input[0], node.input[0])
                 continue
-            index, structure = _region(node)
+            index, region = _region(node)
             name = regions[index] if 0 <= index < len(regions) else None
             if name is None:
                 hint = "`export.bolt.ort.session` runs it."
                 raise UnsupportedLayer(node.name, "the bundle has no kernel for it.", hint=hint)
             entry = kernels[name]
-            reads = tuple(names.get(one, one) for one in node.input[: len(structure["channels"])])
+            reads = tuple(names.get(one, one) for one in node.input[: len(region.channels)])
             if str(index) not in bundle.weights:
                 raise ConversionError(f"The bundle has no weights of region {index}.", hint="Export the model again.")
             kernel = device.kernel(bundle, name, entry["shared_bytes"])
             weights = device.weights(bundle.weights[str(index)])
             names[node.output[0]] = node.output[0]
-            self._steps.append(_Step(kernel, entry, structure, weights, reads, node.output[0]))
+            self._steps.append(_Step(kernel, entry, region, weights, reads, node.output[0]))
         self._results = [names.get(one, one) for one in self.outputs]
 
     def __call__(self, *inputs: Any, out: Any = None, stream: int | None = None) -> Any:
@@ -127,23 +172,56 @@ class Runner:
         Raises:
             WrongArgument: other inputs than the network's, or not as float16 in rows.
         """
+        self._check(inputs, out)
+        stream = _stream_of(inputs[0]) if stream is None else stream
+        values = self._values(inputs, out, stream)
+        for one in self._planned(values, stream):
+            self._device.launch(*one, stream)
+        if _is_jax(inputs[0]):
+            self._device.finish(stream)  # JAX would use the inputs' memory again, knowing nothing of this stream
+        if out is not None:
+            return out
+        results = [values[name] for name in self._results]
+        found = [Owned(one, partial(self._device.lend, one, stream)).like(inputs[0]) for one in results]
+        return found[0] if len(found) == 1 else found
+
+    def captured(self, *inputs: Any, out: Any = None) -> Captured:
+        """The network over the memory of these arrays, to be run again and again with new numbers in it.
+
+        All memory that it takes is made once, and all launches are one CUDA graph. Nothing runs before it is replayed.
+
+        Args:
+            inputs, out: as for a call.
+
+        Raises:
+            WrongArgument: as a call, or arrays of JAX, whose numbers cannot change.
+        """
+        self._check(inputs, out)
+        if any(map(_is_jax, inputs)):
+            raise WrongArgument("Arrays of JAX never change, so that a graph over them has no use.", hint="Call it.")
+        values = self._values(inputs, out, -1)  # DLPack's word for no waiting: nothing is read yet
+        plan = self._planned(values, None)
+
+        def work(stream: int) -> None:
+            for one in plan:
+                self._device.launch(*one, stream)
+
+        graph = self._device.captured(work)
+        made = () if out is not None else tuple(Owned(values[name]).like(inputs[0]) for name in self._results)
+        return Captured(graph, (values, plan), inputs, made or (out,))
+
+    def _check(self, inputs: Sequence[Any], out: Any) -> None:
         if len(inputs) != len(self.inputs):
             raise WrongArgument(f"The network takes {len(self.inputs)} arrays, received {len(inputs)}.")
         if out is not None and len(self.outputs) != 1:
             raise WrongArgument("`out` is for networks with one output.")
-        stream = _stream_of(inputs[0]) if stream is None else stream
+
+    def _values(self, inputs: Sequence[Any], out: Any, stream: int) -> dict[str, Array]:
+        """The arrays that there are before anything runs, by name."""
         values = {name: self._taken(one, stream) for name, one in zip(self.inputs, inputs, strict=True)}
         if out is not None:
             values[self._results[0]] = self._target(out, stream, list(values.values()))
-        for number, step in enumerate(self._steps):
-            self._run(number, step, values, stream)
-        if type(inputs[0]).__module__.startswith("jax"):
-            self._device.finish(stream)  # JAX would use the inputs' memory again, knowing nothing of this stream
-        if out is not None:
-            return out
-        order = partial(self._device.order, stream)
-        found = [Owned(values[name], order).like(inputs[0]) for name in self._results]
-        return found[0] if len(found) == 1 else found
+        return values
 
     def _taken(self, given: Any, stream: int) -> Array:
         array = array_of(given, stream)
@@ -157,7 +235,7 @@ class Runner:
         return array
 
     def _target(self, out: Any, stream: int, inputs: Sequence[Array]) -> Array:
-        if type(out).__module__.startswith("jax"):
+        if _is_jax(out):
             raise WrongArgument("`out` is an array of JAX, which nobody may write to.", hint="Leave it out.")
         array = self._taken(out, stream)
         end = array.pointer + array.nbytes
@@ -165,33 +243,66 @@ class Runner:
             raise WrongArgument("`out` shares memory with an input, which kernels read while they write.")
         return array
 
-    def _run(self, number: int, step: _Step, values: dict[str, Array], stream: int) -> None:
-        given = [values[name] for name in step.reads]
-        channels, rows = step.structure["channels"], step.structure["rows"]
-        for name, one, wanted in zip(step.reads, given, channels, strict=True):
-            if len(one.shape) != (2 if rows else 4) or one.shape[-1] != wanted:
-                raise WrongArgument(f"{name!r} is {one.shape}; {'rows' if rows else 'N×H×W'} of {wanted} are wanted.")
-        n, height, width = (1, 1, given[0].shape[0]) if rows else given[0].shape[:3]
+    def _planned(self, values: dict[str, Array], stream: int | None) -> list[_Launched]:
+        """Launches of all steps; arrays that are missing are made, and get names."""
+        plan = []
+        for number, step in enumerate(self._steps):
+            given = [values[name] for name in step.reads]
+            n, height, width = self._image(step, given[0])
+            sized = self._sized(number, n, height, width)
+            for name, one, wanted in zip(step.reads[1:], given[1:], sized.inputs[1:], strict=True):
+                if one.shape != wanted:
+                    raise WrongArgument(f"{name!r} is {one.shape}, and {wanted} is wanted, to be added.")
+            out = values.get(step.writes)
+            if out is None:
+                out = values[step.writes] = self._device.buffer(sized.output, stream)
+            elif out.shape != sized.output:
+                raise WrongArgument(f"`out` is {out.shape}, the output {sized.output}.")
+            grid, integers = sized.launch
+            taken = arguments(given, step.weights, height, width, integers, out)
+            plan.append(_Launched(step.kernel, grid, step.entry["threads"], step.entry["shared_bytes"], taken))
+        return plan
+
+    def _image(self, step: _Step, first: Array) -> tuple[int, int, int]:
+        rows, channels = step.region.rows, step.region.channels[0]
+        if len(first.shape) != (2 if rows else 4) or first.shape[-1] != channels:
+            what = "rows" if rows else "N×H×W"
+            raise WrongArgument(f"{step.reads[0]!r} is {first.shape}; {what} of {channels} are wanted.")
+        return step.region.image(first.shape)
+
+    def _sized(self, number: int, n: int, height: int, width: int) -> _Sized:
         key = (number, n, height, width)
-        if key not in self._launches:
-            self._launches[key] = launch(step.entry["rule"], n, height, width, self._device.processors)
-        grid, integers = self._launches[key]
-        size = output_size(step.structure, height, width)
-        filters = step.structure["layers"][-1]["filters"] // step.structure["shuffle"] ** 2
-        shape = (size[1], filters) if rows else (n, *size, filters)
-        block = step.structure["shuffle"]
-        places = shape[:-1] if rows else (n, size[0] // block, size[1] // block)
-        for name, one in zip(step.reads[1:], given[1:], strict=True):
-            if one.shape[:-1] != places:
-                raise WrongArgument(f"{name!r} is {one.shape}, and is added to {places} places.")
-        out = values.get(step.writes)
-        if out is None:
-            out = values[step.writes] = self._device.buffer(shape, stream)
-        elif out.shape != shape:
-            raise WrongArgument(f"`out` is {out.shape}, the output {shape}.")
-        arguments = [*given, step.weights, height, width, *integers, out]
-        entry = step.entry
-        self._device.launch(step.kernel, grid, entry["threads"], entry["shared_bytes"], arguments, stream)
+        if key not in self._sizes:
+            region, rule = self._steps[number].region, self._steps[number].entry["rule"]
+            how = launch(rule, n, height, width, self._device.processors)
+            shapes = region.input_shapes(n, height, width), region.output_shape(n, height, width)
+            self._sizes[key] = _Sized(how, *shapes)
+        return self._sizes[key]
+
+
+class Captured:
+    """A network's launches as one CUDA graph, over arrays that stay where they are.
+
+    Write new numbers into the inputs, replay, and read the outputs; all on one stream, or where one waits for another.
+    The arrays live as long as this object does.
+
+    Attributes:
+        inputs: the arrays that are read.
+        outputs: the arrays that are written, in the order of the network's outputs; before the first replay they hold
+            nothing.
+    """
+
+    def __init__(self, graph: Graph, kept: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]):
+        self._graph, self._kept = graph, kept
+        self.inputs, self.outputs = inputs, outputs
+
+    def replay(self, stream: int | None = None) -> None:
+        """Runs the network; returns when it is queued.
+
+        Args:
+            stream: the handle of a CUDA stream; by default the one that is the first input's own at the moment.
+        """
+        self._graph.replay(_stream_of(self.inputs[0]) if stream is None else stream)
 
 
 def load(bundle: Bundle | str | Path, device: Device | None = None) -> Runner:
@@ -208,13 +319,13 @@ def load(bundle: Bundle | str | Path, device: Device | None = None) -> Runner:
     return Runner(bundle, CudaDevice() if device is None else device)
 
 
-def _region(node: Any) -> tuple[int, Mapping[str, Any]]:
+def _region(node: Any) -> tuple[int, Region]:
     if node.domain != DOMAIN or node.op_type != FUSED:
         hint = "`export.bolt.ort.session` runs such networks: kernels where there are some, ONNX Runtime for the rest."
         reason = f"{node.op_type} is an operator without a kernel."
         raise UnsupportedLayer(node.name or node.output[0], reason, hint=hint)
     attributes = {one.name: one for one in node.attribute}
-    return attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
+    return attributes["region"].i, spec.outline(spec.parsed(attributes["spec"].s.decode()))
 
 
 def _launches(bundle: Bundle) -> tuple[dict[str, Any], list[Any]]:
@@ -250,6 +361,10 @@ def _only_widens(node: Any, types: dict[str, int]) -> bool:
     return to in floats and types.get(node.input[0], onnx.TensorProto.FLOAT16) in floats
 
 
+def _is_jax(array: Any) -> bool:
+    return type(array).__module__.startswith("jax")
+
+
 def _stream_of(array: Any) -> int:
     """The stream on which an array's library works at the moment."""
     library = type(array).__module__.split(".")[0]
@@ -277,8 +392,9 @@ class HostDevice:
 
     def __init__(self, processors: int = 4, seed: int = 0):
         self.processors, self.seed = processors, seed
+        self._recorded: list[_Launched] | None = None  # while launches are captured
 
-    def order(self, before: int, after: int) -> None:
+    def lend(self, array: Array, before: int, after: int) -> None:
         pass  # all is done when a call returns
 
     def finish(self, stream: int) -> None:
@@ -290,7 +406,7 @@ class HostDevice:
     def weights(self, packed: bytes) -> Any:
         return np.frombuffer(packed, np.uint8)
 
-    def buffer(self, shape: tuple[int, ...], stream: int) -> Array:
+    def buffer(self, shape: tuple[int, ...], stream: int | None) -> Array:
         return array_of(np.full(shape, np.nan, np.float16), 0)
 
     def launch(
@@ -298,13 +414,40 @@ class HostDevice:
     ) -> None:
         from keras_efficient.export.bolt import host
 
+        if self._recorded is not None:
+            self._recorded.append(_Launched(kernel, grid, threads, shared_bytes, arguments))
+            return
         plain = [one.numpy() if isinstance(one, Array) else one for one in arguments]
         how: dict[str, Any] = {"grid": tuple(grid), "threads": threads, "shared_bytes": shared_bytes, "seed": self.seed}
         host.run(kernel[0], kernel[1], arguments=plain, **how)
 
+    def captured(self, work: Callable[[int], None]) -> Graph:
+        launches: list[_Launched] = []
+        self._recorded = launches
+        try:
+            work(0)
+        finally:
+            self._recorded = None
+        return _Recording(self, launches)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Launches of the CPU that were captured."""
+
+    device: HostDevice
+    launches: list[_Launched]
+
+    def replay(self, stream: int) -> None:
+        for one in self.launches:
+            self.device.launch(*one, stream)
+
 
 class CudaDevice:
     """The current CUDA device, by the driver's own interface. Not verified: it ran on no GPU yet.
+
+    It takes machine code of its architecture, or of an earlier minor version; else the driver compiles PTX of an
+    earlier architecture, if its version knows that.
 
     Raises:
         MissingDependency: no `cuda-bindings`.
@@ -341,7 +484,8 @@ class CudaDevice:
                 "L2_CACHE_SIZE",
             )
         )
-        self.arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        self._version = 10 * major + minor
+        self.arch = f"sm_{self._version}" + ("a" if major >= 9 else "")
         # Machine code of an earlier minor version runs; that of an "a" on its own version only.
         self._runs = (self.arch, *(f"sm_{major}{one}" for one in range(minor, -1, -1)))
         self._context, self.place = context, (CUDA, int(device))
@@ -355,16 +499,32 @@ class CudaDevice:
         return found[0] if len(found) == 1 else found
 
     def kernel(self, bundle: Bundle, name: str, shared_bytes: int) -> Any:
-        names = (f"{name}/{arch}" for arch in self._runs)
+        names = [f"{name}/{arch}" for arch in self._runs]
         code = next((bundle.cubins[one] for one in names if one in bundle.cubins), None)
-        if code is None:
-            others = sorted({one.rsplit("/", 1)[1] for one in bundle.cubins})
-            raise ConversionError(f"The bundle is for {', '.join(others)}, this GPU is {self.arch}.")
-        return self.function(code, name, shared_bytes)
+        if code is not None:
+            return self.function(code, name, shared_bytes)
+        others = sorted({one.rsplit("/", 1)[1] for one in bundle.cubins})
+        refused = f"The bundle is for {', '.join(others)}, this GPU is {self.arch}"
+        hint = f"Export the model for {self.arch}."
+        if (code := self._portable(bundle, name)) is None:
+            raise ConversionError(f"{refused}.", hint=hint)
+        try:
+            return self.function(code, name, shared_bytes)
+        except ConversionError as err:  # of a compiler that is newer than the driver
+            raise ConversionError(f"{refused}, and its PTX is of no use. {err.message}", hint=hint) from err
 
-    def function(self, cubin: bytes, name: str, shared_bytes: int) -> Any:
-        """A kernel of machine code, that may take so much dynamic shared memory."""
-        library = self._call("cuLibraryLoadData", cubin, [], [], 0, [], [], 0)
+    def _portable(self, bundle: Bundle, name: str) -> bytes | None:
+        """PTX of the newest architecture that is not newer than this one; that of an "a" runs nowhere else."""
+        found = {}
+        for key, ptx in bundle.ptx.items():
+            kernel, _, arch = key.rpartition("/sm_")
+            if kernel == name and arch.isdecimal() and int(arch) <= self._version:
+                found[int(arch)] = ptx + b"\0"
+        return found[max(found)] if found else None
+
+    def function(self, code: bytes, name: str, shared_bytes: int) -> Any:
+        """A kernel of machine code or PTX, that may take so much dynamic shared memory."""
+        library = self._call("cuLibraryLoadData", code, [], [], 0, [], [], 0)
         self._libraries.append(library)
         function = self._call("cuKernelGetFunction", self._call("cuLibraryGetKernel", library, name.encode()))
         if shared_bytes > self._most_shared:
@@ -403,39 +563,57 @@ class CudaDevice:
         self._call("cuMemcpyDtoH", found.ctypes.data, array.pointer, found.nbytes)
         return found
 
-    def timed(self, work: Callable[[], None], repetitions: int) -> list[float]:
-        """Seconds of what `work` launches on `stream`, each as one replay of a graph."""
+    def captured(self, work: Callable[[int], None]) -> _CudaGraph:
         driver, stream = self._driver, self.stream
-        work()  # what is made at the first call cannot be captured
-        self._call("cuStreamSynchronize", stream)
+        self.enter()
         self._call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
-            work()
+            work(stream)
+        except BaseException:
+            driver.cuStreamEndCapture(stream)  # else the stream is of no more use
+            raise
+        graph = self._call("cuStreamEndCapture", stream)
+        try:
+            return _CudaGraph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
-            graph = self._call("cuStreamEndCapture", stream)
-        replay = self._call("cuGraphInstantiate", graph, 0)
-        begin, end = (self._call("cuEventCreate", driver.CUevent_flags.CU_EVENT_DEFAULT) for _ in range(2))
-        found = []
+            self._call("cuGraphDestroy", graph)
+
+    def timed(self, work: Callable[[int], None], repetitions: int) -> list[float]:
+        """Seconds of what `work` launches on the stream that it is given, each as one replay of a graph."""
+        kind, stream = self._driver.CUevent_flags.CU_EVENT_DEFAULT, self.stream
+        work(stream)  # what is made at the first call cannot be captured
+        self.finish(stream)
+        graph, found = self.captured(work), []
+        begin, end = self._call("cuEventCreate", kind), self._call("cuEventCreate", kind)
         try:
             for number in range(repetitions + 1):
                 self._call("cuEventRecord", begin, stream)
-                self._call("cuGraphLaunch", replay, stream)
+                graph.replay(stream)
                 self._call("cuEventRecord", end, stream)
                 self._call("cuEventSynchronize", end)
                 if number:  # the first one uploads the graph
                     found.append(self._call("cuEventElapsedTime", begin, end) / 1000)
         finally:
-            self._call("cuGraphExecDestroy", replay)
-            self._call("cuGraphDestroy", graph)
+            self._call("cuEventDestroy", begin)
+            self._call("cuEventDestroy", end)
         return found
 
+    def lend(self, array: Array, before: int, after: int) -> None:
+        self.enter()
+        self.order(before, after)
+        if isinstance(array.owner, _Memory):
+            array.owner.readers.add(after)
+
     def order(self, before: int, after: int) -> None:
+        """What is on stream `after` from now on waits for what is on `before`."""
         if before == after:
             return
         event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-        self._call("cuEventRecord", event, before)
-        self._call("cuStreamWaitEvent", after, event, 0)
-        self._call("cuEventDestroy", event)  # when it is done with
+        try:
+            self._call("cuEventRecord", event, before)
+            self._call("cuStreamWaitEvent", after, event, 0)
+        finally:
+            self._call("cuEventDestroy", event)  # when it is done with
 
     def finish(self, stream: int) -> None:
         self._call("cuStreamSynchronize", stream)
@@ -451,9 +629,11 @@ class CudaDevice:
         self._call("cuCtxSynchronize")  # a copy from pageable memory may return before it is there
         return _Memory(int(pointer), self)
 
-    def buffer(self, shape: tuple[int, ...], stream: int) -> Array:
+    def buffer(self, shape: tuple[int, ...], stream: int | None) -> Array:
         self.enter()
-        pointer = int(self._call("cuMemAllocAsync", 2 * int(np.prod(shape)), stream))
+        nbytes = 2 * int(np.prod(shape))
+        made = self._call("cuMemAlloc", nbytes) if stream is None else self._call("cuMemAllocAsync", nbytes, stream)
+        pointer = int(made)
         owner = _Memory(pointer, self, stream)
         return Array(pointer, tuple(shape), device=(CUDA, int(self._call("cuCtxGetDevice"))), owner=owner)
 
@@ -475,15 +655,49 @@ def _plain(arguments: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 
 
 class _Memory:
-    """Memory of the device that is freed with this object."""
+    """Memory of the device that is freed with this object, behind all work that it is known to be part of.
+
+    Args:
+        pointer: of its first byte.
+        device: that has it.
+        stream: on which it was made and is freed; `None`: freeing it waits for all work of the device.
+
+    Attributes:
+        readers: streams on which others took it.
+    """
 
     def __init__(self, pointer: int, device: CudaDevice, stream: int | None = None):
         self.pointer, self._device, self._stream = pointer, device, stream
+        self.readers: set[int] = set()
 
     def __del__(self) -> None:
-        driver = self._device._driver
-        driver.cuCtxSetCurrent(self._device._context)
-        if self._stream is None:
-            driver.cuMemFree(self.pointer)
-        else:
-            driver.cuMemFreeAsync(self.pointer, self._stream)
+        with contextlib.suppress(Exception):  # the interpreter ends, and the driver has ended already
+            self._device.enter()
+            if self._stream is None or not self._is_freed_in_order(self._stream):
+                self._device._call("cuCtxSynchronize")
+                self._device._call("cuMemFree", self.pointer)
+
+    def _is_freed_in_order(self, stream: int) -> bool:
+        try:
+            for one in self.readers:
+                self._device.order(one, stream)
+            self._device._call("cuMemFreeAsync", self.pointer, stream)
+        except ConversionError:  # a stream is gone
+            return False
+        return True
+
+
+class _CudaGraph:
+    """A graph that the driver can launch."""
+
+    def __init__(self, device: CudaDevice, executable: Any):
+        self._device, self._executable = device, executable
+
+    def replay(self, stream: int) -> None:
+        self._device.enter()
+        self._device._call("cuGraphLaunch", self._executable, stream)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # as of memory; one that is running ends first
+            self._device.enter()
+            self._device._call("cuGraphExecDestroy", self._executable)

@@ -26,7 +26,7 @@ import numpy as np
 from keras_efficient.errors import WrongArgument
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region, Step
 
-__all__ = ["VERSION", "arrays", "parsed", "region_of", "shapes", "spec", "structure_hash", "written"]
+__all__ = ["VERSION", "arrays", "outline", "parsed", "region_of", "shapes", "spec", "structure_hash", "written"]
 
 VERSION = 1
 LONGEST_TEXT = 1 << 20
@@ -179,6 +179,15 @@ def region_of(structure: Mapping[str, Any], weights: Sequence[np.ndarray], names
     return Region(
         tuple(layers), tuple(structure["channels"]), structure["shuffle"], structure["rows"], tuple(map(str, names))
     )
+
+
+def outline(structure: Mapping[str, Any]) -> Region:
+    """The region of a structure with zeros for all weights, which take no memory: for its sizes and shapes.
+
+    Raises:
+        WrongArgument: not what `spec` writes.
+    """
+    return region_of(structure, [np.broadcast_to(np.float32(0), shape) for shape in shapes(structure)])
 
 
 def _checked(found: Any) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.assembling import sizes_of
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.grids import Launch, launch, output_size
+from keras_efficient.export.bolt.grids import band, formulas
+from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Plugged", "formulas", "plugins"]
+__all__ = ["Plugged", "plugins"]
 
 MOST_SHARED = 48 << 10  # whether TensorRT raises a kernel's limit is not documented
 
@@ -59,31 +59,12 @@ class _Plugin:
     kernel: str
     ptx: bytes
     entry: Mapping[str, Any]
-    structure: Mapping[str, Any]
+    region: Region
     band: int
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return (*(f"x{number}" for number in range(self.entry["inputs"])), "packed")
-
-
-def formulas(rule: Mapping[str, Any], n: Any, height: Any, width: Any, band: int = 0) -> Launch:
-    """What `grids.launch` gives, of integers or of TensorRT's expressions; `band` is the strip's, the rows of one."""
-    if rule["kind"] == "strip":
-        return (_ceil(width, rule["useful"]), _ceil(height, band), n), (band,)
-    down, beside, stride, step, top, left, bottom, right = rule["geometry"]
-    rows = (height + (top + bottom - down - 1)) // stride + 1
-    columns = (width + (left + right - beside - 1)) // step + 1
-    if rule["kind"] == "tile":
-        places = columns * rows * n  # of rows only the columns are an expression, which must stand first
-        together = rule.get("together", 1)
-        return (_ceil(places, rule["places"] * together) * together, rule["across"], 1), (places, rows, columns)
-    work = _ceil(columns, rule["places"]) * rows * n * rule["groups"]
-    return (_ceil(work, rule["threads"]), 1, 1), (n, rows, columns)
-
-
-def _ceil(size: Any, part: int) -> Any:
-    return (size + (part - 1)) // part
 
 
 def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
@@ -113,7 +94,7 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
     made, refusals = [], {}
     for node in [one for one in model.graph.node if one.domain == DOMAIN and one.op_type == FUSED]:
         attributes = {one.name: one for one in node.attribute}
-        index, structure = attributes["region"].i, spec.parsed(attributes["spec"].s.decode())
+        index, region = attributes["region"].i, spec.outline(spec.parsed(attributes["spec"].s.decode()))
         if (kernel := bundle.launches["regions"][index]) is None:
             continue
         entry, ptx = bundle.launches["kernels"][kernel], bundle.ptx.get(f"{kernel}/{arch}")
@@ -121,9 +102,8 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
         if ptx is None or shape is None or entry["shared_bytes"] > MOST_SHARED:
             refusals[node.name] = _reason(entry, ptx)
             continue
-        n, height, width = (1, 1, prod(shape[:-1])) if structure["rows"] else shape[:3]
-        band = launch(entry["rule"], n, height, width, processors)[1][0]  # of a strip; others have none
-        one = _Plugin(f"{namespace}::region_{index}", kernel, ptx, entry, structure, band)
+        rows = band(entry["rule"], *region.image(shape), processors)
+        one = _Plugin(f"{namespace}::region_{index}", kernel, ptx, entry, region, rows)
         _rewrite(model.graph, node, one, bundle.weights[str(index)])
         made.append(one)
     for one in made:
@@ -155,28 +135,23 @@ def _rewrite(graph: Any, node: Any, plugin: _Plugin, packed: bytes) -> None:
 
 def _register(api: Any, plugin: _Plugin) -> None:
     """The plugin's three functions. TensorRT reads their signatures, so each input has a name there."""
-    rows = plugin.structure["rows"]
-    filters = plugin.structure["layers"][-1]["filters"] // plugin.structure["shuffle"] ** 2
+    region = plugin.region
 
-    def sizes(shape: Any) -> tuple[Any, Any, Any]:
-        if not rows:
-            return shape[0], shape[1], shape[2]
-        count = shape[0]
-        for axis in range(1, len(shape) - 1):
-            count = count * shape[axis]
-        return 1, 1, count
+    def sizes(tensor: Any) -> tuple[Any, Any, Any]:
+        return region.image([tensor.shape_expr[axis] for axis in range(len(tensor.shape_expr))])
 
     def describe(*tensors: Any) -> Any:
         shape, out = tensors[0].shape_expr, tensors[0].like()
-        inner = list(shape)[:-1] if rows else [shape[0], *output_size(plugin.structure, shape[1], shape[2])]
-        out.shape_expr = api.ShapeExprs.from_tuple((*inner, filters))
+        found = region.output_shape(*sizes(tensors[0]))
+        inner = [shape[axis] for axis in range(len(shape) - 1)] if region.rows else found[:-1]  # rows have many axes
+        out.shape_expr = api.ShapeExprs.from_tuple((*inner, found[-1]))
         return out
 
     def formats(*tensors: Any) -> Any:
         return [api.AutoTuneCombination(", ".join(["FP16"] * plugin.entry["inputs"] + ["INT32", "FP16"]), "LINEAR")]
 
     def implement(*tensors: Any) -> Any:
-        n, height, width = sizes(tensors[0].shape_expr)
+        n, height, width = sizes(tensors[0])
         grid, integers = formulas(plugin.entry["rule"], n, height, width, plugin.band)
         parameters = api.KernelLaunchParams()
         parameters.grid_x, parameters.grid_y, parameters.grid_z = map(api.SymInt32, grid)

@@ -1,8 +1,8 @@
 """Measures candidates on a GPU, and keeps what was found in a file that can be shared.
 
 Each candidate is compiled, held to its meaning at a small size, and then timed at the real one with its real epilogue,
-over inputs that do not fit into the L2 cache. The fastest halves go on with more repetitions. Not verified: no GPU was
-at hand yet; the order of steps is tested with a stand-in.
+over inputs that do not fit into the L2 cache, while the next ones are compiled. The fastest halves go on with more
+repetitions. Not verified: no GPU was at hand yet; the order of steps is tested with a stand-in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,9 +29,10 @@ from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.search import Candidate
 from keras_efficient.export.bolt.source import Source
 
-__all__ = ["Cache", "Meter", "key", "tuned"]
+__all__ = ["Cache", "Meter", "compilers", "key", "tuned"]
 
-ROUNDS = ((3, 1.0), (7, 0.5), (15, 0.25))  # repetitions, and the share of candidates that take part
+FIRST = 3  # repetitions for each candidate, as soon as it is compiled
+ROUNDS = ((7, 0.5), (15, 0.25))  # repetitions, and the share of candidates that take part
 FOLDER = Path(__file__).parent
 
 
@@ -163,6 +164,17 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     return None
 
 
+@contextlib.contextmanager
+def compilers() -> Iterator[Executor]:
+    """Processes that compile, as many as there are cores; what they have not begun at the end is left."""
+    # A fork would have the parent's CUDA context, which is of no use in a child.
+    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 @dataclass
 class _Trial:
     candidate: Candidate
@@ -182,6 +194,7 @@ def tuned(
     cache: Cache | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
     executor: Executor | None = None,
+    compiled: dict[str, build.Compiled] | None = None,
 ) -> tuple[list[Candidate], list[str]]:
     """Candidates in the order in which a GPU runs them, with its times; and why others were refused.
 
@@ -191,10 +204,11 @@ def tuned(
         shape: images, height and width.
         meter: the GPU; without one, what the cache knows of any of this architecture is taken.
         arch: of the GPU.
-        deadline: of `time.monotonic()`.
+        deadline: of `time.monotonic()`. What is compiled or measured by then counts.
         cache: of earlier measurements; these are taken as they are, and candidates that it lacks are measured.
         on_progress: called with a line for each candidate.
-        executor: that compiles; by default processes, as many as there are cores.
+        executor: that compiles; by default `compilers()` of its own.
+        compiled: kernels for this architecture, by their names; they are taken as they are, and new ones come to them.
     """
     name, device = key(region, shape), {"arch": arch} if meter is None else meter.identity
     earlier = _from_cache([] if cache is None else cache.get(name, device), ranking)
@@ -202,17 +216,17 @@ def tuned(
     if meter is None or not left or time.monotonic() >= deadline:
         return [*earlier, *left], []
     trials: list[_Trial] = []
-    refused: list[str] = []
-    # A fork would have the parent's CUDA context, which is of no use in a child.
-    context = multiprocessing.get_context("spawn")
-    with contextlib.nullcontext(executor) if executor is not None else ProcessPoolExecutor(mp_context=context) as pool:
-        for candidate, source, result in _compiled(region, left, meter.arch, pool, deadline):
+    refused: dict[int, str] = {}
+    compiled = {} if compiled is None else compiled
+    with contextlib.nullcontext(executor) if executor is not None else compilers() as pool:
+        for place, source, result in _compiled(region, left, meter.arch, pool, deadline, compiled):
             on_progress(f"candidate {len(earlier) + len(trials) + len(refused) + 1} of {len(ranking)}")
             problem = _problem(region, source, result, meter)
             if problem is None and isinstance(result, build.Compiled):
-                trials.append(_Trial(candidate, source, result.cubin, []))
+                times = meter.seconds(region, source, result.cubin, shape, FIRST)
+                trials.append(_Trial(left[place], source, result.cubin, times))
             else:
-                refused.append(f"{candidate.parameters}: {problem}")
+                refused[place] = f"{left[place].parameters}: {problem}"
     for repetitions, share in ROUNDS:
         trials.sort(key=_median)
         for trial in trials[: max(1, round(share * len(trials)))]:
@@ -220,16 +234,16 @@ def tuned(
                 break
             trial.times += meter.seconds(region, trial.source, trial.cubin, shape, repetitions)
     trials.sort(key=_median)
-    found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials if one.times]
+    found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials]
     news, found = bool(found), sorted([*earlier, *found], key=lambda one: one.seconds)
     if news and cache is not None:
         cache.put(name, device, [{**one.to_dict(), "seconds": one.seconds} for one in found])
     rest = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in found]]
-    return [*found, *rest], refused
+    return [*found, *rest], [refused[place] for place in sorted(refused)]
 
 
 def _median(trial: _Trial) -> float:
-    return statistics.median(trial.times) if trial.times else float("inf")
+    return statistics.median(trial.times)
 
 
 def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> list[Candidate]:
@@ -245,19 +259,39 @@ def _from_cache(known: list[dict[str, Any]], ranking: Sequence[Candidate]) -> li
 
 
 def _compiled(
-    region: Region, ranking: Sequence[Candidate], arch: str, pool: Executor | None, deadline: float
-) -> Iterator[tuple[Candidate, Source, build.Compiled | KerasEfficientError]]:
-    assert pool is not None
+    region: Region,
+    ranking: Sequence[Candidate],
+    arch: str,
+    pool: Executor,
+    deadline: float,
+    known: dict[str, build.Compiled],
+) -> Iterator[tuple[int, Source, build.Compiled | KerasEfficientError]]:
+    """Places in the ranking, as compilers get done with them, until the deadline."""
     sources = [one.emit(region) for one in ranking]
-    jobs = [pool.submit(build.compiled_source, one, arch) for one in sources]
-    for candidate, source, job in zip(ranking, sources, jobs, strict=True):
-        if time.monotonic() > deadline:
+    jobs = {
+        pool.submit(build.compiled_source, replace(one, packed=b""), arch): place  # weights have no part in it
+        for place, one in enumerate(sources)
+        if one.kernel not in known
+    }
+    try:
+        for place in sorted(set(range(len(sources))) - set(jobs.values())):
+            yield place, sources[place], known[sources[place].kernel]
+            if time.monotonic() > deadline:
+                return
+        for job in as_completed(jobs, timeout=max(deadline - time.monotonic(), 0)):
+            place = jobs[job]
+            try:
+                known[sources[place].kernel] = job.result()
+                yield place, sources[place], job.result()
+            except KerasEfficientError as err:
+                yield place, sources[place], err
+            if time.monotonic() > deadline:
+                return
+    except TimeoutError:  # a compiler takes longer than there is time
+        return
+    finally:
+        for job in jobs:
             job.cancel()
-            continue
-        try:
-            yield candidate, source, job.result()
-        except KerasEfficientError as err:
-            yield candidate, source, err
 
 
 def _problem(region: Region, source: Source, result: Any, meter: Meter) -> str | None:

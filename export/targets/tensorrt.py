@@ -49,7 +49,7 @@ INSTALL = {
     "rtx": "Install it: pip install tensorrt-rtx-cu13 (of the Python index; it builds engines without a GPU too).",
 }
 RTX_MAGIC = b"vtrt"  # of engines by TensorRT-RTX 1.7
-ARCHITECTURES = (None, "sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+RTX_ARCHITECTURES = (None, "sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 MACHINE_OPTIONS = ("timing_cache", "workspace")  # of the builder's machine: no part of the file's metadata
 
 # Least, usual and most size of a free axis, unless the option `profile` has them.
@@ -581,7 +581,7 @@ TARGETS = (
         write_metadata=write_metadata,
         options={
             "runtime": Option("tensorrt", "what builds and runs the engine", tuple(MODULES)),
-            "arch": Option(None, "TensorRT-RTX: one GPU architecture; by default all that it knows", ARCHITECTURES),
+            "arch": Option(None, "TensorRT-RTX: one GPU architecture; by default all that it knows", RTX_ARCHITECTURES),
             "profile": Option(None, "least, usual and most shape of inputs with free axes, by name"),
             "timing_cache": Option(None, "TensorRT: a file that keeps what the builder measured"),
             "workspace": Option(None, "MiB that layers may use besides; by default all memory"),

@@ -972,38 +972,13 @@ std::string hexadecimal(const std::array<uint8_t, 32>& bytes) {
 class Bundle {
   public:
     explicit Bundle(const std::string& path) : path_(path), content_(bytes_of(path, MOST_BYTES)) {
-        if (content_.size() < HEADER || !content_.starts_with("\x89" "BOLT\r\n\x1a"))
-            refuse(path, ": is no .bolt file.");
-        const uint32_t version = number(8), table_bytes = number(12);
-        if (version != 1) refuse(path, ": has format version ", version, ", and this release reads 1.");
-        if (table_bytes > MOST_TABLE || table_bytes > content_.size() - HEADER)
-            damaged("its table goes beyond its end");
-        const std::string_view all = content_, table = all.substr(HEADER, table_bytes);
-        const auto digest = sha256(table);
-        if (std::memcmp(digest.data(), content_.data() + 16, digest.size()) != 0)
-            damaged("its table does not have its SHA-256");
-        const Json entries = JsonReader(table).read();
-        if (entries.kind != Json::LIST) damaged("its table is none");
-        size_t at = HEADER + table_bytes;
-        for (const Json& one : entries.items) {
-            constexpr Json::Kind kinds[] = {Json::TEXT, Json::TEXT, Json::INTEGER, Json::TEXT};
-            const auto is_kind = [](const Json& part, Json::Kind kind) { return part.kind == kind; };
-            if (!std::equal(one.items.begin(), one.items.end(), std::begin(kinds), std::end(kinds), is_kind))
-                damaged("its table is none");
-            const int64_t length = one.items[2].integer;
-            if (length < 0 || static_cast<uint64_t>(length) > content_.size() - at)
-                damaged("it does not have the length that its table gives");
-            const std::string key = one.items[0].text + "/" + one.items[1].text;
-            const std::string_view part = all.substr(at, static_cast<size_t>(length));
-            at += part.size();
-            if (hexadecimal(sha256(part)) != one.items[3].text)
-                damaged("section " + key + " does not have its SHA-256");
-            if (!sections_.emplace(key, part).second) damaged("section " + key + " is there twice");
-        }
-        if (at != content_.size()) damaged("it does not have the length that its table gives");
-        launches = JsonReader(section("launches/")).read();
+        check();
+        ++alive;
     }
     Bundle(const Bundle&) = delete;
+    ~Bundle() { --alive; }
+
+    static inline std::atomic<int> alive = 0;  // bundles in memory
 
     std::string_view section(const std::string& key) const {
         const auto found = sections_.find(key);
@@ -1021,9 +996,89 @@ class Bundle {
     Json launches;
 
   private:
-    static constexpr size_t HEADER = 48, MOST_TABLE = 1 << 20;
+    static constexpr size_t HEADER = 48, MOST_TABLE = 1 << 20, MOST_NAME = 200;
     static constexpr long MOST_BYTES = 1L << 31;
+    // Kinds of which there is one section, without a name; those with names; and those that are JSON objects.
+    static constexpr std::array SINGLE = {"onnx", "launches", "tuning", "metadata"};
+    static constexpr std::array NAMED = {"cubin", "ptx", "source", "weights"};
+    static constexpr std::array JSON = {"launches", "tuning", "metadata"};
 
+    static bool is_one_of(std::span<const char* const> kinds, const std::string& kind) {
+        return std::find(kinds.begin(), kinds.end(), kind) != kinds.end();
+    }
+    static bool is_entry(const Json& one) {
+        constexpr Json::Kind kinds[] = {Json::TEXT, Json::TEXT, Json::INTEGER, Json::TEXT};
+        const auto is_kind = [](const Json& part, Json::Kind kind) { return part.kind == kind; };
+        if (one.kind != Json::LIST ||
+            !std::equal(one.items.begin(), one.items.end(), std::begin(kinds), std::end(kinds), is_kind))
+            return false;
+        const std::string &kind = one.items[0].text, &name = one.items[1].text;
+        const auto begins = [](char byte) { return (byte & 0xC0) != 0x80; };  // a character, in UTF-8
+        const auto length = static_cast<size_t>(std::count_if(name.begin(), name.end(), begins));
+        return one.items[2].integer >= 0 && ((is_one_of(SINGLE, kind) && name.empty()) ||
+                                             (is_one_of(NAMED, kind) && !name.empty() && length <= MOST_NAME));
+    }
+    // Whether bytes are UTF-8.
+    static bool is_text(std::string_view given) {
+        for (size_t at = 0; at < given.size();) {
+            const auto byte = [&](size_t i) { return static_cast<uint8_t>(given[at + i]); };
+            const size_t more = byte(0) < 0x80 ? 0 : byte(0) < 0xC2 ? 4 : byte(0) < 0xE0 ? 1 : byte(0) < 0xF0 ? 2 : 3;
+            if (more == 4 || byte(0) > 0xF4 || given.size() - at <= more) return false;
+            for (size_t i = 1; i <= more; ++i)
+                if ((byte(i) & 0xC0) != 0x80) return false;
+            // Longer than it need be, half of a pair, or beyond the last character.
+            if (more > 1 && (byte(0) == 0xE0 ? byte(1) < 0xA0 : byte(0) == 0xED ? byte(1) > 0x9F
+                             : byte(0) == 0xF0 ? byte(1) < 0x90 : byte(0) == 0xF4 && byte(1) > 0x8F))
+                return false;
+            at += more + 1;
+        }
+        return true;
+    }
+    // What is no JSON is nothing.
+    static Json read(std::string_view part) {
+        try {
+            return is_text(part) ? JsonReader(part).read() : Json();
+        } catch (const Problem&) {
+            return {};
+        }
+    }
+
+    // Reads the table and all sections.
+    void check() {
+        if (content_.size() < HEADER || !content_.starts_with("\x89" "BOLT\r\n\x1a"))
+            refuse(path_, ": is no .bolt file.");
+        const uint32_t version = number(8), table_bytes = number(12);
+        if (version != 1) refuse(path_, ": has format version ", version, ", and this release reads 1.");
+        if (table_bytes > MOST_TABLE || table_bytes > content_.size() - HEADER)
+            damaged("its table goes beyond its end");
+        const std::string_view all = content_, table = all.substr(HEADER, table_bytes);
+        const auto digest = sha256(table);
+        if (std::memcmp(digest.data(), content_.data() + 16, digest.size()) != 0)
+            damaged("its table does not have its SHA-256");
+        const Json entries = read(table);
+        if (entries.kind != Json::LIST) damaged("its table is none");
+        size_t at = HEADER + table_bytes;
+        for (const Json& one : entries.items) {
+            if (!is_entry(one)) damaged("its table is none");
+            const int64_t length = one.items[2].integer;
+            if (static_cast<uint64_t>(length) > content_.size() - at)
+                damaged("it does not have the length that its table gives");
+            const std::string& kind = one.items[0].text;
+            const std::string key = kind + "/" + one.items[1].text;
+            const std::string_view part = all.substr(at, static_cast<size_t>(length));
+            at += part.size();
+            if (hexadecimal(sha256(part)) != one.items[3].text)
+                damaged("section " + key + " does not have its SHA-256");
+            if (!sections_.emplace(key, part).second) damaged("section " + key + " is there twice");
+            if (is_one_of(JSON, kind) && read(part).kind != Json::OBJECT)
+                damaged("section " + key + " is no JSON object");
+            if (kind == "source" && !is_text(part)) damaged("section " + key + " is no text");
+        }
+        if (at != content_.size()) damaged("it does not have the length that its table gives");
+        for (const char* const one : SINGLE)
+            if (!has(std::string(one) + "/")) damaged(std::string("section ") + one + " is missing");
+        launches = JsonReader(section("launches/")).read();
+    }
     [[noreturn]] void damaged(const std::string& what) const {
         refuse(path_, ": is damaged, build or copy it again: ", what, ".");
     }
@@ -1206,19 +1261,27 @@ class CudaKernel final : public Kernel {
             driver_.call("cuCtxSetCurrent", context_);
         }
         processors_ = driver_.attribute(device, PROCESSORS);
-        const std::string arch =
-            "sm_" + std::to_string(driver_.attribute(device, MAJOR)) + std::to_string(driver_.attribute(device, MINOR));
-        std::string key = "cubin/" + name + "/" + arch;
-        if (!bundle_->has(key)) key += "a";  // code that runs on this architecture alone
-        if (!bundle_->has(key)) refuse(bundle_->path(), ": has no code of ", name, " for this GPU, ", arch, ".");
+        const std::string code = this->code(name, driver_.attribute(device, MAJOR), driver_.attribute(device, MINOR));
         if (static_cast<int>(shared_) > driver_.attribute(device, MOST_SHARED))
             refuse("Kernel ", name, " takes ", shared_, " bytes of shared memory, more than this GPU has.");
         const std::string_view weights = bundle_->section("weights/" + std::to_string(index));
-        driver_.call("cuModuleLoadData", &module_, static_cast<const void*>(bundle_->section(key).data()));
+        driver_.call("cuModuleLoadData", &module_, static_cast<const void*>(code.c_str()));
         driver_.call("cuModuleGetFunction", &function_, module_, name.c_str());
         driver_.call("cuFuncSetAttribute", function_, int{DYNAMIC_SHARED}, static_cast<int>(shared_));
         driver_.call("cuMemAlloc_v2", &weights_, std::max<size_t>(weights.size(), 1));
         driver_.call("cuMemcpyHtoD_v2", weights_, static_cast<const void*>(weights.data()), weights.size());
+    }
+    // Machine code of this architecture, which may be for it alone ("a"), or of an earlier minor version; else PTX of the
+    // newest architecture that is not newer, which the driver compiles if its version knows that.
+    std::string code(const std::string& name, int major, int minor) const {
+        const int version = 10 * major + minor;
+        const auto key = [&](const char* kind, int one) { return kind + name + "/sm_" + std::to_string(one); };
+        std::vector<std::string> keys{key("cubin/", version) + "a"};
+        for (int one = version; one >= 10 * major; --one) keys.push_back(key("cubin/", one));
+        for (int one = version; one > 0; --one) keys.push_back(key("ptx/", one));
+        for (const std::string& one : keys)
+            if (bundle_->has(one)) return std::string(bundle_->section(one));
+        refuse(bundle_->path(), ": has no code of ", name, " for this GPU, sm_", version, ".");
     }
     void free() noexcept {
         try {
@@ -1421,7 +1484,7 @@ void registered(const Api& api, OrtSessionOptions* options) {
         api.call(GET_CONFIG, static_cast<const OrtSessionOptions*>(options), entry, path.data(), &size);
         path.resize(std::strlen(path.c_str()));
     }
-    // Never freed: sessions may outlive whatever would do it.
+    // Never freed, some hundred bytes for each path: sessions may outlive whatever would do it. Bundles are kernels'.
     static auto& mutex = *new std::mutex;
     static auto& all = *new std::map<std::string, std::unique_ptr<Registration>>;
     const std::lock_guard lock(mutex);
@@ -1487,3 +1550,6 @@ BOLT_EXPORT int keras_efficient_bolt_sections(const char* path, char message[600
     std::snprintf(message, 600, "%s", error.what());
     return -1;
 }
+
+// For tests: how many bundles are in memory.
+BOLT_EXPORT int keras_efficient_bolt_bundles() { return Bundle::alive; }

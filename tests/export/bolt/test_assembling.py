@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -21,11 +23,12 @@ from keras_efficient.errors import (
     VerificationError,
     WrongArgument,
 )
-from keras_efficient.export.bolt import build, checking, dlpack
+from keras_efficient.export.bolt import assembling, build, checking, dlpack
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.assembling import assemble
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.grids import launch
+from keras_efficient.export.bolt.partition import Policy
 from keras_efficient.export.bolt.region import Activate, Region
 from keras_efficient.export.bolt.runtime import CudaDevice, HostDevice, load
 from keras_efficient.export.bolt.search import candidates, refusals
@@ -198,6 +201,45 @@ def test_a_wrong_kernel_is_not_taken(small, monkeypatch):
     bundle = assemble(small[1], {"y": (1, 64, 64, 1)})
     assert bundle.launches["regions"] == [None]
     assert "no kernel of 4 is good: Strip(" in bundle.metadata["refused"][0]["reason"]
+
+
+class Stand:
+    """A GPU that measures nothing here."""
+
+    arch, identity = "sm_90a", {"name": "stand-in", "processors": 132, "arch": "sm_90a"}
+
+
+def test_time_is_shared_out_among_kernels_and_compilers_by_all(tmp_path, monkeypatch):
+    """Three different regions, of which the first leaves time and the second takes too much; and one that is equal."""
+    x = inputs = keras.Input((12, 12, 8))
+    for number, filters in enumerate((8, 8, 24)):
+        x = layers.Conv2D(filters, 3, strides=1, padding="same", activation="tanh")(x)
+        x = layers.MaxPooling2D(1 if number < 2 else 2)(x)
+    x = layers.Conv2D(64, 1, activation="gelu")(x)
+    proto = onnx_of(filled(keras.Model(inputs, layers.MaxPooling2D()(x))), tmp_path)
+    clock, asked, pools, told = [1000.0], [], [], []
+    monkeypatch.setattr(assembling, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    @contextlib.contextmanager
+    def compilers():
+        pools.append(len(pools))
+        yield pools[-1]
+
+    def tuned(region, ranking, shape, meter, *, deadline, executor, on_progress, **how):
+        asked.append((deadline - clock[0], executor))
+        on_progress("candidate 1 of 1")
+        clock[0] += (0, 75, 1)[len(asked) - 1]
+        return list(ranking[::-1]), ["slow"]
+
+    monkeypatch.setattr(assembling.tuning, "compilers", compilers)
+    monkeypatch.setattr(assembling.tuning, "tuned", tuned)
+    how = {"tune": 90, "meter": Stand(), "check": False, "on_progress": told.append}
+    bundle = assemble(proto, {proto.graph.input[0].name: (1, 12, 12, 8)}, policy=Policy(max_layers=1), **how)
+    assert asked == [(30, 0), (45, 0), (15, 0)]
+    assert len(bundle.tuning["kernels"]) == 4
+    assert all(one["refused"][0] == "slow" for one in bundle.tuning["kernels"])  # the equal one has the first one's
+    assert pools == [0]
+    assert told[1:3] == ["kernel 1 of 3: measuring candidates for up to 30 s", "kernel 1 of 3: candidate 1 of 1"]
 
 
 def test_files_of_the_target(tmp_path):

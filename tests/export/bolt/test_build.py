@@ -11,6 +11,7 @@ import pytest
 from keras_efficient.errors import ConversionError, MissingDependency, UnknownName
 from keras_efficient.export import bolt
 from keras_efficient.export.bolt import build
+from keras_efficient.export.bolt.architectures import ARCHITECTURES
 
 PRIMITIVES = (Path(bolt.__file__).parent / "templates/primitives.cuh").read_text(encoding="utf-8")
 GEMM = PRIMITIVES + (Path(__file__).parent / "gemm.cu").read_text(encoding="utf-8")
@@ -24,7 +25,7 @@ def wheels():
         pytest.skip(f"{error.package} is not installed")
 
 
-@pytest.mark.parametrize("arch", build.ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_kernel_compiles(wheels, arch):
     found = build.compiled(GEMM, ["gemm"], arch)
     info = found.kernels["gemm"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from keras_efficient.errors import ConversionError, FileProblem, WrongArgument
 from keras_efficient.export.bolt import grids, host, ort, reference, spec
 from keras_efficient.export.bolt.architectures import architecture
-from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.bundle import HEADER, MAGIC, VERSION, Bundle
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.partition import partition
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
@@ -539,6 +540,58 @@ def test_damaged_bundles_are_refused(tmp_path):
         assert function(str(path).encode(), message) == 5
 
 
+NEEDED = [("onnx", "", b"o"), ("launches", "", b"{}"), ("tuning", "", b"{}"), ("metadata", "", b"{}")]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (NEEDED, None),
+        ([*NEEDED, ("source", "×" * 200, "// × 𝄞".encode())], None),
+        (NEEDED[1:], "missing"),
+        ([*NEEDED, ("weights", "0", b""), ("weights", "0", b"")], "there twice"),
+        ([*NEEDED, ("other", "0", b"")], "its table is none"),
+        ([*NEEDED, ("weights", "", b"")], "its table is none"),
+        ([*NEEDED, ("weights", "×" * 201, b"")], "its table is none"),
+        ([("onnx", "x", b""), *NEEDED], "its table is none"),
+        ([*NEEDED[:3], ("metadata", "", b"[]")], "metadata/ is no JSON object"),
+        ([*NEEDED[:3], ("metadata", "", b'{"x": NaN}')], "metadata/ is no JSON object"),
+        ([*NEEDED[:3], ("metadata", "", b'{"x": "\xff"}')], "metadata/ is no JSON object"),
+        ([*NEEDED[:2], ("tuning", "", b""), NEEDED[3]], "tuning/ is no JSON object"),
+        ([NEEDED[0], ("launches", "", b"1"), *NEEDED[2:]], "launches/ is no JSON object"),
+        *(
+            ([*NEEDED, ("source", "k", text)], "source/k is no text")
+            for text in (b"\xff", b"\x80", b"x\xc3", b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80",
+                         b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xe2\x82")
+        ),
+    ],
+)  # fmt: skip
+def test_sections_are_checked_as_in_python(tmp_path, sections, said):
+    entries = [[kind, name, len(part), hashlib.sha256(part).hexdigest()] for kind, name, part in sections]
+    refused = written_file(tmp_path / "some.bolt", json.dumps(entries), b"".join(part for *_, part in sections))
+    assert refused is None if said is None else said in refused
+
+
+def test_an_entry_of_a_table_is_a_list(tmp_path):
+    for first in ('{"a": "onnx", "b": "", "c": 0, "d": ""}', '["onnx", "", 0]', '"onnx"', '["onnx", "", true, ""]'):
+        assert "its table is none" in written_file(tmp_path / "some.bolt", f"[{first}]", b"")
+
+
+def written_file(path, table, body):
+    """Writes a bundle with this table; what Python and the library say against it, which is the same."""
+    function, message = ctypes.CDLL(str(ort.library())).keras_efficient_bolt_sections, ctypes.create_string_buffer(600)
+    table = table.encode()
+    path.write_bytes(HEADER.pack(MAGIC, VERSION, len(table), hashlib.sha256(table).digest()) + table + body)
+    is_refused = function(str(path).encode(), message) < 0
+    try:
+        Bundle.load(path)
+    except FileProblem:
+        assert is_refused
+        return message.value.decode()
+    assert not is_refused, message.value
+    return None
+
+
 def test_sessions_of_bundles(tmp_path):
     region, shapes = CASES["pair"]
     inputs = [normal(*shape) for shape in shapes]
@@ -667,12 +720,20 @@ def test_launches_on_a_driver_that_is_none(case, tmp_path, special, driver):
         return 0
 
     driver.fake_launch(launched)
-    session = opened(model(region, shapes, np.float16, index=1), special, bundle=tmp_path / "network.bolt")
+    bundles = ctypes.CDLL(str(special)).keras_efficient_bolt_bundles
+    before = bundles()
+    content = model(region, shapes, np.float16, index=1)
+    session = opened(content, special, bundle=tmp_path / "network.bolt")
     assert ctypes.c_int.in_dll(driver, "alive").value == 2
+    second = opened(content, special, bundle=tmp_path / "network.bolt")
+    assert bundles() == before + 1  # of which both sessions have a part
+    del second
     check(ran(session, inputs), wanted, 5e-3)
     assert launches == [(best.kernel, True, best.threads, best.shared_bytes, True)]
+    assert bundles() == before + 1
     del session
     assert ctypes.c_int.in_dll(driver, "alive").value == 0
+    assert bundles() == before  # no file is kept in memory longer than a session
 
 
 def test_bundles_without_what_is_asked_for(tmp_path, special, monkeypatch):
@@ -703,6 +764,10 @@ def test_bundles_without_what_is_asked_for(tmp_path, special, monkeypatch):
     assert "has no region 0" in said(changed(launches={"regions": []}))
     assert "JSON without" in said(changed(launches={"kernels": {}}))
     assert "has no code of" in said(changed(cubins={f"{best.kernel}/sm_80": b"code"}))
+    assert "has no code of" in said(changed(cubins={}, ptx={f"{best.kernel}/sm_100": b"code"}))
+    changed(cubins={f"{best.kernel}/sm_80": b"none"}, ptx={f"{best.kernel}/sm_80": b"code"}).save(path, overwrite=True)
+    opened(content, special)  # the driver compiles what is for an older GPU
+    bundle.save(path, overwrite=True)
     assert "has no section weights/0" in said(changed(weights={}))
     assert "the driver refused cuModuleLoadData: FAKE_ERROR".lower() in said(
         changed(cubins={f"{best.kernel}/sm_90a": b"none"})

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from keras_efficient.errors import MissingDependency
-from keras_efficient.export.bolt import spec, trt
+from keras_efficient.export.bolt import trt
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.grids import geometry, launch, output_size
+from keras_efficient.export.bolt.grids import formulas, geometry, launch
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.partition import Policy, partition
 
@@ -167,8 +167,8 @@ def test_formulas_are_those_of_the_grids(kind):
     for _ in range(50):
         n, height, width = (int(one) for one in (RNG.integers(1, 5), RNG.integers(3, 2000), RNG.integers(3, 2000)))
         grid, integers = launch(rule, n, height, width, 132)
-        assert trt.formulas(rule, n, height, width, integers[0]) == (grid, integers)
-        symbolic = trt.formulas(rule, *map(Expression, (n, height, width)), integers[0])
+        assert formulas(rule, n, height, width, integers[0]) == (grid, integers)
+        symbolic = formulas(rule, *map(Expression, (n, height, width)), integers[0])
         assert tuple(Expression(one).value for one in symbolic[0]) == grid
         assert tuple(Expression(one).value for one in symbolic[1]) == integers
 
@@ -184,13 +184,13 @@ def test_functions_of_an_image_network(api, kind):
              if node.op_type.startswith("region")}  # fmt: skip
     assert set(nodes) == set(plugged.plugins)
     constants = {one.name: numpy_helper.to_array(one) for one in plugged.model.graph.initializer}
-    structures = [spec.spec(region) for region in partition(network(), Policy(max_layers=1)).regions]
+    regions = partition(network(), Policy(max_layers=1)).regions
     for index, name in enumerate(plugged.plugins):
         assert len(nodes[name].input) == 2
         packed = constants[nodes[name].input[-1]]
         assert packed.dtype == np.int32
         assert packed.tobytes() == bytes(range(index, index + 7)) + b"\0"
-        channels, weights = structures[index]["channels"][0], TensorDesc(2)
+        channels, weights = regions[index].channels[0], TensorDesc(2)
         describe, implement = api.kinds["register"][name], api.kinds["aot_impl"][name]
         assert list(inspect.signature(describe).parameters) == ["x0", "packed"]
         assert list(inspect.signature(implement).parameters) == ["x0", "packed", "outputs", "tactic"]
@@ -200,7 +200,7 @@ def test_functions_of_an_image_network(api, kind):
         for n, height, width in (built, (1, 33, 50)):
             x = TensorDesc(n, height, width, channels)
             out = describe(x, weights)
-            wanted = (n, *output_size(structures[index], height, width), structures[index]["layers"][-1]["filters"])
+            wanted = regions[index].output_shape(n, height, width)
             assert tuple(one.value for one in out.shape_expr) == wanted
             kernel, ptx, parameters, extra = implement(x, weights, (out,), 0)
             rule = bundle.launches["kernels"][kernel]["rule"]

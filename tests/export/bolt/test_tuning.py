@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,8 +77,9 @@ def test_the_fastest_comes_first_and_refusals_say_why(compiler):
         "8 bytes of registers spill",
         "its relative error is 1",
     ]
-    # Halves: all three, then the two fastest, then the fastest.
+    # Halves: all three as they come, then the two fastest, then the fastest.
     assert [count for _, count in meter.asked] == [3, 3, 3, 7, 7, 15]
+    assert [place for place, _ in meter.asked[3:]] == [5, 3, 5]
 
 
 def test_what_a_file_knows_is_not_measured_again(compiler, tmp_path):
@@ -110,6 +112,47 @@ def test_no_time_left_leaves_the_estimates(compiler, tmp_path):
     found, _ = search(Meter(), Cache(path), seconds=-1.0)
     assert found == RANKING
     assert not path.exists()
+
+
+def test_a_compiler_that_takes_too_long_does_not_hold_up_the_others(compiler, monkeypatch):
+    """What was compiled in time is measured, and the deadline is kept."""
+    release, quick = threading.Event(), build.compiled
+
+    def compiled(text, names, arch):
+        if names[0] == RANKING[2].emit(REGION).kernel:
+            release.wait(30)
+        return quick(text, names, arch)
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    meter, start = Meter(), time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        how = {"arch": "sm_90a", "deadline": start + 1, "executor": pool}
+        found, refused = tuned(REGION, RANKING, SHAPE, meter, **how)
+        assert 1 <= time.monotonic() - start < 10
+        release.set()
+    assert {place for place, _ in meter.asked} == {3, 5}
+    assert [one.measured for one in found] == [True] * 2 + [False] * 4
+    assert len(refused) == 3
+
+
+def test_what_is_compiled_is_kept(compiler, monkeypatch):
+    compiled, asked, real = {}, [], build.compiled
+    monkeypatch.setattr(build, "compiled", lambda text, names, arch: asked.append(names) or real(text, names, arch))
+    with ThreadPoolExecutor() as pool:
+        how = {"arch": "sm_90a", "executor": pool, "compiled": compiled}
+        first, second = (tuned(REGION, RANKING, SHAPE, Meter(), deadline=time.monotonic() + 60, **how) for _ in "12")
+    assert first == second
+    assert set(compiled) == {one.emit(REGION).kernel for one in RANKING[1:]}
+    assert len(asked) == len(RANKING) + 1  # what does not compile is tried again
+
+
+def test_compilers_are_processes_that_nobody_waits_for():
+    with tuning.compilers() as pool:
+        assert pool.submit(sorted, [2, 1]).result(60) == [1, 2]
+        pool.submit(time.sleep, 5)
+        time.sleep(0.5)
+        start = time.monotonic()
+    assert time.monotonic() - start < 2
 
 
 def test_a_file_brings_no_parameters_of_its_own(compiler, tmp_path):

@@ -1,0 +1,138 @@
+"""The benchmark on a GPU, of which a stand-in tells times: every row comes, whatever fails."""
+
+from __future__ import annotations
+
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from keras_efficient.errors import ConversionError
+from keras_efficient.export.bolt import build, checking, reference, runtime
+from keras_efficient.export.bolt.architectures import architecture
+from keras_efficient.export.bolt.search import candidates
+
+from .kernels import sesr
+
+INFO = build.KernelInfo(100, 0, 0, 0, 0)
+
+
+class Meter:
+    """A GPU on which every kernel takes 0.1 ms."""
+
+    arch, identity = "sm_90a", {"name": "stand-in", "processors": 132, "arch": "sm_90a"}
+    device = SimpleNamespace(cache_bytes=50 << 20)
+
+    def __init__(self, wrong=lambda region: False):
+        self.wrong = wrong
+
+    def error(self, region, source, cubin):
+        return 1.0 if self.wrong(region) else 1e-4
+
+    def seconds(self, region, source, cubin, shape, repetitions):
+        return [1e-4] * repetitions
+
+
+@pytest.fixture
+def gpu(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(repo_root))
+    found = importlib.import_module("benchmarks.bolt_gpu")
+    monkeypatch.setattr(
+        build, "compiled", lambda text, names, arch: build.Compiled(b"code", b"", "", dict.fromkeys(names, INFO), 0.1)
+    )
+    return found
+
+
+def ran(gpu, path, peers, meter=None, budget=None):
+    with ThreadPoolExecutor() as pool:
+        bench = gpu.Bench(meter or Meter(), True, pool, path / "measured.jsonl", peers)
+        if budget is not None:
+            bench.end += budget - gpu.BUDGET
+        rows = list(bench.rows())
+    assert bench.left == 0  # every search had its share of the time
+    assert len({one.what for one in rows}) == len(rows)
+    return {one.what: one for one in rows}
+
+
+def test_each_bar_has_one_row_and_verdict(gpu, tmp_path):
+    peers = {"slow": lambda *case: 5e-4, "cuBLASLt": lambda region, *case: 2e-4 if region.rows else None}
+    rows = ran(gpu, tmp_path, peers)
+    bars = [bar for bar in gpu.BARS if bar not in list(gpu.SESR.values())[1:]]  # of which a quick run has one
+    assert {bar.what for bar in bars} == {one.what for one in rows.values() if one.bar}
+    assert all(rows[bar.what].bar == bar.text for bar in bars)
+    assert all(rows[bar.what].reached for bar in bars)
+    assert [rows[bar.what].ratio for bar in (gpu.SESR[1080, 1920], gpu.ONE, gpu.TWO, gpu.BERTS)] == pytest.approx(
+        [5, 5, (5 * 2) ** 0.5, 2]
+    )
+    assert rows[gpu.ERROR.what].details == {"kernels": 7}
+    (product,) = (one for one in rows.values() if one.what.endswith(", GELU"))
+    assert product.details["peers, ms"] == pytest.approx({"slow": 0.5, "cuBLASLt": 0.2})
+    assert product.details["TFLOP/s"] == pytest.approx(2e-12 * 1280 * 3072 * 768 / 1e-4, rel=1e-3)
+    assert not gpu.TIME.is_reached(0.26)
+    assert gpu.ONE.is_reached(1.3)
+
+
+def test_peers_that_fail_cost_nothing_but_their_ratio(gpu, tmp_path, capsys):
+    def bad(region, shape, count):
+        if region.rows or region.shuffle > 1:
+            raise RuntimeError("no such operation\nand a long trace")
+        return 3e-4
+
+    rows = ran(gpu, tmp_path, {"bad": bad})
+    row = rows[gpu.SESR[1080, 1920].what]
+    assert (row.ours, row.ratio, row.reached) == (pytest.approx(0.1), None, None)
+    assert row.why == "no peer ran: bad: RuntimeError: no such operation"
+    assert row.details["failures"] == {"bad": "RuntimeError: no such operation"}
+    assert rows[gpu.ONE.what].reached
+    two = rows[gpu.TWO.what]  # one of two has a ratio, which is no mean of all
+    assert (two.ours, two.reached) == (pytest.approx(3), None)
+    assert two.why.endswith("rows, 4 to 1 to 4: no peer ran: bad: RuntimeError: no such operation")
+    assert (rows[gpu.BERTS.what].ours, rows[gpu.BERTS.what].reached) == (None, None)
+    assert "bad: RuntimeError: no such operation" in capsys.readouterr().err
+
+
+def test_a_case_of_ours_that_fails_costs_its_row(gpu, tmp_path):
+    rows = ran(gpu, tmp_path, {"one": lambda *case: 3e-4}, Meter(wrong=lambda region: region.shuffle > 1))
+    for bar in (gpu.TIME, gpu.COLD, gpu.AGAIN, gpu.SESR[1080, 1920]):
+        assert (rows[bar.what].ours, rows[bar.what].reached) == (None, None)
+        assert "RuntimeError: no kernel of 4 ran" in rows[bar.what].why
+        assert "its relative error is 1" in rows[bar.what].why
+    assert rows[gpu.ONE.what].reached
+    assert rows[gpu.ERROR.what].details == {"kernels": 5}
+
+
+def test_peers_that_time_is_too_short_for_are_told(gpu, tmp_path):
+    asked = []
+    rows = ran(gpu, tmp_path, {"one": lambda *case: asked.append(case) or 3e-4}, budget=0)
+    assert not asked
+    assert rows[gpu.TIME.what].reached  # searches have their least time still
+    for bar in (gpu.SESR[1080, 1920], gpu.ONE):
+        assert rows[bar.what].reached is None
+        assert "no time was left for one" in rows[bar.what].why
+
+
+def test_the_network_that_is_replayed(gpu):
+    """The bundle is a network for the runtime."""
+    region = sesr(2)
+    best = candidates(region, architecture("sm_90a"), 1, 16, 16, limit=1)[0]
+    bundle, source = gpu._bundle(region, best, "sm_90a", b"code"), best.emit(region)
+    assert bundle.cubins == {f"{source.kernel}/sm_90a": b"code"}
+    (x,) = checking.random_inputs(region, 1, 9, 12)
+    run = runtime.load(replace(bundle, sources={source.kernel: source.text}), runtime.HostDevice())
+    graph = run.captured(x)
+    graph.replay()
+    wanted = reference.computed(region, [x], rounded=np.float16)
+    assert np.linalg.norm(graph.outputs[0] - wanted) < 1e-3 * np.linalg.norm(wanted)
+
+
+def test_without_a_gpu_each_bar_says_so(gpu, monkeypatch):
+    def none():
+        raise ConversionError("No NVIDIA GPU with its driver is here.")
+
+    monkeypatch.setattr(gpu, "CudaMeter", none)
+    rows = list(gpu.rows(False))
+    assert [one.what for one in rows] == [bar.what for bar in gpu.BARS]
+    assert {(one.ours, one.reached, one.why) for one in rows} == {(None, None, "no GPU was at hand")}
