@@ -537,7 +537,7 @@ class CudaDevice:
         """What measurements hang on."""
         name = self._call("cuDeviceGetName", 256, self._call("cuCtxGetDevice"))
         driver = self._call("cuDriverGetVersion")
-        label = name.decode().rstrip("\0")
+        label = name.split(b"\0")[0].decode()  # what is behind the end of the text is anything
         return {"name": label, "processors": self.processors, "arch": self.arch, "driver": int(driver)}
 
     @property
