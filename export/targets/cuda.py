@@ -133,12 +133,30 @@ class BundleModel(onnx_target.OnnxModel):
         import numpy as np
 
         # ONNX Runtime's processors compute half precision in float32, where nothing overflows.
-        most = np.finfo(np.float16).max
-        found = super().run(inputs)
+        most, found = np.finfo(np.float16).max, super().run(inputs)
+        beyond = {name: np.abs(one) > most for name, one in found.items() if one.dtype == np.float32}
+        made = _of_regions(self._content()) if any(where.any() for where in beyond.values()) else frozenset()
         return {
-            name: np.where(np.abs(one) > most, np.copysign(np.inf, one), one) if one.dtype == np.float32 else one
+            name: np.where(beyond[name], np.copysign(np.inf, one), one) if name in beyond and name in made else one
             for name, one in found.items()
         }
+
+
+def _of_regions(network: bytes) -> frozenset[str]:
+    """The outputs of a file that are what a region makes: those are in half precision, other operators in float32."""
+    import onnx
+
+    from keras_efficient.export.bolt.standard import FUSED
+
+    graph = onnx.load_from_string(network).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    found = set()
+    for output in graph.output:
+        node = makers.get(output.name)
+        while node is not None and node.op_type in ("Cast", "Identity", "Reshape", "Transpose"):
+            node = makers.get(node.input[0])
+        found |= {output.name} if node is not None and node.op_type == FUSED else set()
+    return frozenset(found)
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
