@@ -25,13 +25,14 @@ class Architecture:
             Hopper that instruction reaches 62 % of what `wgmma` does (an estimate from publications).
         group_cycles: the same by `wgmma`, if there is such an instruction: 80 % of the data sheet's rate, which
             libraries reach.
-        shared_bytes: of a block, at most; a kilobyte more is reserved for each block.
+        shared_bytes: that blocks on a multiprocessor share, and one may take; a kilobyte more is reserved for each.
         shared_rate: bytes per cycle of a multiprocessor's shared memory.
         memory_rate: bytes per second of DRAM that copies reach.
         cache_rate: bytes per second that all multiprocessors get of the L2 cache (an estimate from publications).
         registers: of a multiprocessor.
         launch: seconds that a kernel in a graph takes though it does nothing (an estimate).
         barrier: cycles of a barrier of a block (an estimate).
+        block_bytes: of shared memory that a block may take, if that is less than all.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Architecture:
     registers: int = 65536
     launch: float = 2.5e-6
     barrier: int = 40
+    block_bytes: int | None = None
+
+    def holds(self, shared: int, blocks: int = 1) -> bool:
+        """Whether so many blocks of a kernel have their shared memory on a multiprocessor at once."""
+        fits = self.block_bytes is None or shared <= self.block_bytes
+        return fits and (shared + 1024) * blocks <= self.shared_bytes + 1024
 
     def seconds(
         self,

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,7 @@ def assemble(
     tune: float = 0,
     cache: str | Path | None = None,
     meter: tuning.Meter | None = None,
+    shared_bytes: int | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Finds the regions of a network, chooses a kernel for each, and compiles them.
@@ -96,6 +97,7 @@ def assemble(
             taken, else estimates.
         cache: a file of measurements, read and added to.
         meter: the GPU that measures; by default the current CUDA device, if `tune` is above 0.
+        shared_bytes: that a block of a kernel may take; by default what the GPU has. TensorRT's plugins have 48 KB.
         on_progress: called with a line at the start of each step.
 
     Returns:
@@ -107,9 +109,11 @@ def assemble(
         MissingDependency: a wheel of the extra `gpu` is not installed.
         UnknownName: no such architecture.
     """
+    if shared_bytes is not None and shared_bytes < 1024:
+        raise WrongArgument(f"No kernel makes do with {shared_bytes!r} bytes of shared memory.")
     if not 0 <= tune < float("inf"):
         raise WrongArgument(f"Kernels are measured for 0 seconds or more, not for {tune!r}.")
-    chosen = architecture(arch)
+    chosen = replace(architecture(arch), block_bytes=shared_bytes)
     on_progress("looking for regions")
     parted, ranked = best_partition(model, sizes, chosen, policy)
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_efficient.errors import ConversionError
+from keras_efficient.export.bolt import spec
+from keras_efficient.export.bolt.naming import layer_of
 from keras_efficient.export.bolt.rewriting import Rewriter, constant, producer, source, tidied
-from keras_efficient.export.bolt.standard import DOMAIN, FUSED
+from keras_efficient.export.bolt.standard import DOMAIN, FUSED, LAYER_NAMES
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +38,10 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.replace_input_with(index, _half(rewriter, value))
                 continue
             if not np.all(np.abs(numbers) <= np.finfo(np.float16).max):
-                raise ConversionError(f"A weight of {node.name} is beyond float16's range.")
+                raise ConversionError(
+                    f"Layer {_layer(node, index)!r} has a weight beyond float16's range, which kernels compute in.",
+                    hint="Scale its weights down, or export it as .onnx in float32.",
+                )
             node.replace_input_with(index, rewriter.constant(numbers.astype(np.float16), f"{value.name}__half"))
         output = node.outputs[0]
         after = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)})
@@ -55,6 +61,13 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     common.CommonSubexpressionEliminationPass(size_limit=0)(inner)
     tidied(inner)
     return ir.serde.serialize_model(inner)
+
+
+def _layer(node: ir.Node, index: int) -> str:
+    """The layer that an input of a region's node is a weight of."""
+    structure = spec.parsed(node.attributes["spec"].as_string())
+    owner = spec.owners(structure)[index - len(structure["channels"])]
+    return layer_of(json.loads(node.metadata_props[LAYER_NAMES])[owner])
 
 
 def _half(rewriter: Rewriter, value: ir.Value) -> ir.Value:

@@ -26,7 +26,18 @@ import numpy as np
 from keras_efficient.errors import WrongArgument
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region, Step
 
-__all__ = ["VERSION", "arrays", "outline", "parsed", "region_of", "shapes", "spec", "structure_hash", "written"]
+__all__ = [
+    "VERSION",
+    "arrays",
+    "outline",
+    "owners",
+    "parsed",
+    "region_of",
+    "shapes",
+    "spec",
+    "structure_hash",
+    "written",
+]
 
 VERSION = 1
 LONGEST_TEXT = 1 << 20
@@ -90,6 +101,12 @@ def arrays(region: Region) -> list[np.ndarray]:
             if isinstance(step, Activate) and step.slopes is not None:
                 found.append(step.slopes.reshape(-1) if region.rows else step.slopes.reshape(-1, 1, 1))
     return [np.array(one, np.float32, order="C") for one in found]
+
+
+def owners(structure: Mapping[str, Any]) -> list[int]:
+    """The number of its layer, for each of the arrays."""
+    counts = [2 + sum("slopes" in step for step in layer["steps"]) for layer in structure["layers"]]
+    return [number for number, count in enumerate(counts) for _ in range(count)]
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

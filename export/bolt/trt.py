@@ -99,7 +99,7 @@ def plugins(bundle: Bundle, *, processors: int | None = None) -> Plugged:
             continue
         entry, ptx = bundle.launches["kernels"][kernel], bundle.ptx.get(f"{kernel}/{arch}")
         shape = known.get(node.input[0])
-        if ptx is None or shape is None or entry["shared_bytes"] > MOST_SHARED:
+        if ptx is None or shape is None or entry["shared_bytes"] > MOST_SHARED or "together" in entry["rule"]:
             refusals[node.name] = _reason(entry, ptx)
             continue
         rows = band(entry["rule"], *region.image(shape), processors)
@@ -117,7 +117,10 @@ def _reason(entry: Mapping[str, Any], ptx: bytes | None) -> str:
     if ptx is None:
         return "the bundle has no PTX of it, and TensorRT takes nothing else"
     if entry["shared_bytes"] > MOST_SHARED:
-        return f"it takes {entry['shared_bytes']} bytes of shared memory; plugins have {MOST_SHARED}"
+        more = f"plugins have {MOST_SHARED}: assemble the bundle with shared_bytes={MOST_SHARED}"
+        return f"it takes {entry['shared_bytes']} bytes of shared memory; {more}"
+    if "together" in entry["rule"]:
+        return "its blocks are in clusters, which plugins do not say how to launch"
     return "the size of its input is not known"
 
 

@@ -32,14 +32,17 @@ ARCHITECTURES = {
 
 
 def validate(request: Request) -> None:
-    """Refuses a time that is none, before any work.
+    """Refuses a time or a size that is none, before any work.
 
     Raises:
-        WrongArgument: `tune` is no number of seconds.
+        WrongArgument: `tune` is no number of seconds, or `shared_kb` none of kilobytes.
     """
     tune = request.options["tune"]
     if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
         raise WrongArgument(f"tune={tune!r}: seconds, 0 or more.")
+    most = request.options["shared_kb"]
+    if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= 1024:
+        raise WrongArgument(f"shared_kb={most!r}: kilobytes, 0 to 1024.")
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -77,7 +80,9 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     sizes = {spec.name: [1 if size is None else size for size in spec.shape] for spec in request.inputs}
     arch = ARCHITECTURES[request.target.name][0]
     tune, cache = float(request.options["tune"]), request.options["tune_cache"] or None
-    how: dict[str, Any] = {"arch": arch, "tune": tune, "cache": cache, "on_progress": request.on_progress}
+    most = 1024 * request.options["shared_kb"] or None
+    how: dict[str, Any] = {"arch": arch, "tune": tune, "cache": cache, "shared_bytes": most}
+    how["on_progress"] = request.on_progress
     bundle = assemble(onnx.load(built.path), sizes, **how)
     path = folder / "model.bolt"
     kernels = bundle.tuning["kernels"]
@@ -144,12 +149,30 @@ class BundleModel(onnx_target.OnnxModel):
         import numpy as np
 
         # ONNX Runtime's processors compute half precision in float32, where nothing overflows.
-        most = np.finfo(np.float16).max
-        found = super().run(inputs)
+        most, found = np.finfo(np.float16).max, super().run(inputs)
+        beyond = {name: np.abs(one) > most for name, one in found.items() if one.dtype == np.float32}
+        made = _of_regions(self._content()) if any(where.any() for where in beyond.values()) else frozenset()
         return {
-            name: np.where(np.abs(one) > most, np.copysign(np.inf, one), one) if one.dtype == np.float32 else one
+            name: np.where(beyond[name], np.copysign(np.inf, one), one) if name in beyond and name in made else one
             for name, one in found.items()
         }
+
+
+def _of_regions(network: bytes) -> frozenset[str]:
+    """The outputs of a file that are what a region makes: those are in half precision, other operators in float32."""
+    import onnx
+
+    from keras_efficient.export.bolt.standard import FUSED
+
+    graph = onnx.load_from_string(network).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    found = set()
+    for output in graph.output:
+        node = makers.get(output.name)
+        while node is not None and node.op_type in ("Cast", "Identity", "Reshape", "Transpose"):
+            node = makers.get(node.input[0])
+        found |= {output.name} if node is not None and node.op_type == FUSED else set()
+    return frozenset(found)
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
@@ -185,6 +208,7 @@ TARGETS = tuple(
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX
         options={
             "tune": Option(0, "seconds in which kernels are measured on this machine's GPU; 0: none are"),
+            "shared_kb": Option(0, "kilobytes of shared memory that a kernel may take; 0: what the GPU has"),
             "tune_cache": Option("", "a file of measurements, which is read and added to"),
         },
         static=True,

@@ -234,7 +234,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Cutlass]:
         if filters >= 2 * up(layer.filters, 64) or not (_is_plain(layer) or _holds_addresses(layer, one)):
             continue
         shared = _shared_bytes(layer, one)
-        if shared <= arch.shared_bytes:
+        if arch.holds(shared):
             registers = min(one.sums + 110, 255)
             at_once = min((arch.shared_bytes + 1024) // (shared + 1024), arch.registers // (registers * one.threads))
             yield replace(one, blocks=max(at_once, 1))

@@ -534,7 +534,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Strip]:
         if registers > 160 or 32 * warps * blocks > 2048 or registers * 32 * warps * blocks > arch.registers:
             continue
         plan = Plan(region, strip)
-        if plan.useful >= 16 and (plan.shared_bytes + 1024) * blocks <= arch.shared_bytes + 1024:
+        if plan.useful >= 16 and arch.holds(plan.shared_bytes, blocks):
             yield strip
 
 

@@ -275,7 +275,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
             if _misfit(region, tile) or tile.places * inner // 8 % tile.threads:
                 continue
             shared = _Writer(region, tile).shared_bytes if is_pair else _stages(tile)
-            if shared <= arch.shared_bytes:
+            if arch.holds(shared):
                 registers = 4 * heights * (widths + second) + 90
                 at_once = min(arch.shared_bytes // (shared + 1024), arch.registers // (registers * tile.threads), 4)
                 yield replace(tile, blocks=max(at_once, 1))

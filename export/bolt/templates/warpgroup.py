@@ -260,7 +260,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Warpgroup]:
         if stages > max(_parts(region), 2) + 1:
             continue
         one = Warpgroup(heights, widths, down, stages, together)
-        if one.places * INNER // 8 % one.threads or _shared_bytes(one) > arch.shared_bytes:
+        if one.places * INNER // 8 % one.threads or not arch.holds(_shared_bytes(one)):
             continue
         registers = 4 * heights * widths + 56
         room = arch.shared_bytes // (_shared_bytes(one) + 1024)

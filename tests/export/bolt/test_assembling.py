@@ -377,6 +377,46 @@ def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
     export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
 
 
+def test_what_is_large_outside_of_kernels_is_no_overflow(tmp_path):
+    """A float32 operator behind the last kernel may make what it likes; a kernel makes infinity beyond 65504."""
+    inputs = keras.Input((8,))
+    x = layers.Dense(4, kernel_initializer="ones", activation="relu", name="last")(inputs)
+    model = keras.Model(inputs, {"kernel": x, "outside": keras.ops.exp(keras.ops.minimum(x, 20.0))})
+    export.save(model, tmp_path / "m.bolt", target="cuda-sm80", samples=np.full((2, 8), 3.0))
+    opened = export.load(tmp_path / "m.bolt")
+    assert opened(np.full((1, 8), 3.0))["outside"] == pytest.approx(np.exp(20), rel=1e-3)
+    assert np.isposinf(opened(np.full((1, 8), 1e4))["kernel"]).all()
+    assert np.isfinite(opened(np.full((1, 8), 1e4))["outside"]).all()
+
+
+def test_a_network_of_half_precision_runs_by_kernels_alone():
+    """Its input and output are float16 already: no cast is left."""
+    nodes = [
+        onnx.helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("Conv", ["t", "w"], ["c"], name="first", pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Relu", ["c"], ["r"]),
+        onnx.helper.make_node("Conv", ["r", "v"], ["d"], name="second", pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Transpose", ["d"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    half = onnx.TensorProto.FLOAT16
+    ends = [
+        onnx.helper.make_tensor_value_info(name, half, ["n", "h", "w", size]) for name, size in (("x", 3), ("y", 4))
+    ]
+    weights = {"w": RNG.normal(size=(8, 3, 3, 3)) / 5, "v": RNG.normal(size=(4, 8, 3, 3)) / 8}
+    constants = [onnx.numpy_helper.from_array(one.astype(np.float16), name) for name, one in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "half", ends[:1], ends[1:], constants)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    bundle = assemble(proto, {"x": (1, 16, 16, 3)})
+    assert [one.op_type for one in onnx.load_from_string(bundle.onnx).graph.node] == ["Fused"]
+    x = RNG.normal(size=(1, 9, 14, 3)).astype(np.float16)
+    (wanted,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    found = load(bundle, HostDevice())(x)
+    assert found.dtype == np.float16
+    assert relative(found, wanted.astype(np.float64)) < 2e-3
+    (same,) = onnxruntime.InferenceSession(bundle.onnx).run(None, {"x": x})
+    assert relative(same, wanted.astype(np.float64)) < 2e-3
+
+
 @pytest.mark.parametrize("tune", [-1, "soon", True])
 def test_a_time_for_measuring_is_one(tmp_path, tune):
     """Before anything is converted."""

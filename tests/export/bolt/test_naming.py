@@ -81,6 +81,16 @@ def test_layers_are_called_as_in_keras(network):
     assert {"p_re_lu", "max_pooling2d", "softmax", "global_average_pooling2d"} <= set(names)
 
 
+def test_a_sequential_model_and_operations_outside_of_layers():
+    keras.backend.clear_session()
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3), L.Dense(2, activation="softmax", name="last")])
+    assert layers_of(converted(model)[0]) == ["dense", "last"]
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, L.Conv2D(2, 3, name="only")(keras.ops.exp(inputs)) ** 3)
+    names = {node.op_type: node.name for node in converted(model)[0].graph.node}
+    assert (names["Exp"], names["Conv"], names["Pow"]) == ("Exp before only", "only", "Pow")
+
+
 def test_regions_keep_the_names(network):
     found = partition(converted(network)[0])
     names = [layer.name for region in found.regions for layer in region.layers]

@@ -691,9 +691,14 @@ def test_pixels_of_bytes_leave_their_layers_fused():
 
 
 def test_weights_beyond_half():
-    found = partition(network(conv("y"), constants={"w": normal(4, 3, 3, 3) * 1e6}))
-    with pytest.raises(ConversionError, match="beyond float16"):
-        to_float16(found.model)
+    """The layer is named whose they are, in a region of several."""
+    slopes = {"s": normal(3, 1, 1)}
+    nodes = [conv("a"), ("PRelu", ["a", "s"], "p", {}), conv("b", "p", "v"), conv("y", "b")]
+    for weights, layer in (({"v": normal(3, 3, 3, 3) * 1e6, **slopes}, "b"), ({"s": slopes["s"] * 1e6}, "a")):
+        found = partition(network(*nodes, constants={"w": normal(3, 3, 3, 3), "v": normal(3, 3, 3, 3), **weights}))
+        assert [len(region.layers) for region in found.regions] == [3]
+        with pytest.raises(ConversionError, match=f"Layer '{layer}' has a weight beyond float16"):
+            to_float16(found.model)
 
 
 # ------------------------------------------------------------------------------------------- structures from anybody
