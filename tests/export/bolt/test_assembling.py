@@ -267,6 +267,23 @@ def test_the_estimate_of_the_paper_s_network():
     assert len(best) <= 32
 
 
+def test_kernels_of_less_shared_memory():
+    """As TensorRT's plugins have; several small blocks share a multiprocessor's all the same."""
+    small = replace(architecture("sm_90a"), block_bytes=48 << 10)
+    for region, shape in (
+        (sesr(5), (1, 1080, 1920)),
+        (Region((conv(0, 3, 128, 128),), (128,)), (1, 64, 64)),
+        (Region((conv(0, 3, 16, 48), conv(1, 1, 48, 40)), (16,)), (1, 64, 64)),
+    ):
+        found = candidates(region, small, *shape)
+        assert found
+        assert all(one.emit(region).shared_bytes <= 48 << 10 for one in found)
+        assert found[0].seconds >= candidates(region, architecture("sm_90a"), *shape)[0].seconds
+    assert any(one.parameters.blocks > 1 for one in candidates(sesr(5), small, 1, 1080, 1920))
+    with pytest.raises(WrongArgument, match="100 bytes"):
+        assemble(None, {}, shared_bytes=100)
+
+
 def test_regions_that_no_template_serves():
     region = Region((conv(0, 3, 12, 12, stride=(2, 2)), conv(1, 3, 12, 12)), (12,))
     assert candidates(region, architecture("sm_90a"), 1, 8, 8) == []

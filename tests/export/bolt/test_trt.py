@@ -228,7 +228,12 @@ def test_functions_of_rows(api):
 
 
 def test_refused_kernels_stay_in_standard_operators(api):
-    for more, words in (({"shared": 49153}, "49153 bytes of shared memory"), ({"ptx": b""}, "no PTX")):
+    cases = (
+        ({"shared": 49153}, "49153 bytes of shared memory"),
+        ({"ptx": b""}, "no PTX"),
+        ({"kind": "cluster"}, "in clusters"),
+    )
+    for more, words in cases:
         plugged = trt.plugins(bundle_of(network(), {"x": (2, 3, 20, 24)}, **more))
         assert plugged.plugins == ()
         assert len(plugged.refusals) == 3
