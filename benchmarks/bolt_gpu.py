@@ -39,6 +39,7 @@ CANDIDATES = 16
 BUDGET = 540.0  # seconds of the whole run, so that it ends within ten minutes
 SEARCHES = 0.5  # of what is left, for searches; the rest is for peers
 MOST, LEAST = 20.0, 4.0  # seconds of one search, and what is kept for each that is to come
+PRODUCTS = 989e12  # operations a second of float16, by the data sheet of an H200
 ROUNDS = 12  # of timing a peer, two of which are not counted
 
 
@@ -108,11 +109,51 @@ def rows(quick: bool) -> Iterator[Row]:
         meter = CudaMeter()
     except KerasEfficientError as err:
         print(err.message, file=sys.stderr)
+        networks = {bar: [Case(bar.what, sesr(5), (1, *size))] for size, bar in SESR.items()}
+        several = {ONE: _convolutions(quick), TWO: _pairs(quick), BERTS: _products(quick)}
         for bar in BARS:
-            yield bar.row(None, why=NOT_MEASURED)
+            cases = {**networks, **several}.get(bar, [])
+            yield bar.row(None, why=NOT_MEASURED, details={"estimates for an H200, ms": _estimates(cases)})
         return
     with tempfile.TemporaryDirectory() as folder, tuning.compilers() as pool:
         yield from Bench(meter, quick, pool, Path(folder) / "measured.jsonl").rows()
+
+
+def _convolutions(quick: bool) -> Iterator[Case]:
+    for case in CONVOLUTIONS[: 2 if quick else None]:
+        n, size, channels, filters, kernel, stride, activation, residual = case
+        region = convolution(channels, filters, kernel, stride, activation, residual)
+        width = 1920 if size == 1080 else size
+        more = " + residual" if residual else ""
+        label = f"{n}×{size}×{width}, {kernel}×{kernel}, {channels} to {filters}, /{stride}, {activation}{more}"
+        yield Case(label, region, (n, size, width))
+
+
+def _pairs(quick: bool) -> Iterator[Case]:
+    for n, size, channels, filters, stride in PAIRS[: 1 if quick else None]:
+        label = f"{n}×{size}², 3×3 {channels} to {filters}, /{stride}, and 1×1"
+        yield Case(label, pair(channels, filters, stride), (n, size, size))
+    for number, channels, middle, filters in ROW_PAIRS[: 1 if quick else None]:
+        label = f"{number} rows, {channels} to {middle} to {filters}"
+        yield Case(label, row_pair(channels, middle, filters), (1, 1, number))
+
+
+def _products(quick: bool) -> Iterator[Case]:
+    for number, filters, channels in BERT[: 1 if quick else None]:
+        label = f"{number} rows, {channels} to {filters}, GELU"
+        yield Case(label, rows_of(channels, filters, "gelu_tanh"), (1, 1, number))
+
+
+def _estimates(cases: Iterable[Case]) -> dict[str, dict[str, float]]:
+    """Milliseconds on an H200 that no GPU has measured: of the best candidates, and what no kernel is faster than."""
+    arch, found = architecture("sm_90a"), {}
+    for case in cases:
+        found[case.label] = {
+            "estimate": 1000 * candidates(case.region, arch, *case.shape, limit=1)[0].seconds,
+            "roofline of memory": 1000 * _roofline(case.region, case.shape, arch.memory_rate),
+            "roofline of products": 1000 * _operations(case.region, case.shape) / PRODUCTS,
+        }
+    return found
 
 
 class Bench:
@@ -143,15 +184,15 @@ class Bench:
         self.errors: list[float] = []
         self.end = time.monotonic() + BUDGET
         self.sizes = [size for number, size in enumerate(SESR) if not quick or number == 0]
-        self.left = len(self.sizes) + len([*self.convolutions(), *self.pairs(), *self.products()]) + 1
+        self.left = len(self.sizes) + len([*_convolutions(self.quick), *_pairs(self.quick), *_products(self.quick)]) + 1
         self.compiled: dict[str, build.Compiled] = {}
         self.took: dict[str, float] = {}  # the longest that a peer took
 
     def rows(self) -> Iterator[Row]:
         yield from self.networks()
-        yield from self.several(ONE, self.convolutions())
-        yield from self.several(TWO, self.pairs())
-        yield from self.several(BERTS, self.products(), "cuBLASLt", min)
+        yield from self.several(ONE, _convolutions(self.quick))
+        yield from self.several(TWO, _pairs(self.quick))
+        yield from self.several(BERTS, _products(self.quick), "cuBLASLt", min)
         yield self.again()
         worst = max(self.errors, default=None)
         yield ERROR.row(worst, why="" if self.errors else "no kernel ran", details={"kernels": len(self.errors)})
@@ -170,28 +211,6 @@ class Bench:
                 yield COLD.row(found.searched or None, why=found.failed, details=details)
                 yield self.whole(case, found)
             yield bar.row(found.ours, found.ratio, found.why, peer=found.peer, ratio=found.ratio, details=found.details)
-
-    def convolutions(self) -> Iterator[Case]:
-        for case in CONVOLUTIONS[: 2 if self.quick else None]:
-            n, size, channels, filters, kernel, stride, activation, residual = case
-            region = convolution(channels, filters, kernel, stride, activation, residual)
-            width = 1920 if size == 1080 else size
-            more = " + residual" if residual else ""
-            label = f"{n}×{size}×{width}, {kernel}×{kernel}, {channels} to {filters}, /{stride}, {activation}{more}"
-            yield Case(label, region, (n, size, width))
-
-    def pairs(self) -> Iterator[Case]:
-        for n, size, channels, filters, stride in PAIRS[: 1 if self.quick else None]:
-            label = f"{n}×{size}², 3×3 {channels} to {filters}, /{stride}, and 1×1"
-            yield Case(label, pair(channels, filters, stride), (n, size, size))
-        for number, channels, middle, filters in ROW_PAIRS[: 1 if self.quick else None]:
-            label = f"{number} rows, {channels} to {middle} to {filters}"
-            yield Case(label, row_pair(channels, middle, filters), (1, 1, number))
-
-    def products(self) -> Iterator[Case]:
-        for number, filters, channels in BERT[: 1 if self.quick else None]:
-            label = f"{number} rows, {channels} to {filters}, GELU"
-            yield Case(label, rows_of(channels, filters, "gelu_tanh"), (1, 1, number))
 
     def several(
         self,
