@@ -65,9 +65,9 @@ struct Place {
 };
 
 enum class State { ready, at_warp, at_block, ended };
-enum class Meeting { barrier, load, load_transposed, product, shuffle, group };
+enum class Meeting { barrier, load, load_transposed, product, shuffle, group, group_of_registers };
 static const char* const names[] = {"warp_barrier", "load_matrix", "load_matrix_transposed",
-                                    "multiply",     "shuffle",     "multiply_group"};
+                                    "multiply",     "shuffle",     "multiply_group", "multiply_group"};
 
 struct Copy {
     unsigned char* shared;
@@ -95,6 +95,8 @@ struct Product {
     float (*sums)[4];
     int tiles;
     uint64_t a, b;
+    bool in_registers;
+    float rows[2][16];  // of A, as registers had them
     int group;
 };
 
@@ -122,6 +124,7 @@ struct Warp {
         } shuffle;
     } given[32];
     uint32_t found[32][4];
+    float rows[32][2][16];
 };
 
 // Memory between two guards that nobody may touch, so that what goes beyond it is seen; what lies between a guard and
@@ -299,6 +302,16 @@ UNCHECKED static void compute_load(Warp& warp, bool transposed) {
     }
 }
 
+// Each lane's two rows of A, whose numbers four neighbours have.
+UNCHECKED static void gather_rows(Warp& warp) {
+    for (int lane = 0; lane < 32; ++lane)
+        for (int side = 0; side < 2; ++side)
+            for (int k = 0; k < 16; ++k) {
+                const uint32_t* words = warp.given[lane / 4 * 4 + k % 8 / 2].words;
+                warp.rows[lane][side][k] = unpacked(words[k / 8 * 2 + side], k % 2);
+            }
+}
+
 static void compute_shuffle(Warp& warp) {
     for (int lane = 0; lane < 32; ++lane) {
         const int from = warp.given[lane].shuffle.from;
@@ -322,6 +335,7 @@ static void meet(Meeting meeting) {
         case Meeting::load_transposed: compute_load(warp, true); break;
         case Meeting::product: compute_product(warp); break;
         case Meeting::shuffle: compute_shuffle(warp); break;
+        case Meeting::group_of_registers: gather_rows(warp); break;
     }
     warp.arrived = 0;
     for (int lane = 0; lane < 32; ++lane) fibers[place.thread / 32 * 32 + lane].state = State::ready;
@@ -468,13 +482,27 @@ UNCHECKED static void read_row(float (&numbers)[16], uint64_t descriptor, int ro
 }
 
 // A product is computed when it is waited for, no sooner, so that what is overwritten early is seen.
-[[maybe_unused]] static void multiply_group(float (*sums)[4], int tiles, uint64_t a, uint64_t b) {
-    if (a >> 62 != 1 || b >> 62 != 1) fail("gives multiply_group a matrix of another kind.");
+static Product& leave_product(Meeting meeting, float (*sums)[4], int tiles, uint64_t b) {
+    if (b >> 62 != 1) fail("gives multiply_group a matrix of another kind.");
     if (fibers.size() % 128) fail("comes to multiply_group in a block of %zu threads, no warpgroups.", fibers.size());
     if (place.thread % 32 == 0) request->products += tiles;
-    meet(Meeting::group);
+    meet(meeting);
     Fiber& fiber = fibers[place.thread];
-    fiber.products.push_back({sums, tiles, a, b, fiber.products_group});
+    fiber.products.push_back({sums, tiles, 0, b, meeting == Meeting::group_of_registers, {}, fiber.products_group});
+    return fiber.products.back();
+}
+
+[[maybe_unused]] static void multiply_group(float (*sums)[4], int tiles, uint64_t a, uint64_t b) {
+    if (a >> 62 != 1) fail("gives multiply_group a matrix of another kind.");
+    leave_product(Meeting::group, sums, tiles, b).a = a;
+}
+
+[[maybe_unused]] static void multiply_group(float (*sums)[4], int tiles, const uint32_t (&a)[4], uint64_t b) {
+    const int lane = place.thread % 32;
+    Warp& warp = warps[place.thread / 32];
+    std::memcpy(warp.given[lane].words, a, sizeof a);
+    Product& one = leave_product(Meeting::group_of_registers, sums, tiles, b);
+    std::memcpy(one.rows, warp.rows[lane], sizeof one.rows);
 }
 
 [[maybe_unused]] static void group_commit() { ++fibers[place.thread].products_group; }
@@ -482,7 +510,9 @@ UNCHECKED static void read_row(float (&numbers)[16], uint64_t descriptor, int ro
 UNCHECKED static void compute_group(const Product& one) {
     const int row = place.thread / 32 % 4 * 16 + place.thread % 32 / 4, t = place.thread % 4 * 2;
     float a[2][16], b[16];
-    for (int side = 0; side < 2; ++side) read_row(a[side], one.a, row + 8 * side);
+    for (int side = 0; side < 2; ++side)
+        if (!one.in_registers) read_row(a[side], one.a, row + 8 * side);
+    if (one.in_registers) std::memcpy(a, one.rows, sizeof a);
     for (int column = 0; column < 2 * one.tiles; ++column) {
         read_row(b, one.b, column / 2 * 8 + t + column % 2);
         for (int side = 0; side < 2; ++side)

@@ -241,7 +241,8 @@ BOLT_DEVICE void copy_wait() {
 // change places, c for c ^ (r % 8). B's rows are its filters. `matrix_in_shared` describes such a matrix; with `after`
 // added, one that begins so many bytes later, a multiple of 16: another step of 16 along the inner axis is 32, another 8
 // rows 1024. The warpgroup's first 64 rows of A times all of B's `8 * tiles` filters are added to sums, which each warp
-// has as `multiply` leaves them, of 16 rows, warp by warp.
+// has as `multiply` leaves them, of 16 rows, warp by warp. A may be in registers too, each warp's 16 rows as `multiply`
+// takes them.
 //
 // `publish_copies`, then a barrier, lets products see what `copy_async` brought, of which `copy_wait` has told.
 // `group_fence` lets products use sums that this thread has written. `group_commit` closes a group of products, and
@@ -258,6 +259,10 @@ inline void publish_copies() { host::publish_copies(); }
 inline void group_fence() {}
 template <int tiles>
 inline void multiply_group(float (&sums)[tiles][4], uint64_t a, uint64_t b) {
+    host::multiply_group(sums, tiles, a, b);
+}
+template <int tiles>
+inline void multiply_group(float (&sums)[tiles][4], const uint32_t (&a)[4], uint64_t b) {
     host::multiply_group(sums, tiles, a, b);
 }
 inline void group_commit() { host::group_commit(); }
@@ -277,6 +282,8 @@ BOLT_DEVICE void publish_copies() { asm volatile("fence.proxy.async.shared::cta;
 BOLT_DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 template <int tiles>
 BOLT_DEVICE void multiply_group(float (&sums)[tiles][4], uint64_t a, uint64_t b);  // by templates/warpgroup.py
+template <int tiles>
+BOLT_DEVICE void multiply_group(float (&sums)[tiles][4], const uint32_t (&a)[4], uint64_t b);
 BOLT_DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int left>
 BOLT_DEVICE void group_wait() {

@@ -47,4 +47,46 @@ BOLT_DEVICE void begin_product(float (&sums)[heights][tiles][4], const void* pla
     group_commit();
 }
 
+// The second of two products, of what the first one left in registers: two of its tiles are a fragment, as in
+// `product_of_registers` of tile.cuh. Weights lie in parts of 64 inner numbers, each of `tiles` times 8 filters. It ends
+// before it returns.
+template <int heights, int inner, int tiles>
+BOLT_DEVICE void second_product(float (&sums)[heights][tiles][4], const float (&first)[heights][inner][4],
+                                const void* weights) {
+    static_assert(inner % 2 == 0, "whole fragments");
+    uint32_t a[heights][inner / 2][4];
+    BOLT_UNROLL
+    for (int i = 0; i < heights; ++i) {
+        BOLT_UNROLL
+        for (int step = 0; step < inner / 2; ++step) {
+            const float(&even)[4] = first[i][2 * step];
+            const float(&odd)[4] = first[i][2 * step + 1];
+            a[i][step][0] = pack(even[0], even[1]), a[i][step][1] = pack(even[2], even[3]);
+            a[i][step][2] = pack(odd[0], odd[1]), a[i][step][3] = pack(odd[2], odd[3]);
+        }
+    }
+    const uint64_t b = matrix_in_shared(weights);
+    group_fence();
+    BOLT_UNROLL
+    for (int step = 0; step < inner / 2; ++step) {
+        BOLT_UNROLL
+        for (int i = 0; i < heights; ++i)
+            multiply_group(sums[i], a[i][step], b + after(step / 4 * 8 * tiles * part_bytes + step % 4 * 32));
+    }
+    group_commit();
+    group_wait<0>();
+    settle(sums);
+#ifndef BOLT_HOST
+    // Products read registers until they end: nothing else may take their place before.
+    BOLT_UNROLL
+    for (int i = 0; i < heights; ++i) {
+        BOLT_UNROLL
+        for (int step = 0; step < inner / 2; ++step) {
+            BOLT_UNROLL
+            for (int k = 0; k < 4; ++k) asm volatile("" ::"r"(a[i][step][k]) : "memory");
+        }
+    }
+#endif
+}
+
 }  // namespace bolt

@@ -127,6 +127,21 @@ WARPGROUPS = {
         (1, 12, 17),
     ),
     "shuffled": (Region((conv(0, 3, 64, 12, Add(1)),), (64, 12), shuffle=2), Warpgroup(1, 2, 1, 6), (1, 9, 15)),
+    "a pair with skips": (
+        Region((conv(0, 3, 16, 48, prelu(48), Add(1)), conv(3, 1, 48, 40, Activate("gelu"), Add(2))), (16, 48, 40)),
+        Warpgroup(2, 6, 1, 4),
+        (2, 9, 17),
+    ),
+    "a pair of rows in clusters": (
+        Region((conv(0, 1, 96, 80, RELU), conv(1, 1, 80, 136, Activate("silu"))), (96,), rows=True),
+        Warpgroup(1, 12, 1, 3, together=2),
+        (150,),
+    ),
+    "a pair, shuffled": (
+        Region((conv(0, 3, 64, 64, RELU), conv(1, 1, 64, 12)), (64,), shuffle=2),
+        Warpgroup(1, 8, 2, 4),
+        (1, 9, 17),
+    ),
 }
 CASES = [
     pytest.param(name, *case, id=f"{name}: {label}")
@@ -208,6 +223,7 @@ def test_a_tile_without_its_rendezvous_is_found_out(pattern):
         ("a convolution in clusters", r"late \|= !arrival_wait\([^;]*;"),
         ("a convolution in clusters", r"group_wait<1>\(\);"),
         ("a convolution in clusters", r"arrival_begin\([^;]*;"),
+        ("a pair with skips", r"copy_async\(second [^;]*;"),
     ],
 )
 def test_a_warpgroup_without_its_rendezvous_is_found_out(name, pattern):
@@ -219,6 +235,11 @@ def test_a_warpgroup_without_its_rendezvous_is_found_out(name, pattern):
 def test_a_warpgroup_of_another_layout_is_found_out():
     region, parameters, shape = WARPGROUPS["two images, 24 channels"]
     source = warpgroup.emit(region, parameters)
+    pair, own, size = WARPGROUPS["a pair with skips"]
+    other = warpgroup.emit(pair, own)
+    for right, wrong in (("group_wait<0>();\n    settle(sums)", "settle(sums)"), ("step % 4 * 32", "step % 4 * 16")):
+        assert right in other.text
+        assert is_found_out(pair, other, size, other.text.replace(right, wrong))
     for right, wrong in (("after(32 * step)", "after(16 * step)"), ("uint64_t(1024 / 16) << 32", "uint64_t(32) << 32")):
         assert right in source.text
         assert is_found_out(region, source, shape, source.text.replace(right, wrong))
@@ -303,7 +324,7 @@ def test_a_plan_of_the_paper_s_network():
         ("tile", sesr(3), "more than two layers"),
         ("tile", Region((kernels.depthwise(8, 3),), (8,)), "depthwise"),
         ("tile", Region((conv(0, 3, 8, 8), conv(1, 3, 8, 8)), (8,)), "not a 1×1"),
-        ("warpgroup", PAIR, "more than one layer"),
+        ("warpgroup", Region((conv(0, 1, 8, 8), conv(1, 1, 8, 8), conv(2, 1, 8, 8)), (8,)), "more than two layers"),
         ("warpgroup", Region((conv(0, 3, 12, 8),), (12,)), "no multiple of 8"),
         ("depthwise", PAIR, "not one depthwise"),
     ],
@@ -322,6 +343,10 @@ def test_parameters_that_do_not_fit():
         tile.emit(PAIR, Tile(1, 2, 2, 1, 32, 3))
     with pytest.raises(UnsupportedLayer, match="no products of"):
         warpgroup.emit(Region((conv(0, 3, 8, 8),), (8,)), Warpgroup(stages=2))
+    with pytest.raises(UnsupportedLayer, match="do not hold all 48"):
+        warpgroup.emit(PAIR, Warpgroup(1, 4, 1, 4))
+    with pytest.raises(UnsupportedLayer, match="more than 256 filters"):
+        warpgroup.emit(Region((conv(0, 1, 8, 8), conv(1, 1, 8, 264)), (8,)), Warpgroup(1, 2, 1, 4))
     with pytest.raises(UnsupportedLayer, match="whole stages"):
         tile.emit(PAIR, Tile(1, 6, 2, 1, 24, 3))
 
