@@ -275,8 +275,10 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
             if _misfit(region, tile) or tile.places * inner // 8 % tile.threads:
                 continue
             shared = _Writer(region, tile).shared_bytes if is_pair else _stages(tile)
-            if arch.holds(shared):
-                registers = 4 * heights * (widths + second) + 90
+            sums = 4 * heights * (widths + second)
+            # Beside its sums a thread needs 50 registers at the very least, and makes good use of 90.
+            if arch.holds(shared) and (sums + 50) * tile.threads <= arch.registers:
+                registers = sums + 90
                 at_once = min(arch.shared_bytes // (shared + 1024), arch.registers // (registers * tile.threads), 4)
                 yield replace(tile, blocks=max(at_once, 1))
 

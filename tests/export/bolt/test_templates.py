@@ -12,6 +12,7 @@ from keras_efficient.export.bolt import build
 from keras_efficient.export.bolt.architectures import ARCHITECTURES
 from keras_efficient.export.bolt.checking import compare
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
+from keras_efficient.export.bolt.search import candidates
 from keras_efficient.export.bolt.templates import TEMPLATES, packing, strip, tile, warpgroup
 from keras_efficient.export.bolt.templates.depthwise import Depthwise
 from keras_efficient.export.bolt.templates.strip import Plan, Strip
@@ -304,6 +305,29 @@ def test_kernels_stay_in_registers(arch, name, region, parameters):
         pytest.skip(str(err))
     assert (info.spill_loads, info.spill_stores, info.stack_bytes) == (0, 0, 0)
     assert info.registers * source.threads * source.blocks <= 65536
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("region", "shape"),
+    [
+        (Region((conv(0, 3, 128, 128, Activate("gelu"), Add(1)),), (128, 128)), (1, 96, 96)),
+        (Region((conv(0, 1, 256, 512, Activate("silu")),), (256,)), (1, 96, 96)),
+        (Region((conv(0, 3, 256, 256, prelu(256)),), (256,)), (8, 56, 56)),
+        (Region((conv(0, 3, 64, 64, RELU), conv(1, 1, 64, 64, RELU)), (64,)), (32, 56, 56)),
+        (sesr(5), (1, 1080, 1920)),
+    ],
+    ids=["residual", "1×1", "256 channels", "pair", "sesr"],
+)
+def test_what_ranks_first_stays_in_registers(arch, region, shape):
+    """Else nothing is left of a region without tuning."""
+    for candidate in candidates(region, ARCHITECTURES[arch], *shape)[:2]:
+        source = candidate.emit(region)
+        try:
+            info = build.compiled(source.text, [source.kernel], arch).kernels[source.kernel]
+        except MissingDependency as err:
+            pytest.skip(str(err))
+        assert (info.spill_loads, info.spill_stores, info.stack_bytes) == (0, 0, 0), candidate
 
 
 def test_a_plan_of_the_paper_s_network():
