@@ -42,7 +42,8 @@ def network():
     inner = keras.Model(within, L.BatchNormalization()(L.Conv2D(8, 3, padding="same")(within)), name="inner")
     shared = L.Conv2D(8, 3, padding="same", name="shared")
     inputs = keras.Input((16, 16, 3))
-    x = L.BatchNormalization()(L.Conv2D(8, 3, padding="same")(L.Conv2D(8, 3, padding="same")(inputs)))
+    x = L.Conv2D(8, 3, padding="same", use_bias=False)(L.Conv2D(8, 3, padding="same")(inputs))
+    x = L.BatchNormalization()(x)  # which goes into the convolution, and gives it its name
     x = shared(L.MaxPooling2D()(shared(L.PReLU(shared_axes=[1, 2])(x))))
     x = L.DepthwiseConv2D(3, padding="same")(inner(Block(name="block")(x)))
     x = L.Conv2DTranspose(8, 4, strides=2, padding="same")(x) * 2
@@ -79,6 +80,13 @@ def test_layers_are_called_as_in_keras(network):
     names = [node.name for node in proto.graph.node]
     assert len(set(names)) == len(names)
     assert {"p_re_lu", "max_pooling2d", "softmax", "global_average_pooling2d"} <= set(names)
+
+
+def test_a_layer_keeps_its_name_where_a_normalisation_went_into_it():
+    """Of one without a shift tf2onnx' node is called as the normalisation."""
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, use_bias=False, name="weights")(inputs)
+    assert layers_of(converted(keras.Model(inputs, L.BatchNormalization(name="statistics")(x)))[0]) == ["weights"]
 
 
 def test_a_sequential_model_and_operations_outside_of_layers():
