@@ -324,7 +324,7 @@ def test_what_ranks_first_stays_in_registers(arch, region, shape):
     for candidate in candidates(region, ARCHITECTURES[arch], *shape)[:2]:
         source = candidate.emit(region)
         try:
-            info = build.compiled(source.text, [source.kernel], arch).kernels[source.kernel]
+            info = build.compiled_source(source, arch).kernels[source.kernel]
         except MissingDependency as err:
             pytest.skip(str(err))
         assert (info.spill_loads, info.spill_stores, info.stack_bytes) == (0, 0, 0), candidate
