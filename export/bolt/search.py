@@ -3,7 +3,7 @@ estimate."""
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -52,12 +52,18 @@ def candidates(
         if template.refusal(region) is None and _missing(template) is None:
             given = template.candidates(region, arch)
             own = [Candidate(name, one, template.seconds(region, one, arch, n, height, width)) for one in given]
-            served.append(heapq.nsmallest(limit, own, key=_rank))
+            served.append(_varied(sorted(own, key=_rank))[:limit])
     # Each template's best are measured, whatever estimates say; the rest by their rank.
     sure = limit // (2 * len(served)) if served else 0
-    rest = heapq.nsmallest(limit, (one for own in served for one in own[sure:]), key=_rank)
+    rest = _varied(sorted((one for own in served for one in own[sure:]), key=_rank))
     first = [one for own in served for one in own[:sure]]
     return sorted([*first, *rest[: limit - len(first)]], key=_rank)
+
+
+def _varied(ranked: Sequence[Candidate]) -> list[Candidate]:
+    """The first of each estimate, then the others: a search is for what estimates cannot tell, not for its like."""
+    found = {one.seconds: one for one in reversed(ranked)}
+    return [*reversed(found.values()), *(one for one in ranked if one is not found[one.seconds])]
 
 
 def _rank(one: Candidate) -> float:

@@ -85,7 +85,7 @@ struct BulkCopy {
 
 struct Arrivals {
     const void* at;
-    bool announced;
+    int count, counted;  // of one phase
     size_t bytes;
     int phases;  // that are over
 };
@@ -418,15 +418,26 @@ static Arrivals& arrivals_at(const char* who, const void* at) {
     fail("gives %s an arrival that has not begun.", who);
 }
 
-[[maybe_unused]] static void arrival_begin(const void* at) {
+[[maybe_unused]] static void arrival_begin(const void* at, int count) {
     check_shared("arrival_begin", static_cast<const unsigned char*>(at) - (reinterpret_cast<uintptr_t>(at) & 8));
-    arrivals.push_back({at, false, 0, 0});
+    arrivals.push_back({at, count, 0, 0, 0});
+}
+
+static void count_arrival(Arrivals& arrival, const char* who) {
+    if (arrival.counted == arrival.count) fail("comes to %s more often than an arrival's phase counts.", who);
+    ++arrival.counted;
+}
+
+[[maybe_unused]] static void arrival_signal(const void* at) {
+    count_arrival(arrivals_at("arrival_signal", at), "arrival_signal");
+    // Nobody waits in the next phase before this one is over.
+    Arrivals& arrival = arrivals_at("arrival_signal", at);
+    if (arrival.counted == arrival.count && arrival.bytes == 0) arrival.counted = 0, ++arrival.phases;
 }
 
 [[maybe_unused]] static void copy_bulk(void* shared, const void* global, size_t bytes, const void* at) {
     Arrivals& arrival = arrivals_at("copy_bulk", at);
-    if (arrival.announced) fail("announces bytes at an arrival that waits for earlier ones.");
-    arrival.announced = true;
+    count_arrival(arrival, "copy_bulk");
     arrival.bytes = bytes;
     auto* to = static_cast<unsigned char*>(shared);
     const auto* from = static_cast<const unsigned char*>(global);
@@ -454,8 +465,9 @@ static Arrivals& arrivals_at(const char* who, const void* at) {
         landed += one.bytes;
     }
     bulk_copies.resize(kept);
-    if (!arrival.announced || landed != arrival.bytes) fail("waits for an arrival of which nothing is on its way.");
-    arrival.announced = false;
+    if (arrival.counted < arrival.count || landed != arrival.bytes)
+        fail("waits for an arrival that nothing on its way ends.");
+    arrival.counted = 0, arrival.bytes = 0;
     ++arrival.phases;
     return true;
 }
@@ -475,6 +487,8 @@ UNCHECKED static void read_row(float (&numbers)[16], uint64_t descriptor, int ro
     for (int k = 0; k < 16; ++k) {
         const size_t plain = start + 2 * k, at = plain ^ ((plain >> 7 & 7) << 4);
         if (at + 2 > shared_bytes) fail("goes out of shared memory: multiply_group at byte %zu of %zu.", at, shared_bytes);
+        if (std::memcmp(published.data() + at, shared_memory + at, 2))
+            fail("reads by multiply_group, at byte %zu of shared memory, what was written and not published.", at);
         _Float16 number;
         std::memcpy(&number, published.data() + at, 2);
         numbers[k] = float(number);

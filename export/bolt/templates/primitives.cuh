@@ -294,21 +294,26 @@ BOLT_DEVICE void group_wait() {
 
 // Copies of a block, or of the blocks of a cluster (BOLT_CLUSTER) that have each asked for the same bytes, on sm_90 and
 // later: each block of a cluster fetches a share and gives it to all. One thread of each block calls `copy_bulk`, for the
-// same place in shared memory and the same arrival; what comes counts there. `arrival_wait` waits for the end of an
-// arrival's phase, which are numbered from 0 on and told by their parity; products see then what came. It gives up in
-// the end, and says so: a mistake must not stop a GPU. Arrivals begin in one thread, followed by `arrivals_visible`, and
-// `cluster_barrier` by all threads.
+// same place in shared memory and the same arrival, which counts that call and what comes. `arrival_signal` counts once
+// at an arrival of each block of the cluster. `arrival_wait` waits for the end of an arrival's phase, when all has come
+// that it counts; phases are numbered from 0 on and told by their parity. Products see then what was copied. It gives up
+// after a second, and says so: a mistake must not stop a GPU. Arrivals begin in one thread, followed by
+// `arrivals_visible`, and `cluster_barrier` by all threads; another one stands before a block ends.
 
 #ifdef BOLT_HOST
 
 using Arrival = uint64_t;
 
 inline void cluster_barrier() { host::barrier(); }  // the CPU has clusters of one block
-inline void arrival_begin(Arrival* arrival) { host::arrival_begin(arrival); }
+inline void arrival_begin(Arrival* arrival, int count) { host::arrival_begin(arrival, count); }
 inline void arrivals_visible() {}
 template <int blocks, int bytes>
 inline void copy_bulk(void* shared, const void* global, Arrival* arrival) {
     host::copy_bulk(shared, global, bytes, arrival);
+}
+template <int blocks>
+inline void arrival_signal(Arrival* arrival) {
+    host::arrival_signal(arrival);
 }
 inline bool arrival_wait(Arrival* arrival, int parity) { return host::arrival_wait(arrival, parity); }
 
@@ -319,38 +324,49 @@ using Arrival = uint64_t;
 BOLT_DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-BOLT_DEVICE void arrival_begin(Arrival* arrival) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrival)) : "memory");
+BOLT_DEVICE void arrival_begin(Arrival* arrival, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrival)), "r"(count) : "memory");
 }
 BOLT_DEVICE void arrivals_visible() {
     asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory");
 }
 template <int blocks, int bytes>
 BOLT_DEVICE void copy_bulk(void* shared, const void* global, Arrival* arrival) {
+    static_assert(blocks > 1, "a block alone copies by copy_async");
     constexpr uint32_t share = bytes / blocks;
     static_assert(share % 16 == 0, "shares are whole chunks");
     const uint32_t at = shared_address(arrival);
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(uint32_t(bytes)) : "memory");
-    uint32_t own = 0;
-    if constexpr (blocks > 1) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(own));
+    uint32_t own;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(own));
     const uint32_t to = shared_address(shared) + own * share;
     const uint64_t from = uint64_t(__cvta_generic_to_global(global)) + own * share;
-    if constexpr (blocks > 1) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+        :
+        : "r"(to), "l"(from), "r"(share), "r"(at), "h"(uint16_t((1 << blocks) - 1))
+        : "memory");
+}
+template <int blocks>
+BOLT_DEVICE void arrival_signal(Arrival* arrival) {
+    BOLT_UNROLL
+    for (int block = 0; block < blocks; ++block)
         asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+            "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }"
             :
-            : "r"(to), "l"(from), "r"(share), "r"(at), "h"(uint16_t((1 << blocks) - 1))
+            : "r"(shared_address(arrival)), "r"(block)
             : "memory");
-    } else {
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                     :
-                     : "r"(to), "l"(from), "r"(share), "r"(at)
-                     : "memory");
-    }
+}
+BOLT_DEVICE uint64_t nanoseconds() {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
 }
 BOLT_DEVICE bool arrival_wait(Arrival* arrival, int parity) {
+    const uint64_t start = nanoseconds();
     BOLT_LOOP
-    for (int tries = 0; tries < 1 << 20; ++tries) {  // each of them waits for a while
+    while (nanoseconds() - start < 1000000000) {
         uint32_t over;
         asm volatile(
             "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"

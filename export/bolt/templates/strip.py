@@ -55,6 +55,9 @@ def refusal(region: Region) -> str | None:
         return "a layer strides, dilates, is depthwise or changes the size"
     if first.value != 0 or any(layer.value < len(region.channels) for layer in region.layers[1:]):
         return "another layer than the first one reads the region's input"
+    read = {layer.value for layer in region.layers} | {one for layer in region.layers for one in _added(layer)}
+    if not set(range(len(region.channels), len(region.channels) + len(region.layers) - 1)) <= read:
+        return "a layer's output is read by nothing"
     if first.channels % 8 and prod(first.weights.shape[:3]) > GATHERED:
         return f"the first layer has {first.channels} channels, no multiple of 8, and more than {GATHERED} taps"
     return None

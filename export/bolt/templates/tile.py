@@ -279,7 +279,9 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Tile]:
             # Beside its sums a thread needs 50 registers at the very least, and makes good use of 90.
             if arch.holds(shared) and (sums + 50) * tile.threads <= arch.registers:
                 registers = sums + 90
-                at_once = min(arch.shared_bytes // (shared + 1024), arch.registers // (registers * tile.threads), 4)
+                at_once = min(
+                    (arch.shared_bytes + 1024) // (shared + 1024), arch.registers // (registers * tile.threads), 4
+                )
                 yield replace(tile, blocks=max(at_once, 1))
 
 

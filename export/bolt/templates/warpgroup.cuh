@@ -37,6 +37,7 @@ BOLT_DEVICE void spoil(float (&sums)[heights][tiles][4]) {
 template <int heights, int tiles>
 BOLT_DEVICE void begin_product(float (&sums)[heights][tiles][4], const void* places, const void* weights) {
     const uint64_t a = matrix_in_shared(places), b = matrix_in_shared(weights);
+    settle(sums);  // else compilers copy them while the last product is under way, and make this one wait for it
     group_fence();
     BOLT_UNROLL
     for (int step = 0; step < 4; ++step) {

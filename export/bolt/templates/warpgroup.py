@@ -117,7 +117,7 @@ def _second_bytes(region: Region, parameters: Warpgroup) -> int:
 def _shared_bytes(region: Region, parameters: Warpgroup) -> int:
     results = 2 * parameters.places * (8 * _second_widths(region) or parameters.filters)
     stages = parameters.stages * 2 * INNER * (parameters.places + parameters.filters)
-    arrivals = 8 * parameters.stages if parameters.together > 1 else 0
+    arrivals = 2 * 8 * parameters.stages if parameters.together > 1 else 0
     second = _second_bytes(region, parameters)
     return up(max(stages + second + arrivals, results), 1024)
 
@@ -157,6 +157,7 @@ class _Writer:
 
     def text(self) -> str:
         own, parts = self.parameters, self.parts
+        whole = parts // own.stages * own.stages
         inputs = "".join(f"const half* input_{one}, " for one in range(len(self.region.channels)))
         a, b = 2 * own.places * INNER, 2 * own.filters * INNER
         places = Places(self.layer, own.places, INNER, own.threads)
@@ -175,19 +176,18 @@ class _Writer:
             "BOLT_SHARED(shared);",
             f"const Ring<{INNER}, {own.stages}, {own.places}> stages{{reinterpret_cast<half*>(shared)}};",
             f"unsigned char* const stages_of_weights = shared + {own.stages * a};",
-            *([f"Arrival* const arrivals = reinterpret_cast<Arrival*>(shared + {end + second});"] * clustered),
             "const float* const numbers = reinterpret_cast<const float*>(packed);",
             f"const int begin_of_block = block_x() * {own.places}, block = block_y();",
             f"const int group = warp() / 4 * {64 * own.heights};  // first place of this warpgroup",
             "const int down = group + warp() % 4 * 16;  // and of this warp",
             *places.sources(),
+            *(self._begin_arrivals(end + second) if clustered else []),
             "const auto fetch = [&](int part, int stage) {",
             *places.fetch(),
             f"const unsigned char* from = packed + (int64_t(block) * {parts} + part) * {b};",
             *self._fetch_weights(b),
             "};",
             "",
-            *(self._begin_arrivals() if clustered else []),
             f"float sums[{own.heights}][{own.widths}][4];",
             f"begin(sums, numbers + {sums.table} + block * {own.filters});",
             *(self._fetch_second(end, second) if self.is_pair else []),
@@ -196,19 +196,25 @@ class _Writer:
             f"if (part < {parts}) fetch(part, part);",
             "copy_commit();",
             "}",
-            "BOLT_LOOP",
-            f"for (int part = 0; part < {parts}; ++part) {{",
+            "const auto turn = [&](int part, int stage) {",
             f"copy_wait<{ahead - 1}>();",
             "publish_copies();",
-            f"{'cluster_' * clustered}barrier();  // this part is there, and all products but the latest are done",
-            f"const int stage = part % {own.stages};",
-            *([f"late |= !arrival_wait(arrivals + stage, part / {own.stages} & 1);"] * clustered),
+            "barrier();  // this part is there, and all products but the latest are done",
+            *([f"late = late || !arrival_wait(filled + stage, part / {own.stages} & 1);"] * clustered),
             f"begin_product(sums, stages.row(stage) + group * {INNER}, stages_of_weights + stage * {b});",
-            f"const int next = part + {ahead};",
-            f"if (next < {parts}) fetch(next, next % {own.stages});",
+            f"if (part + {ahead} < {parts}) fetch(part + {ahead}, (stage + {ahead}) % {own.stages});",
             "copy_commit();",
             "group_wait<1>();",
+            *(self._release() if clustered else []),
+            "};",
+            # Stages are constants, so that no sums move from one register to another while products are under way.
+            "BOLT_LOOP",
+            f"for (int part = 0; part < {whole}; part += {own.stages}) {{",
+            "BOLT_UNROLL",
+            f"for (int stage = 0; stage < {own.stages}; ++stage) turn(part + stage, stage);",
             "}",
+            "BOLT_UNROLL",
+            f"for (int stage = 0; stage < {parts - whole}; ++stage) turn({whole} + stage, stage);",
             "group_wait<0>();",
             "settle(sums);",
             *(["if (late) spoil(sums);"] * clustered),
@@ -222,20 +228,46 @@ class _Writer:
         own = self.parameters
         if own.together > 1:
             to = f"stages_of_weights + stage * {size}"
-            return [f"if (thread() == 0) copy_bulk<{own.together}, {size}>({to}, from, arrivals + stage);"]
+            return [
+                "if (thread() == 0) {",
+                # Another block's share must not come where its neighbour still multiplies.
+                f"if (part >= {own.stages}) late = late || !arrival_wait(freed + stage, part / {own.stages} - 1 & 1);",
+                f"copy_bulk<{own.together}, {size}>({to}, from, filled + stage);",
+                "}",
+                "warp_barrier();  // products are of whole warps again",
+            ]
         return [
             f"for (int i = thread(); i < {size // 16}; i += {own.threads})",
             f"copy_async(stages_of_weights + stage * {size} + 16 * i, from + 16 * i, true);",
         ]
 
-    def _begin_arrivals(self) -> list[str]:
+    def _begin_arrivals(self, start: int) -> list[str]:
+        """Of each stage: when its weights have come, and when all warpgroups of the cluster are done with them."""
+        own = self.parameters
         return [
+            f"Arrival* const filled = reinterpret_cast<Arrival*>(shared + {start});",
+            f"Arrival* const freed = filled + {own.stages};",
             "if (thread() == 0) {",
-            f"for (int stage = 0; stage < {self.parameters.stages}; ++stage) arrival_begin(arrivals + stage);",
+            f"for (int stage = 0; stage < {own.stages}; ++stage) {{",
+            "arrival_begin(filled + stage, 1);",
+            # The CPU has clusters of one block.
+            "#ifdef BOLT_HOST",
+            f"arrival_begin(freed + stage, {own.down});",
+            "#else",
+            f"arrival_begin(freed + stage, {own.down * own.together});",
+            "#endif",
+            "}",
             "arrivals_visible();",
             "}",
             "cluster_barrier();",
             "bool late = false;",
+        ]
+
+    def _release(self) -> list[str]:
+        own = self.parameters
+        return [
+            "if (part > 0 && thread() % 128 == 0)",
+            f"arrival_signal<{own.together}>(freed + (stage + {own.stages - 1}) % {own.stages});",
         ]
 
     def _fetch_second(self, start: int, size: int) -> list[str]:
@@ -318,7 +350,7 @@ def candidates(region: Region, arch: Architecture) -> Iterator[Warpgroup]:
         if _misfit(region, one) or one.places * INNER // 8 % one.threads or not arch.holds(shared):
             continue
         registers = 4 * heights * (widths + second) + 56
-        room = arch.shared_bytes // (shared + 1024)
+        room = (arch.shared_bytes + 1024) // (shared + 1024)
         at_once = min(room, arch.registers // (registers * one.threads), 4)
         if at_once:
             yield replace(one, blocks=at_once)
@@ -344,5 +376,6 @@ def seconds(region: Region, parameters: Warpgroup, arch: Architecture, n: int, h
         shared=float(parts * (read + stage) + groups * steps * 256 * second),
         memory=2.0 * (numbers + sum(one.weights.size for one in region.layers)),
         cache=places * grid[1] * implicit.fetched(layer) + blocks * fetched,
-        barriers=parts + 4.0,
+        # Blocks of a cluster wait for each other too.
+        barriers=parts * (1 + (parameters.together > 1)) + 4.0,
     )

@@ -60,6 +60,7 @@ STRIPS = {
 PAIR = Region((conv(0, 3, 16, 48, RELU), conv(1, 1, 48, 40, RELU)), (16,))
 ROWS = Region((Layer(0, weights(1, 1, 96, 32), bias(32), steps=(RELU,)), conv(1, 1, 32, 96, RELU)), (96,), rows=True)
 TILES = {
+    "less than a tile": (Region((conv(0, 3, 16, 24),), (16,)), Tile(2, 3, 2, 1, 32, 3), (1, 2, 3)),
     "with a skip": (Region((conv(0, 3, 16, 24, prelu(24), Add(1)),), (16, 24)), Tile(2, 3, 2, 1, 32, 3), (2, 7, 9)),
     "stride, uneven padding": (
         Region((conv(0, 3, 24, 40, Activate("gelu"), stride=(2, 2), padding=(0, 0, 1, 1)),), (24,)),
@@ -106,6 +107,7 @@ DEPTHWISE = {
     "2 channels": (Region((kernels.depthwise(2, 3, prelu(2)),), (2,)), Depthwise(3, 32), (1, 5, 7)),
 }
 WARPGROUPS = {
+    "less than a tile": (Region((conv(0, 3, 16, 24),), (16,)), Warpgroup(1, 4, 2, 4), (1, 2, 3)),
     "rows, a skip": (
         Region((conv(0, 1, 200, 136, Activate("gelu"), Add(1)),), (200, 136), rows=True),
         Warpgroup(1, 16, 2, 4),
@@ -221,10 +223,13 @@ def test_a_tile_without_its_rendezvous_is_found_out(pattern):
         ("two images, 24 channels", r"barrier\(\);"),
         ("two images, 24 channels", r"copy_wait<\d>\(\);"),
         ("two images, 24 channels", r"group_wait<0>\(\);"),
-        ("a convolution in clusters", r"late \|= !arrival_wait\([^;]*;"),
+        ("a convolution in clusters", r"late = late \|\| !arrival_wait\(filled[^;]*;"),
         ("a convolution in clusters", r"group_wait<1>\(\);"),
         ("a convolution in clusters", r"arrival_begin\([^;]*;"),
         ("a pair with skips", r"copy_async\(second [^;]*;"),
+        ("a convolution in clusters", r"cluster_barrier\(\);(?=  // stages)"),
+        ("a convolution in clusters", r"arrival_signal<4>\([^;]*;"),
+        ("rows, a skip", r"barrier\(\);(?=  // stages)"),
     ],
 )
 def test_a_warpgroup_without_its_rendezvous_is_found_out(name, pattern):
@@ -345,6 +350,7 @@ def test_a_plan_of_the_paper_s_network():
         ("strip", Region((conv(0, 3, 8, 8, stride=(2, 2)),), (8,)), "strides"),
         ("strip", Region((conv(0, 3, 12, 8),), (12,)), "no multiple of 8"),
         ("strip", ROWS, "rows of a matrix"),
+        ("strip", Region((conv(0, 3, 8, 5), conv(1, 3, 5, 4), conv(1, 3, 5, 8)), (8,)), "read by nothing"),
         ("tile", sesr(3), "more than two layers"),
         ("tile", Region((kernels.depthwise(8, 3),), (8,)), "depthwise"),
         ("tile", Region((conv(0, 3, 8, 8), conv(1, 3, 8, 8)), (8,)), "not a 1×1"),
