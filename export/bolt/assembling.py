@@ -228,6 +228,7 @@ def best_partition(
     policy: partition.Policy | None,
 ) -> tuple[partition.Partitioned, list[_Ranking]]:
     """The partition whose kernels are fastest by their estimates, and the candidates of its regions."""
+    model = at_sizes(model, sizes)
     best: tuple[float, partition.Partitioned, list[_Ranking]] | None = None
     seen = set()
     for one in POLICIES if policy is None else (policy,):
@@ -299,6 +300,32 @@ def _kernel(
         return None, f"no kernel of {len(refused)} is good: {refused[0]}"
     given = [f"{name}: {reason}" for name, reason in refusals(region).items()]
     return None, "; ".join(given) or "no parameters fit into the GPU's shared memory"
+
+
+def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """The network at these sizes, if it computes with sizes: shapes of what follows are known by nothing else.
+
+    Attention does, for one, as TensorFlow has it. Other networks stay as they are, and take other sizes too.
+    """
+    import onnx
+    import onnx_ir as ir
+    from onnxscript.optimizer import fold_constants
+
+    if not any(node.op_type == "Shape" for node in model.graph.node):
+        return model
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, sizes.get(value.name, ()), strict=False):  # `sizes_of` says what does not fit
+            if not dim.dim_value:
+                dim.dim_value = size
+    try:
+        folded = ir.serde.deserialize_model(fixed)
+        fold_constants(folded, onnx_shape_inference=True)
+        return ir.serde.serialize_model(folded)
+    except Exception:  # of onnx_ir and onnxscript, without a public base; partition says what is wrong with the model
+        return model
 
 
 def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -120,7 +120,8 @@ class _Sized:
 
 
 class Runner:
-    """A bundle on a device. Call it with arrays of float16, N×H×W×C or M×C, in the order of the network's inputs.
+    """A bundle on a device. Call it with arrays of float16, in the order of the network's inputs: N×H×W×C, or rows
+    of C numbers with any axes before.
 
     Attributes:
         inputs, outputs: names.
@@ -250,14 +251,18 @@ class Runner:
             given = [values[name] for name in step.reads]
             n, height, width = self._image(step, given[0])
             sized = self._sized(number, n, height, width)
-            for name, one, wanted in zip(step.reads[1:], given[1:], sized.inputs[1:], strict=True):
+            # Rows may have any axes before their own: results have the same.
+            axes = given[0].shape[:-1] if step.region.rows else None
+            for name, one, shape in zip(step.reads[1:], given[1:], sized.inputs[1:], strict=True):
+                wanted = shape if axes is None else (*axes, shape[-1])
                 if one.shape != wanted:
                     raise WrongArgument(f"{name!r} is {one.shape}, and {wanted} is wanted, to be added.")
             out = values.get(step.writes)
+            result = sized.output if axes is None else (*axes, sized.output[-1])
             if out is None:
-                out = values[step.writes] = self._device.buffer(sized.output, stream)
-            elif out.shape != sized.output:
-                raise WrongArgument(f"`out` is {out.shape}, the output {sized.output}.")
+                out = values[step.writes] = self._device.buffer(result, stream)
+            elif out.shape != result:
+                raise WrongArgument(f"`out` is {out.shape}, the output {result}.")
             grid, integers = sized.launch
             taken = arguments(given, step.weights, height, width, integers, out)
             plan.append(_Launched(step.kernel, grid, step.entry["threads"], step.entry["shared_bytes"], taken))
@@ -265,7 +270,8 @@ class Runner:
 
     def _image(self, step: _Step, first: Array) -> tuple[int, int, int]:
         rows, channels = step.region.rows, step.region.channels[0]
-        if len(first.shape) != (2 if rows else 4) or first.shape[-1] != channels:
+        fits = len(first.shape) >= 2 if rows else len(first.shape) == 4
+        if not fits or first.shape[-1] != channels:
             what = "rows" if rows else "N×H×W"
             raise WrongArgument(f"{step.reads[0]!r} is {first.shape}; {what} of {channels} are wanted.")
         return step.region.image(first.shape)

@@ -193,7 +193,7 @@ def test_a_pointwise_layer_behind_a_wider_kernel(filters, where):
     found = of("pointwise", network(64, *nodes), n=8)
     one = found["Conv_0"]
     assert f"a 1×1 of {filters} to {filters} channels" in one.what
-    assert f"by {where}" in one.what or filters == 64  # whose estimates may prefer shared memory
+    assert f"by {where}" in one.what or filters > 32  # where estimates may prefer the other
     apart = float(one.what.split(" of its own ")[1].removesuffix(" ms"))
     assert 0 <= -one.gain.high_ms <= -one.gain.low_ms
     assert -one.gain.high_ms < apart, "else nothing is gained by fusing it"

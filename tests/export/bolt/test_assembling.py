@@ -25,7 +25,7 @@ from keras_efficient.errors import (
 )
 from keras_efficient.export.bolt import assembling, build, checking, dlpack
 from keras_efficient.export.bolt.architectures import architecture
-from keras_efficient.export.bolt.assembling import assemble
+from keras_efficient.export.bolt.assembling import assemble, at_sizes, best_partition
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.grids import launch
 from keras_efficient.export.bolt.partition import Policy
@@ -265,6 +265,21 @@ def test_the_estimate_of_the_paper_s_network():
     assert 0.1e-3 < best[0].seconds < 0.25e-3
     assert [one.seconds for one in best] == sorted(one.seconds for one in best)
     assert len(best) <= 32
+
+
+def test_what_follows_attention_has_kernels(tmp_path):
+    """TensorFlow's attention computes with its operands' sizes, which hides those of all that follows."""
+    x = keras.Input((12, 32))
+    y = keras.layers.Dense(48, activation="gelu")(x + keras.layers.MultiHeadAttention(2, 16)(x, x))
+    export.save(keras.Model(x, keras.layers.Dense(32)(y)), tmp_path / "some.onnx", verify=False)
+    model = onnx.load(tmp_path / "some.onnx")
+    assert any(node.op_type == "Shape" for node in model.graph.node)
+    name = model.graph.input[0].name
+    parted, ranked = best_partition(model, {name: (1, 12, 32)}, architecture("sm_90a"), None)
+    assert sum(len(one.layers) for one in parted.regions) == 6
+    assert all(shape == (1, 1, 12) and found for shape, found in ranked)
+    plain = onnx.helper.make_model(onnx.helper.make_graph([], "none", [], []))
+    assert at_sizes(plain, {}) is plain
 
 
 def test_kernels_of_less_shared_memory():

@@ -164,20 +164,37 @@ def test_graphs_are_refused_what_calls_are(bundle):
     assert (run(x) == run(x)).all()  # nothing is left of a capture that failed
 
 
-def test_arrays_of_other_sizes_are_not_added():
-    region = Region((conv(0, 3, 8, 8, Add(1), stride=(2, 2)),), (8, 8))
+def with_one_more(region, axes):
+    """A bundle of one region, to which another input is added."""
     best = candidates(region, architecture("sm_90a"), 1, 8, 8, limit=1)[0].emit(region)
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [None] * 4) for name in ("x", "r", "y")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [None] * axes) for name in ("x", "r", "y")]
     structure = spec.written(spec.spec(region))
     node = helper.make_node(FUSED, ["x", "r"], ["y"], domain=DOMAIN, spec=structure, region=0)
     entry = {"rule": dict(best.rule), "threads": best.threads, "shared_bytes": best.shared_bytes}
-    bundle = Bundle(
+    return Bundle(
         helper.make_model(helper.make_graph([node], "n", values[:2], values[2:])).SerializeToString(),
         sources={best.kernel: best.text},
         weights={"0": best.packed},
         launches={"regions": [best.kernel], "kernels": {best.kernel: entry}},
     )
-    run, x, added = load(bundle, HostDevice()), drawn(1, 9, 12, 8), drawn(1, 5, 6, 8)
+
+
+def test_rows_have_any_axes_before_their_own():
+    region = Region((conv(0, 1, 16, 24, Add(1)),), (16, 24), rows=True)
+    run, x, added = load(with_one_more(region, 4), HostDevice()), drawn(2, 3, 5, 16), drawn(2, 3, 5, 24)
+    wanted = reference.computed(region, [x.reshape(-1, 16), added.reshape(-1, 24)]).reshape(2, 3, 5, 24)
+    for found in (run(x, added), run(x.reshape(6, 5, 16), added.reshape(6, 5, 24)).reshape(wanted.shape)):
+        assert found.shape == wanted.shape
+        assert np.linalg.norm(found - wanted) < 1e-3 * np.linalg.norm(wanted)
+    with pytest.raises(WrongArgument, match=r"'r' is \(6, 5, 24\), and \(2, 3, 5, 24\) is wanted"):
+        run(x, added.reshape(6, 5, 24))
+    with pytest.raises(WrongArgument, match="rows of 16 are wanted"):
+        run(x[0, 0, 0], added)
+
+
+def test_arrays_of_other_sizes_are_not_added():
+    region = Region((conv(0, 3, 8, 8, Add(1), stride=(2, 2)),), (8, 8))
+    run, x, added = load(with_one_more(region, 4), HostDevice()), drawn(1, 9, 12, 8), drawn(1, 5, 6, 8)
     wanted = reference.computed(region, [x, added])
     assert np.linalg.norm(run(x, added) - wanted) < 1e-3 * np.linalg.norm(wanted)
     for use in (run, run.captured):

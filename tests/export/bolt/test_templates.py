@@ -229,7 +229,6 @@ def test_a_tile_without_its_rendezvous_is_found_out(pattern):
         ("a pair with skips", r"copy_async\(second [^;]*;"),
         ("a convolution in clusters", r"cluster_barrier\(\);(?=  // stages)"),
         ("a convolution in clusters", r"arrival_signal<4>\([^;]*;"),
-        ("rows, a skip", r"barrier\(\);(?=  // stages)"),
     ],
 )
 def test_a_warpgroup_without_its_rendezvous_is_found_out(name, pattern):
