@@ -357,7 +357,7 @@ class _Adviser:
         # By instructions of 16 × 8 × 16 on four quarters of each multiprocessor.
         least = macs / 2048 * self.arch.product_cycles / 4 / self.arch.processors / self.arch.clock
         low, high = sorted((max(best.seconds - here.best.seconds, 0.0), least))
-        in_registers = getattr(best.parameters, "second", "registers") == "registers"
+        in_registers = best.template == "warpgroup" or getattr(best.parameters, "second", "") == "registers"
         keeps = "registers" if in_registers else "shared memory"
         out = here.sizes[-1]
         apart = self.best(Region((replace(second, value=0),), (filters,)), (shape[0], *out))

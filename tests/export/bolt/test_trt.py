@@ -168,6 +168,10 @@ def test_formulas_are_those_of_the_grids(kind):
         n, height, width = (int(one) for one in (RNG.integers(1, 5), RNG.integers(3, 2000), RNG.integers(3, 2000)))
         grid, integers = launch(rule, n, height, width, 132)
         assert formulas(rule, n, height, width, integers[0]) == (grid, integers)
+        if kind in ("tile", "cluster"):
+            together, places = rule.get("together", 1), n * integers[1] * integers[2]
+            assert grid[0] % together == 0  # clusters are whole, and no more than are needed
+            assert places <= grid[0] * rule["places"] < places + together * rule["places"]
         symbolic = formulas(rule, *map(Expression, (n, height, width)), integers[0])
         assert tuple(Expression(one).value for one in symbolic[0]) == grid
         assert tuple(Expression(one).value for one in symbolic[1]) == integers
