@@ -1226,6 +1226,8 @@ class CudaKernel final : public Kernel {
         const Sizes sizes = this->sizes(api, context, data);
         void* output = output_of(api, context, sizes);
         if (sizes.empty) return;
+        for (const void* one : data) check_aligned(one);
+        check_aligned(output);
         const auto [height, width] = sizes.values[0];
         const Launch how = launch(*rule_, sizes.images, height, width, processors_);
         std::vector<int32_t> integers{static_cast<int32_t>(height), static_cast<int32_t>(width)};
@@ -1249,6 +1251,11 @@ class CudaKernel final : public Kernel {
   private:
     enum { PROCESSORS = 16, MAJOR = 75, MINOR = 76, MOST_SHARED = 97 };  // attributes of a device
     enum { DYNAMIC_SHARED = 8 };                                         // of a function
+
+    // Of an array that a caller binds anything can be true, and a wrong address would end the whole context.
+    static void check_aligned(const void* array) {
+        if (reinterpret_cast<uintptr_t>(array) % 16) refuse("An array begins at no multiple of 16 bytes: copy it.");
+    }
 
     // Loads machine code and weights into the context that ONNX Runtime has made current.
     void prepare(const std::string& name, int64_t index) {
