@@ -298,13 +298,15 @@ BOLT_DEVICE void group_wait() {
 // at an arrival of each block of the cluster. `arrival_wait` waits for the end of an arrival's phase, when all has come
 // that it counts; phases are numbered from 0 on and told by their parity. Products see then what was copied. It gives up
 // after a second, and says so: a mistake must not stop a GPU. Arrivals begin in one thread, followed by
-// `arrivals_visible`, and `cluster_barrier` by all threads; another one stands before a block ends.
+// `arrivals_visible`, and `cluster_barrier` by all threads; another one stands before a block ends. On the CPU a cluster
+// has one block, as `cluster_blocks` says.
 
 #ifdef BOLT_HOST
 
 using Arrival = uint64_t;
 
-inline void cluster_barrier() { host::barrier(); }  // the CPU has clusters of one block
+constexpr int cluster_blocks(int) { return 1; }  // whatever a kernel asks for
+inline void cluster_barrier() { host::barrier(); }
 inline void arrival_begin(Arrival* arrival, int count) { host::arrival_begin(arrival, count); }
 inline void arrivals_visible() {}
 template <int blocks, int bytes>
@@ -321,6 +323,7 @@ inline bool arrival_wait(Arrival* arrival, int parity) { return host::arrival_wa
 
 using Arrival = uint64_t;
 
+constexpr int cluster_blocks(int asked) { return asked; }
 BOLT_DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

@@ -250,12 +250,7 @@ class _Writer:
             "if (thread() == 0) {",
             f"for (int stage = 0; stage < {own.stages}; ++stage) {{",
             "arrival_begin(filled + stage, 1);",
-            # The CPU has clusters of one block.
-            "#ifdef BOLT_HOST",
-            f"arrival_begin(freed + stage, {own.down});",
-            "#else",
-            f"arrival_begin(freed + stage, {own.down * own.together});",
-            "#endif",
+            f"arrival_begin(freed + stage, {own.down} * cluster_blocks({own.together}));",
             "}",
             "arrivals_visible();",
             "}",
