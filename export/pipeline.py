@@ -217,6 +217,8 @@ def _request(
     if not isinstance(metadata, dict):
         raise WrongArgument(f"metadata must be a dict, not {type(metadata).__name__}.")
     chosen_options, found = _options(chosen, options), _candidates(model)
+    if chosen.ready is not None:
+        chosen.ready(chosen_options)
     request = Request(
         target=chosen,
         precision=precision,

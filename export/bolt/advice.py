@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from keras_efficient.errors import MissingDependency, WrongArgument
-from keras_efficient.export.bolt import spec
+from keras_efficient.errors import WrongArgument
+from keras_efficient.export.bolt import graph, spec
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.assembling import Shape, best_partition, sizes_of
 from keras_efficient.export.bolt.naming import layer_of, name_layers
@@ -146,10 +146,7 @@ def check_installed() -> None:
     Raises:
         MissingDependency: the extra `gpu` is not installed.
     """
-    try:
-        import onnxscript  # noqa: F401 - brings onnx_ir
-    except ImportError as err:
-        raise MissingDependency("onnxscript", "Advice for GPUs", "gpu") from err
+    graph.check_installed("Advice for GPUs")
 
 
 def converted(

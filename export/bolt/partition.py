@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.folding import bounds, per_channel
-from keras_efficient.export.bolt.graph import normalised_ir
+from keras_efficient.export.bolt.graph import check_installed, normalised_ir
 from keras_efficient.export.bolt.layout import NCHW, NHWC, sink_transposes
 from keras_efficient.export.bolt.phases import why_not_phases
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
@@ -153,7 +153,9 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
 
     Raises:
         ConversionError: the model cannot be read.
+        MissingDependency: the extra `gpu` is not installed.
     """
+    check_installed()
     import onnx_ir as ir
 
     inner = normalised_ir(model)

@@ -31,18 +31,23 @@ ARCHITECTURES = {
 }
 
 
-def validate(request: Request) -> None:
-    """Refuses a time or a size that is none, before any work.
+def ready(options: Mapping[str, Any]) -> None:
+    """Refuses options that are none, and a machine that cannot compile kernels, before any work.
 
     Raises:
         WrongArgument: `tune` is no number of seconds, or `shared_kb` none of kilobytes.
+        MissingDependency: the extra `gpu` is not installed.
     """
-    tune = request.options["tune"]
+    from keras_efficient.export.bolt import build, graph
+
+    tune = options["tune"]
     if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
         raise WrongArgument(f"tune={tune!r}: seconds, 0 or more.")
-    most = request.options["shared_kb"]
+    most = options["shared_kb"]
     if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= 1024:
         raise WrongArgument(f"shared_kb={most!r}: kilobytes, 0 to 1024.")
+    graph.check_installed()
+    build.check_installed()
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -202,7 +207,7 @@ TARGETS = tuple(
         convert=convert,
         check=check,
         compile=compile_bundle,
-        validate=validate,
+        ready=ready,
         open=BundleModel,
         inspect=inspect,
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX

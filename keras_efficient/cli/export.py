@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
+SHARED = frozenset(("input_shape", "calibration", "overwrite", "verify", "mode", "members"))  # of every target
+
 
 def export(
     model: Annotated[
@@ -195,7 +197,8 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
 
     if precision not in target.precisions:
         raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)
-    for name in request.keys() - {"input_shape", "calibration", "overwrite", "verify", "mode", "members"}:
+    given = {name: request[name] for name in request.keys() - SHARED}
+    for name in given:
         if name not in target.options:
             see = f"keras-efficient export --list-targets --target {target.name}"
             raise UnknownName(f"option of target {target.name!r}", name, target.options, see=see)
@@ -204,6 +207,8 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
             f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER, or FILE.npy."
         )
     check_target(output, overwrite=request["overwrite"])
+    if target.ready is not None:
+        target.ready({name: given.get(name, option.default) for name, option in target.options.items()})
 
 
 def _show(report: Report) -> None:
