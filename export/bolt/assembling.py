@@ -16,8 +16,9 @@ from keras_efficient.export.bolt import build, checking, partition, tuning
 from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.half import to_float16
+from keras_efficient.export.bolt.naming import layer_of
 from keras_efficient.export.bolt.region import Region
-from keras_efficient.export.bolt.search import Candidate, candidates, left_out, refusals
+from keras_efficient.export.bolt.search import Candidate, candidates, left_out, unserved
 from keras_efficient.export.bolt.source import Source
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Kernel:
         return {
             "name": self.source.kernel,
             "layers": len(self.region.layers),
+            "names": [layer_of(layer.name) for layer in self.region.layers],
             "output": self.region.names[-1] if self.region.names else "",
             **self.candidate.to_dict(),
             "registers": info.registers,
@@ -122,12 +124,16 @@ def assemble(
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     measured = _Measuring.of(tune, cache, meter, arch)
     rankings = measured.ranked(parted.regions, ranked, compiled, on_progress)
-    for index, (region, (ranking, slow)) in enumerate(zip(parted.regions, rankings, strict=True)):
+    for index, (region, (shape, few), (ranking, slow)) in enumerate(zip(parted.regions, ranked, rankings, strict=True)):
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
-        kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
+        kernel, reason = None, None
+        if few:
+            kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
+        else:
+            reason = unserved(region, chosen, sized=shape is not None)
         kernels.append(kernel)
         if reason is not None:
-            refused.append({"node": region.names[-1], "reason": reason})
+            refused.append({"node": region.layers[0].name or region.names[-1], "reason": reason})
     made = [one for one in kernels if one is not None]
     half = to_float16(parted.model)
     return Bundle(
@@ -295,10 +301,7 @@ def _kernel(
             continue
         reasons = (*refused, *left_out(region))
         return Kernel(index, region, candidate, source, built, reasons, checked=runs is not None), None
-    if refused:
-        return None, f"no kernel of {len(refused)} is good: {refused[0]}"
-    given = [f"{name}: {reason}" for name, reason in refusals(region).items()]
-    return None, "; ".join(given) or "no parameters fit into the GPU's shared memory"
+    return None, f"no kernel of {len(refused)} is good: {refused[0]}"
 
 
 def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Partitioned", "Policy", "Refusal", "partition"]
+__all__ = ["NO_KERNEL", "Partitioned", "Policy", "Refusal", "partition"]
 
 ONE_NODE = {
     "HardSwish": "hard_swish",
@@ -47,6 +47,7 @@ ONE_NODE = {
 }
 STEPS = frozenset((*ONE_NODE, "Add", "Clip", "DepthToSpace", "LeakyRelu", "PRelu"))
 LAYERS = frozenset(("Conv", "MatMul"))
+NO_KERNEL = "no kernel has this operator"
 MOST_ELEMENTS = (1 << 31) - 1
 
 
@@ -369,7 +370,7 @@ class _Search:
         if node.domain == "" and node.op_type == "Cast":
             return _why_cast(node)
         if not _is(node, STEPS):
-            return f"{node.op_type}: not among the operators of regions"
+            return f"{node.op_type}: {NO_KERNEL}"
         return f"{node.op_type}: there is no layer before it that it could join"
 
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from keras_efficient.export.bolt.ranges import Ranges
 
-__all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
+__all__ = ["ARCHITECTURES", "NO_KERNEL_FOR", "TARGETS", "BundleModel", "compile_bundle"]
 
 ARCHITECTURES = {
     f"cuda-{name.replace('_', '')}": (name, f"{one.device} and others of its compute capability")
     for name, one in architectures.ARCHITECTURES.items()
 }
+
+MOST_NAMES = 4  # of operators and of layers in one sentence
+NO_KERNEL_FOR = "No kernel for "  # begins the notes of which there may be many
 
 
 def ready(options: Mapping[str, Any]) -> None:
@@ -92,20 +95,21 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     path = folder / "model.bolt"
     kernels = bundle.tuning["kernels"]
     if not kernels:
-        reasons = "; ".join(f"{one['node']}: {one['reason']}" for one in bundle.metadata["refused"][:3])
-        raise ConversionError(f"No part of the network has a kernel. {reasons}.", hint="Export it as .onnx.")
+        reasons = " ".join(_without_kernel(bundle.metadata["refused"])[:3])
+        raise ConversionError(f"No part of the network has a kernel. {reasons}", hint="Export it as .onnx.")
     bundle.save(path, overwrite=True)
     total = sum(one["measured_ms"] or one["estimated_ms"] for one in kernels)
     was = _checks(kernels)
     refused = bundle.metadata["refused"]
-    outside = (
-        [
+    outside = ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
+    if refused:
+        outside = [
             f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and no time is "
             "counted for that; `export.bolt.ort.session` runs all."
         ]
-        if refused
-        else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
-    )
+    parts = bundle.launches["regions"]
+    if None in parts:
+        outside.append(f"{len(parts) - parts.count(None)} of {len(parts)} fused parts have a kernel (`Fused` in ops).")
     measured = sum(one["measured_ms"] is not None for one in kernels)
     basis = f"{measured} of {len(kernels)} times measured on this GPU, the others estimates"
     basis = basis if measured else "an estimate; they ran on no GPU yet"
@@ -113,9 +117,38 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
         f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
         f"{total:.3g} ms together, {basis}.",
         *outside,
-        *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
+        *_without_kernel(refused),
     ]
     return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=total)
+
+
+def _without_kernel(refused: Sequence[Mapping[str, str]]) -> list[str]:
+    """A sentence for each Keras layer that has operators without a kernel, or for all layers of which it holds."""
+    from keras_efficient.export.bolt.naming import layer_of
+    from keras_efficient.export.bolt.partition import NO_KERNEL
+
+    reasons: dict[str, dict[str, None]] = {}
+    operators: dict[str, list[str]] = {}
+    for one in refused:
+        layer, (operator, _, rest) = layer_of(one["node"]), one["reason"].partition(": ")
+        others = reasons.setdefault(layer, {})
+        if rest == NO_KERNEL:
+            operators.setdefault(layer, []).append(operator)
+        else:
+            others[one["reason"]] = None
+    alike: dict[str, list[str]] = {}
+    for layer, others in reasons.items():
+        plain = operators.get(layer, [])
+        kinds = list(dict.fromkeys(plain))
+        named = ", ".join(kinds[:MOST_NAMES]) + (", …" if len(kinds) > MOST_NAMES else "")
+        count = f" ({len(plain)} operators)" if len(plain) > 1 else ""
+        what = "; ".join([*([f"{named}{count}"] if plain else []), *others])
+        alike.setdefault(what, []).append(layer)
+    found = []
+    for what, layers in alike.items():
+        more = f" and {len(layers) - MOST_NAMES} more layers" if len(layers) > MOST_NAMES else ""
+        found.append(f"{NO_KERNEL_FOR}{', '.join(layers[:MOST_NAMES])}{more}: {what}.")
+    return found
 
 
 def _checks(kernels: Sequence[Mapping[str, Any]]) -> str:

@@ -350,7 +350,7 @@ def with_casts(kind):
         ("mixed", 2, []),
         ("inside", 2, []),
         ("bytes in", 3, ["is uint8, and kernels read float16"]),
-        ("bytes out", 2, ["Mul: not among", "to uint8, and kernels write float16"]),
+        ("bytes out", 2, ["Mul: no kernel", "to uint8, and kernels write float16"]),
     ],
 )
 def test_casts_leave_a_network_fused(tmp_path, kind, layers, left):

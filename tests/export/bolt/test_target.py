@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import builtins
 import sys
+from dataclasses import replace
 
 import pytest
 from onnx import TensorProto, helper
 
 from keras_efficient.errors import MissingDependency
-from keras_efficient.export.bolt import build, graph
-from keras_efficient.export.bolt.partition import partition
-from keras_efficient.export.targets import registry
+from keras_efficient.export.bolt import assembling, build, graph
+from keras_efficient.export.bolt.architectures import architecture
+from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.partition import NO_KERNEL, partition
+from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.search import candidates, unserved
+from keras_efficient.export.signature import InputSpec
+from keras_efficient.export.targets import Built, Request, cuda, registry
+from keras_efficient.export.targets.cuda import _without_kernel
+
+from .kernels import conv
 
 TARGET = registry["cuda-sm90a"]
 
@@ -74,3 +83,63 @@ def test_the_program_asks_before_keras_starts(monkeypatch, tmp_path):
     how = {"input_shape": None, "calibration": None, "overwrite": False, "verify": True}
     with pytest.raises(MissingDependency, match="onnxscript"):
         export._export("m.keras", tmp_path / "m.bolt", None, None, None, how)
+
+
+# ---------------------------------------------------------------------------------------------------------- reports
+
+
+def test_operators_without_a_kernel_are_told_by_layer():
+    norm = [f"Op{number % 5}" for number in range(13)]
+    refused = [
+        {"node": f"{name}{f' #{number + 1}' if number else ''}", "reason": f"{kind}: {NO_KERNEL}"}
+        for name in ("norm", "norm_1")
+        for number, kind in enumerate(norm)
+    ]
+    refused += [{"node": "pool", "reason": f"MaxPool: {NO_KERNEL}"}, {"node": "conv", "reason": "strip: a; tile: b"}]
+    refused += [{"node": f"pool_{number}", "reason": f"MaxPool: {NO_KERNEL}"} for number in range(5)]
+    assert _without_kernel(refused) == [
+        "No kernel for norm, norm_1: Op0, Op1, Op2, Op3, … (13 operators).",
+        "No kernel for pool, pool_0, pool_1, pool_2 and 2 more layers: MaxPool.",
+        "No kernel for conv: strip: a; tile: b.",
+    ]
+
+
+def test_the_program_shows_a_few_of_many_notes():
+    from keras_efficient.cli.export import _shortened
+
+    many = [f"No kernel for layer_{number}: Mul." for number in range(40)]
+    shown = _shortened(["first", *many, "last"])
+    assert len(shown) == 18
+    assert shown[:2] + shown[-3:] == ["first", many[0], many[14], "… and 25 more; --json has all.", "last"]
+    assert _shortened(["first", *many[:15], "last"]) == ["first", *many[:15], "last"]
+
+
+def test_regions_without_candidates_have_a_reason(monkeypatch):
+    monkeypatch.setattr(build, "missing_for_cutlass", lambda: "not installed")
+    wide = Region((conv(0, 3, 64, 64),), (64,))
+    assert unserved(wide, architecture("sm_90a"), sized=False) == "the size of its input is not known"
+    small = replace(architecture("sm_80"), block_bytes=1 << 10)
+    assert candidates(wide, small, 1, 8, 8) == []
+    reason = unserved(wide, small, sized=True)
+    assert "strip: no parameters fit into 1 KB of shared memory" in reason
+    assert "tile: no parameters fit into 1 KB" in reason
+    assert "warpgroup: no parameters for sm_80" in reason
+    strided = Region((conv(0, 3, 12, 12, stride=(2, 2)), conv(1, 3, 12, 12)), (12,))
+    assert "strip: a layer strides" in unserved(strided, small, sized=False)
+
+
+def test_a_report_counts_fused_parts_that_have_a_kernel(monkeypatch, tmp_path):
+    network = partition(relu()).model
+    bundle = Bundle(
+        onnx=network.SerializeToString(),
+        launches={"kernels": {}, "regions": ["strip", None, None]},
+        tuning={"kernels": [{"measured_ms": None, "estimated_ms": 1.0, "checked": True, "template": "strip"}]},
+        metadata={"refused": [{"node": name, "reason": "tile: no"} for name in ("a", "b")]},
+    )
+    monkeypatch.setattr(assembling, "assemble", lambda *given, **how: bundle)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bundle.onnx)
+    request = Request(TARGET, "float16", (InputSpec("x", (1, 4), "float32"),), options=options())
+    notes = cuda.compile_bundle(Built(path, path), request, tmp_path).notes
+    assert "1 of 3 fused parts have a kernel (`Fused` in ops)." in notes
+    assert notes[-1] == "No kernel for a, b: tile: no."
