@@ -110,12 +110,14 @@ def assemble(
         ConversionError: the model cannot be read, a weight is beyond float16, or a kernel does not compile.
         MissingDependency: a wheel of the extra `gpu` is not installed.
         UnknownName: no such architecture.
+        WrongArgument: no model, or sizes that are none or not the model's.
     """
     if shared_bytes is not None and shared_bytes < 1024:
         raise WrongArgument(f"No kernel makes do with {shared_bytes!r} bytes of shared memory.")
     if not 0 <= tune < float("inf"):
         raise WrongArgument(f"Kernels are measured for 0 seconds or more, not for {tune!r}.")
     chosen = replace(architecture(arch), block_bytes=shared_bytes)
+    _check_given(model, sizes)
     on_progress("looking for regions")
     parted, ranked = best_partition(model, sizes, chosen, policy)
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
@@ -161,6 +163,18 @@ def assemble(
             "sizes": {name: list(size) for name, size in sizes.items()},
         },
     )
+
+
+def _check_given(model: Any, sizes: Any) -> None:
+    import onnx
+
+    if not isinstance(model, onnx.ModelProto):
+        hint = "Read it: onnx.load(path)." if isinstance(model, str | Path) else None
+        raise WrongArgument(f"An ONNX model is wanted, not {type(model).__name__}.", hint=hint)
+    if not isinstance(sizes, Mapping):
+        names = [one.name for one in model.graph.input]
+        hint = f"Such as {{{names[0]!r}: (1, 64, 64, 3)}}." if names else None
+        raise WrongArgument("The size of each input is wanted, by its name.", hint=hint)
 
 
 @dataclass

@@ -314,7 +314,14 @@ def load(bundle: Bundle | str | Path, device: Device | None = None) -> Runner:
         MissingDependency: no `cuda-bindings`.
         ConversionError: no GPU, or none that the bundle's kernels are for.
         UnsupportedLayer: a part of the network has no kernel; ONNX Runtime runs the bundle's ONNX file.
+        FileProblem: the bundle cannot be read.
+        WrongArgument: no bundle, or no device.
     """
+    if not isinstance(bundle, Bundle | str | Path):
+        raise WrongArgument(f"A bundle or the path of a .bolt is wanted, not {type(bundle).__name__}.")
+    if device is not None and not (hasattr(device, "launch") and hasattr(device, "place")):
+        hint = "runtime.HostDevice() runs kernels on the CPU, runtime.CudaDevice() on a GPU."
+        raise WrongArgument(f"A device of export.bolt.runtime is wanted, not {device!r}.", hint=hint)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     return Runner(bundle, CudaDevice() if device is None else device)
 
@@ -391,6 +398,8 @@ class HostDevice:
     place = (CPU, 0)
 
     def __init__(self, processors: int = 4, seed: int = 0):
+        if not isinstance(processors, int) or processors < 1:
+            raise WrongArgument(f"processors={processors!r}: a whole number from 1 on.")
         self.processors, self.seed = processors, seed
         self._recorded: list[_Launched] | None = None  # while launches are captured
 
