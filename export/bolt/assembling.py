@@ -120,6 +120,7 @@ def assemble(
     _check_given(model, sizes)
     on_progress("looking for regions")
     parted, ranked = best_partition(model, sizes, chosen, policy)
+    half = to_float16(parted.model)  # first of all, since it refuses weights beyond float16
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
     compiled: dict[str, build.Compiled] = {}
@@ -137,7 +138,6 @@ def assemble(
         if reason is not None:
             refused.append({"node": region.layers[0].name or region.names[-1], "reason": reason})
     made = [one for one in kernels if one is not None]
-    half = to_float16(parted.model)
     return Bundle(
         onnx=half.SerializeToString(),
         cubins={f"{one.source.kernel}/{arch}": one.built.cubin for one in made},

@@ -394,6 +394,24 @@ def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
     export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_what_overflows_within_one_kernel_is_named(tmp_path):
+    """A kernel is judged by numbers that fit; a model's own ones are another matter, and its layer is told."""
+    inputs = keras.Input((16, 16, 8))
+    x = layers.Conv2D(8, 3, padding="same", name="bigconv")(inputs)
+    model = filled(keras.Model(inputs, layers.Conv2D(8, 3, padding="same")(x)))
+    model.get_layer("bigconv").kernel.assign(2000 * RNG.normal(size=(3, 3, 8, 8)))
+    with pytest.raises(VerificationError, match="Layer 'bigconv' makes numbers up to"):
+        export.save(model, tmp_path / "m.bolt", target="cuda-sm80", samples=RNG.normal(size=(1, 16, 16, 8)))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_kernels_whose_numbers_never_fit_are_not_judged():
+    region = Region((conv(0, 1, 8, 8),), (8,))
+    huge = replace(region, layers=(replace(region.layers[0], bias=np.full(8, 1e5, np.float32)),))
+    assert "go beyond 65504" in checking.problem(huge, candidates(huge, architecture("sm_80"), 1, 8, 8)[0].emit(huge))
+
+
 def test_what_is_large_outside_of_kernels_is_no_overflow(tmp_path):
     """A float32 operator behind the last kernel may make what it likes; a kernel makes infinity beyond 65504."""
     inputs = keras.Input((8,))

@@ -701,6 +701,14 @@ def test_weights_beyond_half():
             to_float16(found.model)
 
 
+def test_weights_that_are_nan():
+    weights = normal(3, 3, 3, 3)
+    weights[0, 0, 0, 0] = np.nan
+    found = partition(network(conv("y"), constants={"w": weights}))
+    with pytest.raises(ConversionError, match=r"Layer 'y' has a weight that is NaN\."):
+        to_float16(found.model)
+
+
 # ------------------------------------------------------------------------------------------- structures from anybody
 
 
