@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_efficient.errors import ConversionError, MissingDependency
 from keras_efficient.export.bolt.folding import padding_explicit, to_fixed_point
-from keras_efficient.export.bolt.layout import plain_scalars, products_of_rows, reshapes, sink_transposes
+from keras_efficient.export.bolt.layout import axes_kept, plain_scalars, products_of_rows, reshapes, sink_transposes
 from keras_efficient.export.bolt.phases import cut_transposed
 from keras_efficient.export.bolt.rewriting import constant, folded, tidied
 from keras_efficient.export.bolt.shapes import Shapes
@@ -85,6 +85,7 @@ def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
     shapes = Shapes(model)
     plain_scalars(model, shapes)
     reshapes(model, shapes)
+    axes_kept(model, shapes)
     products_of_rows(model, shapes)
     cut_transposed(model, shapes)
     tidied(model)

@@ -168,6 +168,15 @@ def test_rows(tmp_path):
     assert relative(load(bundle, HostDevice())(x), np.asarray(model(x.astype(np.float32)))) < 2e-3
 
 
+def test_a_residual_of_rows_at_batch_1(tmp_path):
+    inputs = keras.Input((64,))
+    model = filled(keras.Model(inputs, inputs + layers.Dense(64)(layers.Dense(128, activation="relu")(inputs))))
+    report = export.save(model, tmp_path / "m.bolt", target="cuda-sm80")
+    assert "Every operator is in a kernel" in " ".join(report.notes)
+    x = RNG.normal(size=(1, 64)).astype(np.float16)
+    assert relative(load(tmp_path / "m.bolt", HostDevice())(x), np.asarray(model(x.astype(np.float32)))) < 2e-3
+
+
 def test_what_has_no_kernel_is_told_and_left_to_the_onnx_file(tmp_path):
     inputs = keras.Input((8, 8, 8))
     x = layers.MaxPooling2D()(layers.Conv2D(8, 3, padding="same")(inputs))
