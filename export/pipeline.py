@@ -277,7 +277,7 @@ def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in target.options:
             known = (*target.options, *(save.__kwdefaults__ or ()))
             raise UnknownName(f"option of target {target.name!r}", name, known)
-        plain[name] = _json_values(name, value)
+        plain[name] = _json_values(name, str(value) if isinstance(value, Path) else value)
         choices = target.options[name].choices
         if choices and plain[name] not in choices:
             raise WrongArgument(f"Option {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")

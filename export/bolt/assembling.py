@@ -198,7 +198,19 @@ class _Measuring:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {} if self.meter is None else {"device": self.meter.identity}
+        found: dict[str, Any] = {} if self.meter is None else {"device": self.meter.identity}
+        return {**found, "notes": notes} if (notes := self.notes()) else found
+
+    def notes(self) -> list[str]:
+        """What is to be said of the file of measurements."""
+        if self.cache is None:
+            return []
+        path, damaged, known = self.cache.path.name, self.cache.damaged, sorted(self.cache.architectures)
+        found = [f"{path}: lines that are no measurements, and were passed over: {damaged}."] if damaged else []
+        if self.arch not in known:
+            others = f"; it has some for {', '.join(known)}" if known else ""
+            found.append(f"{path} has no measurement for {self.arch}{others}.")
+        return found
 
     def ranked(
         self,

@@ -458,12 +458,15 @@ class CudaDevice:
     It takes machine code of its architecture, or of an earlier minor version; else the driver compiles PTX of an
     earlier architecture, if its version knows that.
 
+    Args:
+        without: what to do where there is no GPU.
+
     Raises:
         MissingDependency: no `cuda-bindings`.
         ConversionError: no driver, or no GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: str = "`runtime.HostDevice()` as second argument runs kernels on the CPU.") -> None:
         try:
             from cuda.bindings import driver
         except ImportError as err:
@@ -473,8 +476,7 @@ class CudaDevice:
             self._call("cuInit", 0)
         except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
             reason = str(err).split(". ")[0].rstrip(".")
-            hint = "`runtime.HostDevice()` runs kernels on the CPU; without --tune, they are chosen by estimates."
-            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=hint) from err
+            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=without) from err
         device = self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context

@@ -40,8 +40,10 @@ def ready(options: Mapping[str, Any]) -> None:
     Raises:
         WrongArgument: `tune` is no number of seconds, or `shared_kb` none of kilobytes.
         MissingDependency: the extra `gpu` is not installed.
+        FileProblem: `tune_cache` is a file of something else.
+        ConversionError: there is no GPU that could measure.
     """
-    from keras_efficient.export.bolt import build, graph
+    from keras_efficient.export.bolt import build, graph, meter, tuning
 
     tune = options["tune"]
     if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
@@ -51,6 +53,10 @@ def ready(options: Mapping[str, Any]) -> None:
         raise WrongArgument(f"shared_kb={most!r}: kilobytes, 0 to 1024.")
     graph.check_installed()
     build.check_installed()
+    if cache := options["tune_cache"]:
+        tuning.Cache(cache)
+    if tune:
+        meter.CudaMeter()
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -116,6 +122,7 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     notes = [
         f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
         f"{total:.3g} ms together, {basis}.",
+        *bundle.tuning.get("notes", ()),
         *outside,
         *_without_kernel(refused),
     ]

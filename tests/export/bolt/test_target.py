@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 from onnx import TensorProto, helper
 
-from keras_efficient.errors import MissingDependency
+from keras_efficient.errors import ConversionError, FileProblem, MissingDependency
 from keras_efficient.export.bolt import assembling, build, graph
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.partition import NO_KERNEL, partition
 from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.runtime import CudaDevice
 from keras_efficient.export.bolt.search import candidates, unserved
 from keras_efficient.export.signature import InputSpec
 from keras_efficient.export.targets import Built, Request, cuda, registry
@@ -83,6 +84,33 @@ def test_the_program_asks_before_keras_starts(monkeypatch, tmp_path):
     how = {"input_shape": None, "calibration": None, "overwrite": False, "verify": True}
     with pytest.raises(MissingDependency, match="onnxscript"):
         export._export("m.keras", tmp_path / "m.bolt", None, None, None, how)
+
+
+def test_measuring_without_a_gpu_is_refused_before_any_work(monkeypatch, tmp_path):
+    driver = pytest.importorskip("cuda.bindings.driver", reason="the driver's interface is of the extra gpu")
+
+    def no_library(flags):
+        raise RuntimeError("no libcuda")
+
+    for name in ("graph", "build"):
+        monkeypatch.setattr(f"keras_efficient.export.bolt.{name}.check_installed", lambda: None)
+    monkeypatch.setattr(driver, "cuInit", no_library)
+    with pytest.raises(ConversionError, match=r"No NVIDIA GPU .*no libcuda") as caught:
+        TARGET.ready(options(tune=3))
+    assert "--tune" in caught.value.hint
+    with pytest.raises(ConversionError) as caught:
+        CudaDevice()
+    assert "HostDevice()" in caught.value.hint
+    assert "--tune" not in caught.value.hint
+    (tmp_path / "list.txt").write_text("milk\n")
+    with pytest.raises(FileProblem, match="no measurement"):
+        TARGET.ready(options(tune_cache=str(tmp_path / "list.txt")))
+
+
+def test_a_file_of_measurements_is_a_path_as_well(tmp_path):
+    from keras_efficient.export.pipeline import _options
+
+    assert _options(TARGET, {"tune_cache": tmp_path / "m"}) == options(tune_cache=str(tmp_path / "m"))
 
 
 # ---------------------------------------------------------------------------------------------------------- reports
