@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["NO_KERNEL", "Partitioned", "Policy", "Refusal", "partition"]
+__all__ = ["NOTHING_TO_JOIN", "NO_KERNEL", "Partitioned", "Policy", "Refusal", "partition"]
 
 ONE_NODE = {
     "HardSwish": "hard_swish",
@@ -48,6 +48,7 @@ ONE_NODE = {
 STEPS = frozenset((*ONE_NODE, "Add", "Clip", "DepthToSpace", "LeakyRelu", "PRelu"))
 LAYERS = frozenset(("Conv", "MatMul"))
 NO_KERNEL = "no kernel has this operator"
+NOTHING_TO_JOIN = "there is no layer before it that it could join"
 MOST_ELEMENTS = (1 << 31) - 1
 
 
@@ -371,7 +372,7 @@ class _Search:
             return _why_cast(node)
         if not _is(node, STEPS):
             return f"{node.op_type}: {NO_KERNEL}"
-        return f"{node.op_type}: there is no layer before it that it could join"
+        return f"{node.op_type}: {NOTHING_TO_JOIN}"
 
 
 def _is_border(node: ir.Node) -> bool:

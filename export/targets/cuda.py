@@ -132,14 +132,15 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
 def _without_kernel(refused: Sequence[Mapping[str, str]]) -> list[str]:
     """A sentence for each Keras layer that has operators without a kernel, or for all layers of which it holds."""
     from keras_efficient.export.bolt.naming import layer_of
-    from keras_efficient.export.bolt.partition import NO_KERNEL
+    from keras_efficient.export.bolt.partition import NO_KERNEL, NOTHING_TO_JOIN
 
+    unknown = {layer_of(one["node"]) for one in refused if one["reason"].endswith(NO_KERNEL)}
     reasons: dict[str, dict[str, None]] = {}
     operators: dict[str, list[str]] = {}
     for one in refused:
         layer, (operator, _, rest) = layer_of(one["node"]), one["reason"].partition(": ")
         others = reasons.setdefault(layer, {})
-        if rest == NO_KERNEL:
+        if rest == NO_KERNEL or (rest == NOTHING_TO_JOIN and layer in unknown):
             operators.setdefault(layer, []).append(operator)
         else:
             others[one["reason"]] = None

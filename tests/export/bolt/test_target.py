@@ -13,7 +13,7 @@ from keras_efficient.errors import ConversionError, FileProblem, MissingDependen
 from keras_efficient.export.bolt import assembling, build, graph
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
-from keras_efficient.export.bolt.partition import NO_KERNEL, partition
+from keras_efficient.export.bolt.partition import NO_KERNEL, NOTHING_TO_JOIN, partition
 from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.runtime import CudaDevice
 from keras_efficient.export.bolt.search import candidates, unserved
@@ -123,10 +123,12 @@ def test_operators_without_a_kernel_are_told_by_layer():
         for name in ("norm", "norm_1")
         for number, kind in enumerate(norm)
     ]
+    refused.append({"node": "norm #14", "reason": f"Add: {NOTHING_TO_JOIN}"})  # between others, where nothing could be
+    refused.append({"node": "norm_1 #14", "reason": f"Add: {NOTHING_TO_JOIN}"})
     refused += [{"node": "pool", "reason": f"MaxPool: {NO_KERNEL}"}, {"node": "conv", "reason": "strip: a; tile: b"}]
     refused += [{"node": f"pool_{number}", "reason": f"MaxPool: {NO_KERNEL}"} for number in range(5)]
     assert _without_kernel(refused) == [
-        "No kernel for norm, norm_1: Op0, Op1, Op2, Op3, … (13 operators).",
+        "No kernel for norm, norm_1: Op0, Op1, Op2, Op3, … (14 operators).",
         "No kernel for pool, pool_0, pool_1, pool_2 and 2 more layers: MaxPool.",
         "No kernel for conv: strip: a; tile: b.",
     ]
