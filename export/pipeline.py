@@ -217,6 +217,8 @@ def _request(
     if not isinstance(metadata, dict):
         raise WrongArgument(f"metadata must be a dict, not {type(metadata).__name__}.")
     chosen_options, found = _options(chosen, options), _candidates(model)
+    if chosen.ready is not None:
+        chosen.ready(chosen_options)
     request = Request(
         target=chosen,
         precision=precision,
@@ -275,7 +277,7 @@ def _options(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in target.options:
             known = (*target.options, *(save.__kwdefaults__ or ()))
             raise UnknownName(f"option of target {target.name!r}", name, known)
-        plain[name] = _json_values(name, value)
+        plain[name] = _json_values(name, str(value) if isinstance(value, Path) else value)
         choices = target.options[name].choices
         if choices and plain[name] not in choices:
             raise WrongArgument(f"Option {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")

@@ -13,3 +13,20 @@
 
 Source: Xing et al., MLSys 2022, https://arxiv.org/abs/2110.15238.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keras_efficient import lazy
+
+if TYPE_CHECKING:
+    from keras_efficient.export.bolt import ort, runtime, trt
+    from keras_efficient.export.bolt.assembling import assemble
+    from keras_efficient.export.bolt.bundle import Bundle
+
+__all__ = ["Bundle", "assemble", "ort", "runtime", "trt"]
+
+_HOMES = {"Bundle": "bundle", "assemble": "assembling", "ort": "ort", "runtime": "runtime", "trt": "trt"}
+
+__getattr__, __dir__ = lazy.names(__name__, _HOMES, __all__)

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from keras_efficient.errors import MissingDependency, WrongArgument
-from keras_efficient.export.bolt import spec
+from keras_efficient.errors import WrongArgument
+from keras_efficient.export.bolt import graph, spec
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.assembling import Shape, best_partition, sizes_of
 from keras_efficient.export.bolt.naming import layer_of, name_layers
-from keras_efficient.export.bolt.partition import ONE_NODE, Partitioned
+from keras_efficient.export.bolt.partition import NO_KERNEL, ONE_NODE, Partitioned
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
-from keras_efficient.export.bolt.search import Candidate, candidates, refusals
+from keras_efficient.export.bolt.search import Candidate, candidates, unserved
 
 if TYPE_CHECKING:
     import keras
@@ -132,7 +132,7 @@ def advise(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]], arch: Arc
     for region, (shape, ranking) in zip(parted.regions, ranked, strict=True):
         layers = [layer_of(layer.name) for layer in region.layers]
         if shape is None or not ranking:
-            advice.append(_without_kernel(region, layers, shape))
+            advice.append(_without_kernel(region, layers, shape, arch))
             continue
         here = _Here(region, layers, shape, ranking[0])
         advice += [*found.activations(here), *found.channels(here), *found.pointwise(here)]
@@ -146,10 +146,7 @@ def check_installed() -> None:
     Raises:
         MissingDependency: the extra `gpu` is not installed.
     """
-    try:
-        import onnxscript  # noqa: F401 - brings onnx_ir
-    except ImportError as err:
-        raise MissingDependency("onnxscript", "Advice for GPUs", "gpu") from err
+    graph.check_installed("Advice for GPUs")
 
 
 def converted(
@@ -193,11 +190,10 @@ def converted(
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None) -> Advice:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals(region).items())
-    default = "its size is not known" if shape is None else "no parameters fit into the GPU's shared memory"
+def _without_kernel(region: Region, layers: Sequence[str], shape: Shape | None, arch: Architecture) -> Advice:
+    reason = unserved(region, arch, sized=shape is not None)
     behind = f" (and {len(layers) - 1} layers behind it)" if len(layers) > 1 else ""
-    return Advice("refused", layers[0], f"no template serves it{behind}: {reasons or default}")
+    return Advice("refused", layers[0], f"no template serves it{behind}: {reason}")
 
 
 def _refused(parted: Partitioned, known: Mapping[str, tuple[int, ...]], arch: Architecture) -> Iterator[Advice]:
@@ -219,7 +215,7 @@ def _refused(parted: Partitioned, known: Mapping[str, tuple[int, ...]], arch: Ar
         if not activates:
             yield Advice("refused", layers[0], f"{times}{reason}", layers=layers)
             continue
-        more = f"; these are: {', '.join(ACTIVATIONS)}" if "not among" in reason else ""
+        more = f"; these are: {', '.join(ACTIVATIONS)}" if reason.endswith(NO_KERNEL) else ""
         total = Gain(sum(one.low_ms for one in gains), sum(one.high_ms for one in gains)) if gains else None
         yield Advice("activation", layers[0], f"{times}not fused: {reason}{more}", total, layers)
 

@@ -16,8 +16,9 @@ from keras_efficient.export.bolt import build, checking, partition, tuning
 from keras_efficient.export.bolt.architectures import Architecture, architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.half import to_float16
+from keras_efficient.export.bolt.naming import layer_of
 from keras_efficient.export.bolt.region import Region
-from keras_efficient.export.bolt.search import Candidate, candidates, left_out, refusals
+from keras_efficient.export.bolt.search import Candidate, candidates, left_out, unserved
 from keras_efficient.export.bolt.source import Source
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Kernel:
         return {
             "name": self.source.kernel,
             "layers": len(self.region.layers),
+            "names": [layer_of(layer.name) for layer in self.region.layers],
             "output": self.region.names[-1] if self.region.names else "",
             **self.candidate.to_dict(),
             "registers": info.registers,
@@ -108,28 +110,34 @@ def assemble(
         ConversionError: the model cannot be read, a weight is beyond float16, or a kernel does not compile.
         MissingDependency: a wheel of the extra `gpu` is not installed.
         UnknownName: no such architecture.
+        WrongArgument: no model, or sizes that are none or not the model's.
     """
     if shared_bytes is not None and shared_bytes < 1024:
         raise WrongArgument(f"No kernel makes do with {shared_bytes!r} bytes of shared memory.")
     if not 0 <= tune < float("inf"):
         raise WrongArgument(f"Kernels are measured for 0 seconds or more, not for {tune!r}.")
     chosen = replace(architecture(arch), block_bytes=shared_bytes)
+    _check_given(model, sizes)
     on_progress("looking for regions")
     parted, ranked = best_partition(model, sizes, chosen, policy)
+    half = to_float16(parted.model)  # first of all, since it refuses weights beyond float16
     refused = [{"node": one.node, "reason": one.reason} for one in parted.refusals]
     kernels: list[Kernel | None] = []
     compiled: dict[str, build.Compiled] = {}
     checked: dict[str, str | None] | None = {} if check and checking.is_possible() else None
     measured = _Measuring.of(tune, cache, meter, arch)
     rankings = measured.ranked(parted.regions, ranked, compiled, on_progress)
-    for index, (region, (ranking, slow)) in enumerate(zip(parted.regions, rankings, strict=True)):
+    for index, (region, (shape, few), (ranking, slow)) in enumerate(zip(parted.regions, ranked, rankings, strict=True)):
         on_progress(f"compiling kernel {index + 1} of {len(parted.regions)} for {arch}")
-        kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
+        kernel, reason = None, None
+        if few:
+            kernel, reason = _kernel(index, region, ranking, arch, checked, slow, compiled)
+        else:
+            reason = unserved(region, chosen, sized=shape is not None)
         kernels.append(kernel)
         if reason is not None:
-            refused.append({"node": region.names[-1], "reason": reason})
+            refused.append({"node": region.layers[0].name or region.names[-1], "reason": reason})
     made = [one for one in kernels if one is not None]
-    half = to_float16(parted.model)
     return Bundle(
         onnx=half.SerializeToString(),
         cubins={f"{one.source.kernel}/{arch}": one.built.cubin for one in made},
@@ -157,6 +165,18 @@ def assemble(
     )
 
 
+def _check_given(model: Any, sizes: Any) -> None:
+    import onnx
+
+    if not isinstance(model, onnx.ModelProto):
+        hint = "Read it: onnx.load(path)." if isinstance(model, str | Path) else None
+        raise WrongArgument(f"An ONNX model is wanted, not {type(model).__name__}.", hint=hint)
+    if not isinstance(sizes, Mapping):
+        names = [one.name for one in model.graph.input]
+        hint = f"Such as {{{names[0]!r}: (1, 64, 64, 3)}}." if names else None
+        raise WrongArgument("The size of each input is wanted, by its name.", hint=hint)
+
+
 @dataclass
 class _Measuring:
     """A GPU, what is known of such ones, and until when it is asked."""
@@ -178,7 +198,19 @@ class _Measuring:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {} if self.meter is None else {"device": self.meter.identity}
+        found: dict[str, Any] = {} if self.meter is None else {"device": self.meter.identity}
+        return {**found, "notes": notes} if (notes := self.notes()) else found
+
+    def notes(self) -> list[str]:
+        """What is to be said of the file of measurements."""
+        if self.cache is None:
+            return []
+        path, damaged, known = self.cache.path.name, self.cache.damaged, sorted(self.cache.architectures)
+        found = [f"{path}: lines that are no measurements, and were passed over: {damaged}."] if damaged else []
+        if self.arch not in known:
+            others = f"; it has some for {', '.join(known)}" if known else ""
+            found.append(f"{path} has no measurement for {self.arch}{others}.")
+        return found
 
     def ranked(
         self,
@@ -296,10 +328,7 @@ def _kernel(
             continue
         reasons = (*refused, *left_out(region))
         return Kernel(index, region, candidate, source, built, reasons, checked=runs is not None), None
-    if refused:
-        return None, f"no kernel of {len(refused)} is good: {refused[0]}"
-    given = [f"{name}: {reason}" for name, reason in refusals(region).items()]
-    return None, "; ".join(given) or "no parameters fit into the GPU's shared memory"
+    return None, f"no kernel of {len(refused)} is good: {refused[0]}"
 
 
 def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:

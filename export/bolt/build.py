@@ -22,6 +22,7 @@ from keras_efficient.export.bolt.source import Source
 __all__ = [
     "Compiled",
     "KernelInfo",
+    "check_installed",
     "compiled",
     "compiled_by_nvcc",
     "compiled_source",
@@ -106,17 +107,34 @@ def compiled(source: str, kernels: Sequence[str], arch: str = "sm_90a", *, defin
     return Compiled(cubin, ptx, log, _kernels(log, kernels), time.perf_counter() - start)
 
 
-def _by_nvrtc(source: bytes, options: list[bytes]) -> tuple[bytes, bytes, str]:
-    """Machine code, PTX and log."""
+def check_installed() -> None:
+    """Whether all is here that NVRTC takes, before anything is compiled.
+
+    Raises:
+        MissingDependency: a wheel of the extra `gpu` is not installed.
+    """
+    _nvrtc()
+    _include_folders()
+
+
+def _nvrtc() -> Any:
+    """NVRTC's module, whose library is there."""
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
         raise MissingDependency("cuda-bindings", PURPOSE, "gpu") from error
-    success = nvrtc.nvrtcResult.NVRTC_SUCCESS
     try:
-        result, program = nvrtc.nvrtcCreateProgram(source, b"kernel.cu", 0, [], [])
+        nvrtc.nvrtcVersion()
     except Exception as error:  # cuda-bindings looks for the library at its first call, and has errors of its own
         raise MissingDependency("nvidia-cuda-nvrtc", PURPOSE, "gpu") from error
+    return nvrtc
+
+
+def _by_nvrtc(source: bytes, options: list[bytes]) -> tuple[bytes, bytes, str]:
+    """Machine code, PTX and log."""
+    nvrtc = _nvrtc()
+    success = nvrtc.nvrtcResult.NVRTC_SUCCESS
+    result, program = nvrtc.nvrtcCreateProgram(source, b"kernel.cu", 0, [], [])
     if result != success:
         raise ConversionError(f"NVRTC does not start: {result.name}.")
     try:

@@ -39,7 +39,7 @@ NAMED = ("cubin", "ptx", "source", "weights")
 JSON = ("launches", "tuning", "metadata")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A compiled network.
 
@@ -64,6 +64,21 @@ class Bundle:
     weights: Mapping[str, bytes] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """In a line, whatever it holds: megabytes of code are of no use to readers."""
+        kernels, sizes = self.launches.get("kernels", ()), self.metadata.get("sizes", {})
+        many = len(kernels) if isinstance(kernels, Mapping) else 0
+        known = sizes if isinstance(sizes, Mapping) else {}
+        inputs = [
+            f"{name} {'×'.join(map(str, size)) if isinstance(size, list) else size}" for name, size in known.items()
+        ]
+        parts = [
+            f"{self.tuning.get('architecture', 'no architecture')}",
+            f"{many} {'kernel' if many == 1 else 'kernels'}",
+        ]
+        total = sum(len(one) for kind in (self.cubins, self.ptx, self.sources, self.weights) for one in kind.values())
+        return f"Bundle({', '.join([*parts, *inputs, f'{total + len(self.onnx):,} bytes'])})"
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes the file, whole or not at all. Equal bundles give equal files.

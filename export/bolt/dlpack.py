@@ -99,7 +99,11 @@ def array_of(given: Any, stream: int) -> Array:
     kind, index = given.__dlpack_device__()
     if kind not in (CPU, CUDA):
         raise WrongArgument(f"The array is on a device of kind {int(kind)}; on a CUDA device it must be.")
-    capsule = given.__dlpack__() if kind == CPU else given.__dlpack__(stream=stream or 1)  # 1 is the default stream
+    try:
+        capsule = given.__dlpack__() if kind == CPU else given.__dlpack__(stream=stream or 1)  # 1 is the default stream
+    except BufferError as err:  # read-only, of another byte order, or one that torch keeps gradients of
+        hint = "Copy it first: np.array(x, np.float16)." if isinstance(given, np.ndarray) else None
+        raise WrongArgument(f"The array cannot be shared: {str(err).rstrip('.')}.", hint=hint) from err
     managed = ctypes.cast(_api.PyCapsule_GetPointer(capsule, _NAME), ctypes.POINTER(_Managed)).contents
     tensor = managed.tensor
     found = (tensor.dtype.kind, tensor.dtype.bits, tensor.dtype.lanes)
@@ -107,6 +111,8 @@ def array_of(given: Any, stream: int) -> Array:
         kind_name = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}.get(found[0], f"kind {found[0]} of ")
         raise WrongArgument(f"Kernels take float16, and the array is {kind_name}{found[1]}.", hint="Cast it first.")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    if 0 in shape:
+        raise WrongArgument(f"The array is empty: its shape is {shape}.")
     strides = tuple(tensor.strides[axis] for axis in range(tensor.ndim)) if tensor.strides else _rows(shape)
     if not _same(strides, _rows(shape), shape):
         turned = tuple(shape[axis] for axis in (0, 2, 3, 1)) if len(shape) == 4 else shape

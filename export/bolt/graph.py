@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keras_efficient.errors import ConversionError
+from keras_efficient.errors import ConversionError, MissingDependency
 from keras_efficient.export.bolt.folding import padding_explicit, to_fixed_point
-from keras_efficient.export.bolt.layout import plain_scalars, products_of_rows, reshapes, sink_transposes
+from keras_efficient.export.bolt.layout import axes_kept, plain_scalars, products_of_rows, reshapes, sink_transposes
 from keras_efficient.export.bolt.phases import cut_transposed
 from keras_efficient.export.bolt.rewriting import constant, folded, tidied
 from keras_efficient.export.bolt.shapes import Shapes
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "check_installed",
     "normalised",
     "normalised_ir",
 ]
@@ -35,12 +36,26 @@ __all__ = [
 OLDEST_OPSET, NEWEST_OPSET = 13, 19  # between them the operators that are read here mean the same
 
 
+def check_installed(purpose: str = "Looking for kernels in a network") -> None:
+    """Whether networks can be taken apart.
+
+    Raises:
+        MissingDependency: the extra `gpu` is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401 - brings onnx_ir
+    except ImportError as err:
+        raise MissingDependency("onnxscript", purpose, "gpu") from err
+
+
 def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function in one spelling, as this file's head tells; normal models come back as they are.
 
     Raises:
         ConversionError: an opset that is not read, no valid model, or one in regions already.
+        MissingDependency: the extra `gpu` is not installed.
     """
+    check_installed()
     import onnx_ir as ir
 
     return ir.serde.serialize_model(normalised_ir(model))
@@ -48,6 +63,7 @@ def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
     """`normalised` for those who go on rewriting."""
+    check_installed()
     import onnx_ir as ir
 
     opsets = {one.domain or "": one.version for one in proto.opset_import}
@@ -62,11 +78,14 @@ def normalised_ir(proto: onnx.ModelProto) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         _cleaned(model)
         to_float32(model)
+    except ImportError:
+        raise  # a damaged installation, and no fault of the model
     except Exception as err:  # onnx_ir raises ValueError, TypeError, KeyError, … for what is no model
         raise ConversionError(f"The file is no valid ONNX model: {str(err).splitlines()[0][:300]}") from err
     shapes = Shapes(model)
     plain_scalars(model, shapes)
     reshapes(model, shapes)
+    axes_kept(model, shapes)
     products_of_rows(model, shapes)
     cut_transposed(model, shapes)
     tidied(model)

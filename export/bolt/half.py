@@ -24,7 +24,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """A file of `partition` whose regions compute in float16; what is between regions stays in float32.
 
     Raises:
-        ConversionError: a weight is beyond float16's range.
+        ConversionError: a weight is NaN, or beyond float16's range.
     """
     import onnx_ir as ir
     import onnx_ir.passes.common as common
@@ -37,6 +37,10 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
             if (numbers := constant(value)) is None:
                 node.replace_input_with(index, _half(rewriter, value))
                 continue
+            if np.isnan(numbers).any():
+                raise ConversionError(
+                    f"Layer {_layer(node, index)!r} has a weight that is NaN.", hint="Train it again."
+                )
             if not np.all(np.abs(numbers) <= np.finfo(np.float16).max):
                 raise ConversionError(
                     f"Layer {_layer(node, index)!r} has a weight beyond float16's range, which kernels compute in.",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NCHW",
     "NHWC",
+    "axes_kept",
     "plain_scalars",
     "products_of_rows",
     "reshapes",
@@ -69,6 +70,20 @@ def reshapes(model: ir.Model, shapes: Shapes) -> None:
                 value = rewriter.op("Transpose", [value], perm=turn)
                 shapes.learn(value, node.outputs[0])
             rewriter.replace(node.outputs[0], value)
+
+
+def axes_kept(model: ir.Model, shapes: Shapes) -> None:
+    """What loses leading axes of size 1 only to get them back by a sum or a product with the whole keeps them."""
+    for node in nodes_of(model, "Add", "Div", "Mul", "Sub"):
+        wanted = shapes[node.outputs[0]]
+        for index, value in enumerate(node.inputs):
+            reshape = producer(value, "Reshape", "Squeeze")
+            whole = None if reshape is None else source(reshape)
+            if whole is None or not wanted or shapes[whole] != wanted or shapes[node.inputs[1 - index]] != wanted:
+                continue
+            pairs = zip(shapes[value], wanted, strict=False)
+            if shapes[value] and all((1,) * (len(full) - len(one)) + one == full for one, full in pairs):
+                node.replace_input_with(index, whole)
 
 
 def products_of_rows(model: ir.Model, shapes: Shapes) -> None:

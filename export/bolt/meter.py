@@ -21,6 +21,7 @@ __all__ = ["LAUNCHES", "CudaMeter", "turns"]
 LAUNCHES = 20  # in a graph, at least, so that their distance on the device is measured and not that of calls
 SETS = 64  # of inputs and outputs, at most, that take turns
 CACHES = 2  # as many times the L2 cache as these fill
+WITHOUT = "Leave out tune (--tune): kernels are then chosen by estimates, or by the file of tune_cache."
 
 
 def turns(nbytes: int, cache_bytes: int) -> int:
@@ -36,7 +37,7 @@ class CudaMeter:
     """
 
     def __init__(self, device: CudaDevice | None = None):
-        self.device = CudaDevice() if device is None else device
+        self.device = CudaDevice(WITHOUT) if device is None else device
         self.arch = self.device.arch
         self.identity: dict[str, Any] = self.device.identity()
         self._functions: dict[Any, Any] = {}

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_efficient.export.bolt import spec
 from keras_efficient.export.bolt.folding import bounds, per_channel
-from keras_efficient.export.bolt.graph import normalised_ir
+from keras_efficient.export.bolt.graph import check_installed, normalised_ir
 from keras_efficient.export.bolt.layout import NCHW, NHWC, sink_transposes
 from keras_efficient.export.bolt.phases import why_not_phases
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Partitioned", "Policy", "Refusal", "partition"]
+__all__ = ["NOTHING_TO_JOIN", "NO_KERNEL", "Partitioned", "Policy", "Refusal", "partition"]
 
 ONE_NODE = {
     "HardSwish": "hard_swish",
@@ -47,6 +47,8 @@ ONE_NODE = {
 }
 STEPS = frozenset((*ONE_NODE, "Add", "Clip", "DepthToSpace", "LeakyRelu", "PRelu"))
 LAYERS = frozenset(("Conv", "MatMul"))
+NO_KERNEL = "no kernel has this operator"
+NOTHING_TO_JOIN = "there is no layer before it that it could join"
 MOST_ELEMENTS = (1 << 31) - 1
 
 
@@ -153,7 +155,9 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
 
     Raises:
         ConversionError: the model cannot be read.
+        MissingDependency: the extra `gpu` is not installed.
     """
+    check_installed()
     import onnx_ir as ir
 
     inner = normalised_ir(model)
@@ -367,8 +371,8 @@ class _Search:
         if node.domain == "" and node.op_type == "Cast":
             return _why_cast(node)
         if not _is(node, STEPS):
-            return f"{node.op_type}: not among the operators of regions"
-        return f"{node.op_type}: there is no layer before it that it could join"
+            return f"{node.op_type}: {NO_KERNEL}"
+        return f"{node.op_type}: {NOTHING_TO_JOIN}"
 
 
 def _is_border(node: ir.Node) -> bool:

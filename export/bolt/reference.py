@@ -22,6 +22,11 @@ def computed(region: Region, inputs: Sequence[np.ndarray], *, rounded: type | No
         inputs: (N, H, W, C) each, or (M, C) of rows.
         rounded: a NumPy type that weights and each layer's output are rounded to, as kernels keep them; `None`: none.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what float16 does not hold is infinite, there as here
+        return _computed(region, inputs, rounded)
+
+
+def _computed(region: Region, inputs: Sequence[np.ndarray], rounded: type | None) -> np.ndarray:
     values = [np.asarray(one, np.float64) for one in inputs]
     if region.rows:
         values = [one[None, None] for one in values]

@@ -320,7 +320,14 @@ def load(bundle: Bundle | str | Path, device: Device | None = None) -> Runner:
         MissingDependency: no `cuda-bindings`.
         ConversionError: no GPU, or none that the bundle's kernels are for.
         UnsupportedLayer: a part of the network has no kernel; ONNX Runtime runs the bundle's ONNX file.
+        FileProblem: the bundle cannot be read.
+        WrongArgument: no bundle, or no device.
     """
+    if not isinstance(bundle, Bundle | str | Path):
+        raise WrongArgument(f"A bundle or the path of a .bolt is wanted, not {type(bundle).__name__}.")
+    if device is not None and not (hasattr(device, "launch") and hasattr(device, "place")):
+        hint = "runtime.HostDevice() runs kernels on the CPU, runtime.CudaDevice() on a GPU."
+        raise WrongArgument(f"A device of export.bolt.runtime is wanted, not {device!r}.", hint=hint)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     return Runner(bundle, CudaDevice() if device is None else device)
 
@@ -397,6 +404,8 @@ class HostDevice:
     place = (CPU, 0)
 
     def __init__(self, processors: int = 4, seed: int = 0):
+        if not isinstance(processors, int) or processors < 1:
+            raise WrongArgument(f"processors={processors!r}: a whole number from 1 on.")
         self.processors, self.seed = processors, seed
         self._recorded: list[_Launched] | None = None  # while launches are captured
 
@@ -455,12 +464,15 @@ class CudaDevice:
     It takes machine code of its architecture, or of an earlier minor version; else the driver compiles PTX of an
     earlier architecture, if its version knows that.
 
+    Args:
+        without: what to do where there is no GPU.
+
     Raises:
         MissingDependency: no `cuda-bindings`.
         ConversionError: no driver, or no GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: str = "`runtime.HostDevice()` as second argument runs kernels on the CPU.") -> None:
         try:
             from cuda.bindings import driver
         except ImportError as err:
@@ -470,8 +482,7 @@ class CudaDevice:
             self._call("cuInit", 0)
         except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
             reason = str(err).split(". ")[0].rstrip(".")
-            hint = "`runtime.HostDevice()` runs kernels on the CPU; without --tune, they are chosen by estimates."
-            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=hint) from err
+            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=without) from err
         device = self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context

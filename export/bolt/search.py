@@ -4,7 +4,7 @@ estimate."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.source import Source
 from keras_efficient.export.bolt.templates import TEMPLATES
 
-__all__ = ["Candidate", "candidates", "left_out", "refusals"]
+__all__ = ["Candidate", "candidates", "left_out", "refusals", "unserved"]
 
 LIMIT = 32  # candidates for a region that are built and measured
 
@@ -76,6 +76,25 @@ def refusals(region: Region) -> dict[str, str]:
     """Why templates do not serve a region, by their names."""
     reasons = {name: template.refusal(region) or _missing(template) for name, template in TEMPLATES.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def unserved(region: Region, arch: Architecture, *, sized: bool) -> str:
+    """Why a region has no candidate, in words.
+
+    Args:
+        region: that has none.
+        arch: of the GPU.
+        sized: whether the size of its input is known.
+    """
+    reasons, boundless = refusals(region), replace(arch, shared_bytes=1 << 40, block_bytes=None)
+    if not sized and any(template.refusal(region) is None for template in TEMPLATES.values()):
+        return "the size of its input is not known"
+    for name in TEMPLATES.keys() - reasons.keys():
+        most = (arch.shared_bytes if arch.block_bytes is None else min(arch.block_bytes, arch.shared_bytes)) >> 10
+        too_large = next(iter(TEMPLATES[name].candidates(region, boundless)), None) is not None
+        none = f"no parameters fit into {most} KB of shared memory" if too_large else f"no parameters for {arch.name}"
+        reasons[name] = none
+    return "; ".join(f"{name}: {reasons[name]}" for name in TEMPLATES)
 
 
 def left_out(region: Region) -> list[str]:

@@ -95,7 +95,7 @@ class Cache:
         path: of the file, which need not exist yet.
 
     Raises:
-        FileProblem: it cannot be read.
+        FileProblem: it cannot be read, or is somebody else's: it has lines, and none of them is a measurement.
     """
 
     def __init__(self, path: str | Path):
@@ -111,6 +111,13 @@ class Cache:
                 self.damaged += 1
             else:
                 self._found.setdefault(entry["key"], []).append((entry["device"], entry["candidates"]))
+        if self.damaged and not self._found:  # a line more would damage it
+            raise FileProblem(path, "has no measurement of kernels in it.", hint="Name another file, or a new one.")
+
+    @property
+    def architectures(self) -> set[str]:
+        """Of the GPUs that measured."""
+        return {str(device.get("arch")) for entries in self._found.values() for device, _ in entries}
 
     def get(self, name: str, device: dict[str, Any]) -> list[dict[str, Any]]:
         """Candidates as `Candidate.to_dict` has them, with their `seconds`, as a GPU ran them last.

@@ -136,6 +136,8 @@ class Target:
         compile: ``(built, request, folder) -> built``, or `None` where nothing is compiled.
         check: ``(path, model, request) -> notes`` refuses a converted file that is not what was asked for.
         validate: ``(request)`` refuses options that do not go together, before any work.
+        ready: ``(options)`` refuses options by themselves, and a machine that lacks what they take, before Keras is
+            imported.
         options: the extra arguments of `export.save` that this target takes; values that JSON can hold.
         calibrated: those precisions that need calibration data.
         text: those precisions whose files can look up text.
@@ -155,6 +157,7 @@ class Target:
     compile: Callable[[Built, Request, Path], Built] | None = None
     check: Callable[[Path, keras.Model, Request], tuple[str, ...]] | None = None
     validate: Callable[[Request], None] | None = None
+    ready: Callable[[Mapping[str, Any]], None] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     calibrated: tuple[str, ...] = ()
     text: tuple[str, ...] = ()

@@ -23,26 +23,40 @@ if TYPE_CHECKING:
 
     from keras_efficient.export.bolt.ranges import Ranges
 
-__all__ = ["ARCHITECTURES", "TARGETS", "BundleModel", "compile_bundle"]
+__all__ = ["ARCHITECTURES", "NO_KERNEL_FOR", "TARGETS", "BundleModel", "compile_bundle"]
 
 ARCHITECTURES = {
     f"cuda-{name.replace('_', '')}": (name, f"{one.device} and others of its compute capability")
     for name, one in architectures.ARCHITECTURES.items()
 }
 
+MOST_NAMES = 4  # of operators and of layers in one sentence
+NO_KERNEL_FOR = "No kernel for "  # begins the notes of which there may be many
 
-def validate(request: Request) -> None:
-    """Refuses a time or a size that is none, before any work.
+
+def ready(options: Mapping[str, Any]) -> None:
+    """Refuses options that are none, and a machine that cannot compile kernels, before any work.
 
     Raises:
         WrongArgument: `tune` is no number of seconds, or `shared_kb` none of kilobytes.
+        MissingDependency: the extra `gpu` is not installed.
+        FileProblem: `tune_cache` is a file of something else.
+        ConversionError: there is no GPU that could measure.
     """
-    tune = request.options["tune"]
+    from keras_efficient.export.bolt import build, graph, meter, tuning
+
+    tune = options["tune"]
     if isinstance(tune, bool) or not isinstance(tune, (int, float)) or not 0 <= tune < float("inf"):
         raise WrongArgument(f"tune={tune!r}: seconds, 0 or more.")
-    most = request.options["shared_kb"]
+    most = options["shared_kb"]
     if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= 1024:
         raise WrongArgument(f"shared_kb={most!r}: kilobytes, 0 to 1024.")
+    graph.check_installed()
+    build.check_installed()
+    if cache := options["tune_cache"]:
+        tuning.Cache(cache)
+    if tune:
+        meter.CudaMeter()
 
 
 def convert(model: keras.Model, request: Request, path: Path) -> tuple[str, ...]:
@@ -87,30 +101,62 @@ def compile_bundle(built: Built, request: Request, folder: Path) -> Built:
     path = folder / "model.bolt"
     kernels = bundle.tuning["kernels"]
     if not kernels:
-        reasons = "; ".join(f"{one['node']}: {one['reason']}" for one in bundle.metadata["refused"][:3])
-        raise ConversionError(f"No part of the network has a kernel. {reasons}.", hint="Export it as .onnx.")
+        reasons = " ".join(_without_kernel(bundle.metadata["refused"])[:3])
+        raise ConversionError(f"No part of the network has a kernel. {reasons}", hint="Export it as .onnx.")
     bundle.save(path, overwrite=True)
     total = sum(one["measured_ms"] or one["estimated_ms"] for one in kernels)
     was = _checks(kernels)
     refused = bundle.metadata["refused"]
-    outside = (
-        [
+    outside = ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
+    if refused:
+        outside = [
             f"{len(refused)} {'operator has' if len(refused) == 1 else 'operators have'} no kernel, and no time is "
             "counted for that; `export.bolt.ort.session` runs all."
         ]
-        if refused
-        else ["Every operator is in a kernel: `export.bolt.runtime.load` runs it, at other sizes too."]
-    )
+    parts = bundle.launches["regions"]
+    if None in parts:
+        outside.append(f"{len(parts) - parts.count(None)} of {len(parts)} fused parts have a kernel (`Fused` in ops).")
     measured = sum(one["measured_ms"] is not None for one in kernels)
     basis = f"{measured} of {len(kernels)} times measured on this GPU, the others estimates"
     basis = basis if measured else "an estimate; they ran on no GPU yet"
     notes = [
         f"{len(kernels)} {'kernel' if len(kernels) == 1 else 'kernels'} for {arch}, {was}.",
         f"{total:.3g} ms together, {basis}.",
+        *bundle.tuning.get("notes", ()),
         *outside,
-        *(f"No kernel for {one['node']}: {one['reason']}." for one in bundle.metadata["refused"]),
+        *_without_kernel(refused),
     ]
     return replace(built, path=path, runnable=path, notes=(*built.notes, *notes), kernels=tuple(kernels), cost=total)
+
+
+def _without_kernel(refused: Sequence[Mapping[str, str]]) -> list[str]:
+    """A sentence for each Keras layer that has operators without a kernel, or for all layers of which it holds."""
+    from keras_efficient.export.bolt.naming import layer_of
+    from keras_efficient.export.bolt.partition import NO_KERNEL, NOTHING_TO_JOIN
+
+    unknown = {layer_of(one["node"]) for one in refused if one["reason"].endswith(NO_KERNEL)}
+    reasons: dict[str, dict[str, None]] = {}
+    operators: dict[str, list[str]] = {}
+    for one in refused:
+        layer, (operator, _, rest) = layer_of(one["node"]), one["reason"].partition(": ")
+        others = reasons.setdefault(layer, {})
+        if rest == NO_KERNEL or (rest == NOTHING_TO_JOIN and layer in unknown):
+            operators.setdefault(layer, []).append(operator)
+        else:
+            others[one["reason"]] = None
+    alike: dict[str, list[str]] = {}
+    for layer, others in reasons.items():
+        plain = operators.get(layer, [])
+        kinds = list(dict.fromkeys(plain))
+        named = ", ".join(kinds[:MOST_NAMES]) + (", …" if len(kinds) > MOST_NAMES else "")
+        count = f" ({len(plain)} operators)" if len(plain) > 1 else ""
+        what = "; ".join([*([f"{named}{count}"] if plain else []), *others])
+        alike.setdefault(what, []).append(layer)
+    found = []
+    for what, layers in alike.items():
+        more = f" and {len(layers) - MOST_NAMES} more layers" if len(layers) > MOST_NAMES else ""
+        found.append(f"{NO_KERNEL_FOR}{', '.join(layers[:MOST_NAMES])}{more}: {what}.")
+    return found
 
 
 def _checks(kernels: Sequence[Mapping[str, Any]]) -> str:
@@ -202,7 +248,7 @@ TARGETS = tuple(
         convert=convert,
         check=check,
         compile=compile_bundle,
-        validate=validate,
+        ready=ready,
         open=BundleModel,
         inspect=inspect,
         write_metadata=onnx_target.write_metadata,  # before it is compiled; the bundle has that ONNX

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from keras_efficient.export import Report, Target
 
 __all__ = ["export"]
+
+SHARED = frozenset(("input_shape", "calibration", "overwrite", "verify", "mode", "members"))  # of every target
+MOST_NOTES = 15
 
 
 def export(
@@ -195,7 +198,8 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
 
     if precision not in target.precisions:
         raise UnknownName(f"precision of target {target.name!r}", precision, target.precisions)
-    for name in request.keys() - {"input_shape", "calibration", "overwrite", "verify", "mode", "members"}:
+    given = {name: request[name] for name in request.keys() - SHARED}
+    for name in given:
         if name not in target.options:
             see = f"keras-efficient export --list-targets --target {target.name}"
             raise UnknownName(f"option of target {target.name!r}", name, target.options, see=see)
@@ -204,6 +208,8 @@ def _refuse_early(target: Target, precision: str, output: Path, request: dict[st
             f"{precision} needs real inputs to set its ranges.", hint="Give --calibration FOLDER, or FILE.npy."
         )
     check_target(output, overwrite=request["overwrite"])
+    if target.ready is not None:
+        target.ready({name: given.get(name, option.default) for name, option in target.options.items()})
 
 
 def _show(report: Report) -> None:
@@ -214,11 +220,23 @@ def _show(report: Report) -> None:
     shown |= {"ops": [f"{n} × {operator}" for operator, n in counts.items()]}
     shown |= {f"npu {key}": value for key, value in (values["npu"] or {}).items()}
     for number, kernel in enumerate(values["kernels"] or ()):
-        layers = f"{kernel['layers']} {'layer' if kernel['layers'] == 1 else 'layers'}"
-        spills = f", {kernel['spills']} bytes spilled" if kernel["spills"] else ""
-        sizes = f"{kernel['registers']} registers a thread, {kernel['shared_bytes']:,} bytes shared a block{spills}"
-        shown[f"kernel {number}"] = f"{layers}, {sizes}, {_time_of(kernel)}"
-    out.record(values, shown={**shown, "notes": list(report.notes)})
+        names, many = kernel["names"], f" … {kernel['names'][-1]} ({kernel['layers']} layers)"
+        spills = f"{kernel['spills']} bytes spilled" if kernel["spills"] else "no spills"
+        sizes = f"{kernel['registers']} registers a thread, {kernel['shared_bytes']:,} bytes shared a block, {spills}"
+        layers = f"{names[0]}{many if len(names) > 1 else ''}"
+        shown[f"kernel {number}"] = f"{kernel['template']}: {layers}, {sizes}, {_time_of(kernel)}"
+    out.record(values, shown={**shown, "notes": _shortened(report.notes)})
+
+
+def _shortened(notes: Sequence[str]) -> list[str]:
+    """Notes with no more than `MOST_NOTES` of those that a large network has one of for each layer."""
+    from keras_efficient.export.targets.cuda import NO_KERNEL_FOR
+
+    many = [place for place, note in enumerate(notes) if note.startswith(NO_KERNEL_FOR)][MOST_NOTES:]
+    kept = [note for place, note in enumerate(notes) if place not in many]
+    if many:
+        kept.insert(many[0], f"… and {len(many)} more; --json has all.")
+    return kept
 
 
 def _time_of(kernel: Mapping[str, Any]) -> str:

@@ -61,11 +61,22 @@ def test_options_of_a_target_and_units_of_its_report(keras_file, tmp_path, capsy
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["notes"][0] == "ONNX opset 17."
     assert done.stderr == "", "no warnings of others"
-    kernel = {"layers": 1, "registers": 40, "shared_bytes": 48064, "spills": 0, "measured_ms": None}
-    report = Report("cuda-sm80", "float16", 1, 1, kernels=[{**kernel, "estimated_ms": 0.0088441}])
+    kernel = {
+        "template": "tile",
+        "names": ["a"],
+        "layers": 1,
+        "registers": 40,
+        "shared_bytes": 48064,
+        "spills": 0,
+        "measured_ms": None,
+    }
+    second = {**kernel, "template": "strip", "names": ["a", "b", "c"], "layers": 3, "spills": 8, "measured_ms": 1.5}
+    report = Report("cuda-sm80", "float16", 1, 1, kernels=[{**kernel, "estimated_ms": 0.0088441}, second])
     _show(report)
     words = " ".join(capsys.readouterr().out.split())
-    assert "1 layer, 40 registers a thread, 48,064 bytes shared a block, 0.00884 ms estimated" in words
+    sizes = "40 registers a thread, 48,064 bytes shared a block"
+    assert f"tile: a, {sizes}, no spills, 0.00884 ms estimated" in words
+    assert f"strip: a … c (3 layers), {sizes}, 8 bytes spilled, 1.5 ms measured" in words
 
 
 def test_bench_of_an_exported_file(int8_export):

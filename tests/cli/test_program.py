@@ -155,7 +155,7 @@ def test_targets_are_listed():
     assert options.split()[:4] == ["option", "default", "choices", "what"]
     assert '"tensorrt" "rtx"' in options
     (one,) = json.loads(program("export", "--list-targets", "--target", "cuda-sm80", "--json").stdout)
-    assert set(one["options"]) == {"tune", "tune_cache"}
+    assert set(one["options"]) == {"tune", "shared_kb", "tune_cache"}
 
 
 def test_options_are_read():

@@ -56,10 +56,12 @@ def session(
     Raises:
         ConversionError: g++ is missing, or ONNX Runtime refused the network: its line says why.
         FileProblem: the bundle cannot be read.
-        WrongArgument: providers that this ONNX Runtime does not have.
+        WrongArgument: providers that this ONNX Runtime does not have, or no network.
     """
     import onnxruntime
 
+    if not isinstance(network, Bundle | str | Path):
+        raise WrongArgument(f"A bundle, or the path of a .bolt or an .onnx, is wanted, not {type(network).__name__}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.bolt" if isinstance(network, Bundle) else Path(network).absolute()
         if isinstance(network, Bundle):

@@ -101,7 +101,7 @@ def test_other_ends_are_left_alone():
         (
             [("Conv", {"weights": (16, 3)}), ("Selu", {})],
             "Selu_1",
-            "not among the operators of regions; these are: relu",
+            "no kernel has this operator; these are: relu",
         ),
         ([("Conv", {"weights": (16, 3)}), POOL, ("Tanh", {})], "Tanh_2", "no layer before it"),
     ],
@@ -225,7 +225,7 @@ def test_layers_that_no_pointwise_layer_joins(nodes):
 def test_what_is_refused_is_told_with_its_reason():
     found = of("refused", network(16, ("Conv", {"weights": (16, 3)}), POOL, ("Conv", {"weights": (32, 3), "group": 2})))
     assert set(found) == {"MaxPool_1", "Conv_2"}
-    assert "not among the operators" in found["MaxPool_1"].what
+    assert "no kernel has this operator" in found["MaxPool_1"].what
     assert "2 groups" in found["Conv_2"].what
     assert found["Conv_2"].gain is None
 
@@ -245,7 +245,7 @@ def test_equal_refusals_are_one():
     model = network(16, *((kind, dict(values)) for kind, values in nodes))
     pools = of("refused", model)["MaxPool_2"]
     assert pools.layers == ("MaxPool_2", "MaxPool_5")
-    assert pools.what == "2 times MaxPool: not among the operators of regions"
+    assert pools.what == "2 times MaxPool: no kernel has this operator"
     activations = of("activation", model)
     assert set(activations) == {"Selu_1"}
     both = activations["Selu_1"]

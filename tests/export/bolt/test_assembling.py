@@ -168,6 +168,15 @@ def test_rows(tmp_path):
     assert relative(load(bundle, HostDevice())(x), np.asarray(model(x.astype(np.float32)))) < 2e-3
 
 
+def test_a_residual_of_rows_at_batch_1(tmp_path):
+    inputs = keras.Input((64,))
+    model = filled(keras.Model(inputs, inputs + layers.Dense(64)(layers.Dense(128, activation="relu")(inputs))))
+    report = export.save(model, tmp_path / "m.bolt", target="cuda-sm80")
+    assert "Every operator is in a kernel" in " ".join(report.notes)
+    x = RNG.normal(size=(1, 64)).astype(np.float16)
+    assert relative(load(tmp_path / "m.bolt", HostDevice())(x), np.asarray(model(x.astype(np.float32)))) < 2e-3
+
+
 def test_what_has_no_kernel_is_told_and_left_to_the_onnx_file(tmp_path):
     inputs = keras.Input((8, 8, 8))
     x = layers.MaxPooling2D()(layers.Conv2D(8, 3, padding="same")(inputs))
@@ -365,7 +374,7 @@ def with_casts(kind):
         ("mixed", 2, []),
         ("inside", 2, []),
         ("bytes in", 3, ["is uint8, and kernels read float16"]),
-        ("bytes out", 2, ["Mul: not among", "to uint8, and kernels write float16"]),
+        ("bytes out", 2, ["Mul: no kernel", "to uint8, and kernels write float16"]),
     ],
 )
 def test_casts_leave_a_network_fused(tmp_path, kind, layers, left):
@@ -407,6 +416,24 @@ def test_what_overflows_in_half_precision_is_not_hidden(tmp_path):
     report = export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 200.0), verify=False)
     assert "MISSES ITS TOLERANCE: Layer 'large'" in report.notes[-1]
     export.save(model, path, target="cuda-sm80", samples=np.full((4, 8), 1.0), overwrite=True)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_what_overflows_within_one_kernel_is_named(tmp_path):
+    """A kernel is judged by numbers that fit; a model's own ones are another matter, and its layer is told."""
+    inputs = keras.Input((16, 16, 8))
+    x = layers.Conv2D(8, 3, padding="same", name="bigconv")(inputs)
+    model = filled(keras.Model(inputs, layers.Conv2D(8, 3, padding="same")(x)))
+    model.get_layer("bigconv").kernel.assign(2000 * RNG.normal(size=(3, 3, 8, 8)))
+    with pytest.raises(VerificationError, match="Layer 'bigconv' makes numbers up to"):
+        export.save(model, tmp_path / "m.bolt", target="cuda-sm80", samples=RNG.normal(size=(1, 16, 16, 8)))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_kernels_whose_numbers_never_fit_are_not_judged():
+    region = Region((conv(0, 1, 8, 8),), (8,))
+    huge = replace(region, layers=(replace(region.layers[0], bias=np.full(8, 1e5, np.float32)),))
+    assert "go beyond 65504" in checking.problem(huge, candidates(huge, architecture("sm_80"), 1, 8, 8)[0].emit(huge))
 
 
 def test_what_is_large_outside_of_kernels_is_no_overflow(tmp_path):

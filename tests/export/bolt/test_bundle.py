@@ -33,6 +33,15 @@ def path(tmp_path):
     return found
 
 
+def test_a_bundle_in_a_line():
+    given = {"tuning": {"architecture": "sm_90a"}, "launches": {"kernels": {"strip": {}}}}
+    known = replace(SMALL, onnx=bytes(1 << 20), metadata={"sizes": {"x": [1, 8, 9, 3], "z": [1, 4]}}, **given)
+    assert repr(known) == "Bundle(sm_90a, 1 kernel, x 1×8×9×3, z 1×4, 1,048,607 bytes)"
+    for odd in (None, 3, [], "x"):
+        assert len(repr(replace(SMALL, launches={"kernels": odd}, metadata={"sizes": odd}))) < 60
+    assert len(repr(replace(SMALL, metadata={"sizes": {"x": None}}))) < 60
+
+
 def refused(path, content: bytes) -> str:
     """What is said about a file with this content."""
     path.write_bytes(content)

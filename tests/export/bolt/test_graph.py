@@ -369,6 +369,18 @@ def test_a_reshape_that_moves_numbers_stays():
     assert kinds(found) == {"Reshape": 1}
 
 
+@pytest.mark.parametrize(("rows", "left"), [(1, {"MatMul": 1, "Add": 1}), (2, {"MatMul": 1, "Reshape": 1, "Add": 1})])
+@pytest.mark.parametrize("kind", ["Squeeze", "Reshape"])
+def test_an_axis_that_comes_back_in_a_sum_is_kept(rows, left, kind):
+    """As TensorFlow writes a residual of rows at batch 1; of more rows there is nothing to be left out."""
+    if rows > 1:
+        kind = "Reshape"
+    to = {"Squeeze": [0], "Reshape": [8] if rows == 1 else [1, 2, 8]}[kind]
+    nodes = [("MatMul", ["x", "w"], "a", {}), (kind, ["a", "to"], "b", {}), ("Add", ["x", "b"], "y", {})]
+    found = same(network(*nodes, shape=[rows, 8], constants={"w": normal(8, 8), "to": np.array(to)}))
+    assert kinds(found) == left
+
+
 # ------------------------------------------------------------------------------------------------ before convolutions
 
 

@@ -108,6 +108,6 @@ def test_regions_keep_the_names(network):
 
 def test_bundles_and_their_reports_have_them(network, tmp_path):
     report = export.save(network, tmp_path / "m.bolt", target="cuda-sm80", verify=False)
-    assert any(note.startswith("No kernel for max_pooling2d: MaxPool: ") for note in report.notes)
+    assert any(note == "No kernel for max_pooling2d: MaxPool." for note in report.notes)
     assert b"inner/conv2d" in Bundle.load(tmp_path / "m.bolt").onnx
     assert layer_of("p_re_lu #12") == "p_re_lu"

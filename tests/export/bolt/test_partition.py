@@ -504,7 +504,7 @@ REFUSED = {
         [("MaxPool", ["x"], "y", {"kernel_shape": [2, 2]})],
         {},
         (1, 3, 8, 8),
-        "MaxPool: not among the operators",
+        "MaxPool: no kernel has this operator",
     ),
 }
 TRANSPOSED = {
@@ -590,7 +590,7 @@ def test_a_network_of_half_precision_keeps_its_ends():
     nodes = [conv("c", "x", "w0"), ("MaxPool", ["c"], "p", {"kernel_shape": [2, 2]}), conv("y", "p", "w1")]
     model = typed(network(*nodes, constants=halves("w0", "w1"), outputs=("y", "p")), half=("x", "y", "p"))
     found = partition(model)
-    assert [one.reason for one in found.refusals] == ["MaxPool: not among the operators of regions"]
+    assert [one.reason for one in found.refusals] == ["MaxPool: no kernel has this operator"]
     assert [len(region.layers) for region in found.regions] == [1, 1]
     half = to_float16(found.model)
     for one in (found.model, half):
@@ -685,7 +685,7 @@ def test_pixels_of_bytes_leave_their_layers_fused():
     (region,) = found.regions
     assert region.shuffle == 2
     assert kinds(found.model) == {"Transpose": 1, FUSED: 1, "Mul": 1, "Round": 1, "Cast": 1}
-    reasons = ["Mul: not among", "Round: not among", "Cast: to uint8, and kernels write float16"]
+    reasons = ["Mul: no kernel", "Round: no kernel", "Cast: to uint8, and kernels write float16"]
     assert all(one.reason.startswith(reason) for one, reason in zip(found.refusals, reasons, strict=True))
     assert_same(model, found, tolerance=1)
 
@@ -699,6 +699,14 @@ def test_weights_beyond_half():
         assert [len(region.layers) for region in found.regions] == [3]
         with pytest.raises(ConversionError, match=f"Layer '{layer}' has a weight beyond float16"):
             to_float16(found.model)
+
+
+def test_weights_that_are_nan():
+    weights = normal(3, 3, 3, 3)
+    weights[0, 0, 0, 0] = np.nan
+    found = partition(network(conv("y"), constants={"w": weights}))
+    with pytest.raises(ConversionError, match=r"Layer 'y' has a weight that is NaN\."):
+        to_float16(found.model)
 
 
 # ------------------------------------------------------------------------------------------- structures from anybody

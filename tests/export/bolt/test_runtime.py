@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -15,10 +16,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from keras_efficient import export
 from keras_efficient.errors import ConversionError, WrongArgument
 from keras_efficient.export.bolt import dlpack, meter, reference, spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.dlpack import array_of
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.partition import Policy, partition
 from keras_efficient.export.bolt.region import Activate, Add, Region
@@ -115,6 +118,52 @@ def driver(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------ on the CPU
+
+
+def test_arguments_that_are_none_of_theirs(bundle):
+    for given in (None, 5, b"x"):
+        with pytest.raises(WrongArgument, match=r"the path of a \.bolt is wanted, not"):
+            load(given)
+        with pytest.raises(WrongArgument, match=r"A bundle, or the path of a \.bolt"):
+            export.bolt.ort.session(given)
+    with pytest.raises(WrongArgument, match="not 'cpu'") as caught:
+        load(bundle, "cpu")
+    assert "HostDevice()" in caught.value.hint
+    for processors in (0, -1, 1.5, None):
+        with pytest.raises(WrongArgument, match="a whole number from 1 on"):
+            HostDevice(processors)
+    for given in ("x.onnx", None):
+        with pytest.raises(WrongArgument, match="An ONNX model is wanted"):
+            export.bolt.assemble(given, {"x": (1, 4, 4, 1)})
+    network = onnx.load_from_string(bundle.onnx)
+    with pytest.raises(WrongArgument, match="The size of each input is wanted"):
+        export.bolt.assemble(network, (1, 4, 4, 1))
+
+
+def test_arrays_that_cannot_be_shared():
+    locked = drawn(1, 4, 4, 1)
+    locked.flags.writeable = False
+    for array, words in (
+        (locked, "cannot be shared"),
+        (np.zeros((1, 4, 4, 1), ">f2"), "cannot be shared"),
+        (np.zeros((0, 4, 4, 1), np.float16), "is empty"),
+    ):
+        with pytest.raises(WrongArgument, match=words):
+            array_of(array, 0)
+    assert array_of(np.array(locked, np.float16), 0).shape == (1, 4, 4, 1)
+
+
+def test_what_makes_and_runs_bundles_is_there_when_asked_for():
+    done = (
+        "import sys; from keras_efficient import export; "
+        "assert not {'onnx', 'onnxruntime', 'keras'} & set(sys.modules); bolt = export.bolt; "
+        "assert not {'onnx', 'onnxruntime', 'keras'} & set(sys.modules); "
+        "bolt.Bundle, bolt.assemble, bolt.runtime.load, bolt.ort.session, bolt.trt.plugins; "
+        "assert 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", done], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        export.bolt.nothing
 
 
 def test_a_graph_computes_what_a_call_does_for_whatever_is_in_its_arrays(bundle):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from keras_efficient.errors import ConversionError, FileProblem
-from keras_efficient.export.bolt import build, tuning
+from keras_efficient.export.bolt import assembling, build, tuning
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.search import candidates
 from keras_efficient.export.bolt.tuning import Cache, key, tuned
@@ -183,6 +183,30 @@ def test_damaged_lines_are_passed_over(tmp_path):
     assert Cache(path).get("three", device) == [entry]
     with pytest.raises(FileProblem, match="cannot be read"):
         Cache(tmp_path)
+
+
+def test_files_of_something_else_are_refused_and_stay(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("milk\nbread\n")
+    with pytest.raises(FileProblem, match="has no measurement of kernels in it"):
+        Cache(path)
+    assert path.read_text() == "milk\nbread\n"
+    path.write_text("")
+    assert Cache(path).architectures == set()
+
+
+def test_what_a_file_lacks_is_noted(tmp_path):
+    path = tmp_path / "measured.jsonl"
+    of = assembling._Measuring.of
+    assert of(0, path, None, "sm_80").notes() == ["measured.jsonl has no measurement for sm_80."]
+    Cache(path).put("one", {**Meter.identity, "arch": "sm_90a"}, [{**RANKING[0].to_dict(), "seconds": 1e-4}])
+    assert of(0, path, None, "sm_90a").identity == {}
+    with open(path, "a") as file:
+        file.write("no json\n")
+    assert of(0, path, None, "sm_80").notes() == [
+        "measured.jsonl: lines that are no measurements, and were passed over: 1.",
+        "measured.jsonl has no measurement for sm_80; it has some for sm_90a.",
+    ]
 
 
 def put(path, number):
