@@ -27,6 +27,7 @@ from keras_efficient.errors import KerasEfficientError
 from keras_efficient.export.bolt import build, spec, tuning
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
+from keras_efficient.export.bolt.checking import TOLERANCE
 from keras_efficient.export.bolt.meter import LAUNCHES, CudaMeter, turns
 from keras_efficient.export.bolt.region import Activate, Add, Region
 from keras_efficient.export.bolt.search import Candidate, candidates
@@ -287,7 +288,10 @@ class Bench:
         source = found[0].emit(case.region)
         if source.kernel not in self.compiled:  # whose time came out of the file
             self.compiled[source.kernel] = build.compiled_source(source, self.meter.arch)
-        self.errors.append(self.meter.error(case.region, source, self.compiled[source.kernel].cubin))
+        error = self.meter.error(case.region, source, self.compiled[source.kernel].cubin)
+        self.errors.append(error)
+        if not error < TOLERANCE:  # which NaN is not, too
+            raise RuntimeError(f"{source.kernel}: its relative error is {error:.2g}")
         return found[0]
 
     def peers(self, case: Case) -> tuple[dict[str, float], dict[str, str]]:

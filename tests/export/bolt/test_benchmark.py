@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -136,3 +139,62 @@ def test_without_a_gpu_each_bar_says_so(gpu, monkeypatch):
     rows = list(gpu.rows(False))
     assert [one.what for one in rows] == [bar.what for bar in gpu.BARS]
     assert {(one.ours, one.reached, one.why) for one in rows} == {(None, None, "no GPU was at hand")}
+
+
+# ------------------------------------------------------------------------------------------------ the file of results
+
+
+@pytest.fixture
+def harness(gpu, monkeypatch):
+    """Without git."""
+    found = importlib.import_module("benchmarks.harness")
+
+    def none(*arguments, **how):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", none)
+    found.commit.cache_clear()
+    yield found
+    found.commit.cache_clear()
+
+
+def test_a_run_that_is_killed_loses_no_row(harness, tmp_path, monkeypatch):
+    path, row = tmp_path / "found.json", harness.Row
+    harness.write(path, "some", "one", [row("a", 1.0, "s"), row("b", 2.0, "s")])
+    harness.write(path, "some", "other", [row("a", 7.0, "s")])
+
+    def killed(quick):
+        yield row("a", 3.0, "s", details={"all": [1.0, float("nan")]})
+        yield row("c", float("nan"), "s", peer=1.0, ratio=float("inf"), reached=False, why="so")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["some", "--json", str(path)])
+    with pytest.raises(KeyboardInterrupt):
+        harness.main("some", {"one": killed})
+    known = json.loads(path.read_text())
+    assert known["sections"]["one"]["unfinished"]
+    assert known["sections"]["one"]["commit"] == "unknown"
+    rows = {(one["section"], one["what"]): one for one in known["rows"]}
+    assert {name: one["ours"] for name, one in rows.items()} == {
+        ("one", "a"): 3, ("one", "b"): 2, ("one", "c"): None, ("other", "a"): 7
+    }  # fmt: skip
+    assert rows["one", "a"]["details"] == {"all": [1, None]}
+    strange = rows["one", "c"]
+    assert (strange["ratio"], strange["reached"], strange["why"]) == (None, None, "so; ours is nan, ratio is inf")
+    harness.main("some", {"one": lambda quick: [row("a", 4.0, "s")]})
+    known = json.loads(path.read_text())
+    assert "unfinished" not in known["sections"]["one"]
+    assert [(one["section"], one["ours"]) for one in known["rows"]] == [("other", 7), ("one", 4)]
+
+
+def test_what_was_measured_before_stays(gpu, harness, tmp_path, monkeypatch):
+    bolt, row = importlib.import_module("benchmarks.bolt"), harness.Row
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    harness.write(tmp_path / "bolt.json", "bolt", "gpu", [row("a", 1.0, "s", details={"x": 1}), row("b", None, "s")])
+    monkeypatch.setattr(gpu, "rows", lambda quick: [row("a", None, "s", why="it hung"), row("b", 2.0, "s")])
+    first, second = bolt.gpu(True)
+    assert (first.ours, second.ours, first.details["x"]) == (1, 2, 1)
+    assert first.details["kept of an earlier run"]["because"] == "it hung"
+    monkeypatch.setattr(gpu, "rows", lambda quick: [row("b", None, "s", why=gpu.NOT_MEASURED)])
+    with pytest.raises(SystemExit, match=r"no GPU was at hand\. What bolt\.json has was measured"):
+        list(bolt.gpu(True))
