@@ -21,9 +21,11 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
         default: return 1;
     }
 }
-static void* current;
+static void *current, *before[9];
+static int depth;
 int cuCtxGetCurrent(void** context) { return *context = current, 0; }
-int cuCtxSetCurrent(void* context) { return current = context, 0; }
+int cuCtxPushCurrent(void* context) { return before[++depth] = current, current = context, 0; }
+int cuCtxPopCurrent(void** context) { return *context = current, current = before[depth--], 0; }
 int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : 201; }
 int cuCtxSynchronize(void) { return 0; }
 int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)0x11, 0; }
