@@ -10,10 +10,10 @@ Nothing is copied: kernels read the caller's arrays and write into one that they
 Only drivers are needed (the package `cuda-bindings` and the GPU's own), no toolkit.
 
 Memory that is made here is freed when its last array is gone, behind all that was queued on the stream that filled it,
-and on the one that another library took it on. Libraries do not know of our streams, nor we of others of theirs, so
-with a stream of your own three things are yours to see to: inputs must live until the stream is done with them (of
-torch `x.record_stream(stream)`), what reads `out` must wait for the stream, and an array that is read on a third stream
-must live until that is done.
+and on the one that another library took it on; up to 1 GiB of it stays with the device for calls to come. Libraries do
+not know of our streams, nor we of others of theirs, so with a stream of your own three things are yours to see to:
+inputs must live until the stream is done with them (of torch `x.record_stream(stream)`), what reads `out` must wait for
+the stream, and an array that is read on a third stream must live until that is done.
 
 Not verified: this page ran on no GPU yet; `CudaDevice` is tested with a driver that is none, and all else with
 `HostDevice`, which runs the same kernels on the CPU, thread by thread.
@@ -48,6 +48,7 @@ __all__ = ["Captured", "CudaDevice", "Device", "HostDevice", "Runner", "driver",
 ALIGNMENT = 16  # bytes: the widest loads of kernels
 WARM = 0.05  # seconds of work before a time counts
 MOST_WARMUPS = 2000  # and replays of it, at most
+KEPT = 1 << 30  # bytes that stay with a device's pool when all is freed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -530,6 +531,7 @@ class CudaDevice:
         self._context, self.place = context, (CUDA, int(device))
         self._libraries: list[Any] = []
         self._stream: Any = None
+        self._pool: Any = None
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return _call(self._driver, name, *arguments)
@@ -709,10 +711,30 @@ class CudaDevice:
     @_entering
     def buffer(self, shape: tuple[int, ...], stream: int | None) -> Array:
         nbytes = 2 * int(np.prod(shape))
-        made = self._call("cuMemAlloc", nbytes) if stream is None else self._call("cuMemAllocAsync", nbytes, stream)
-        pointer = int(made)
+        if stream is None:
+            pointer = int(self._call("cuMemAlloc", nbytes))
+        else:
+            pointer = int(self._call("cuMemAllocFromPoolAsync", nbytes, self._memory_pool(), stream))
         owner = _Memory(pointer, self, stream)
         return Array(pointer, tuple(shape), device=self.place, owner=owner)
+
+    def _memory_pool(self) -> Any:
+        """Our own: the device's default one, which is everybody's, gives all that is free back whenever work ends."""
+        if self._pool is None:
+            driver, properties = self._driver, self._driver.CUmemPoolProps()
+            properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+            properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+            properties.location.id = self.place[1]
+            self._pool = self._call("cuMemPoolCreate", properties)
+            threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+            self._call("cuMemPoolSetAttribute", self._pool, threshold, driver.cuuint64_t(KEPT))
+        return self._pool
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # as of memory, of which none is left that knows this device
+            if self._pool is not None:
+                with self.entered():
+                    self._call("cuMemPoolDestroy", self._pool)
 
     @_entering
     def launch(

@@ -33,6 +33,7 @@ print("seconds", *device.timed(work, 3))
 device.lend(out, device.stream, 5)
 print("current", int(driver.cuCtxGetCurrent()[1]))
 print(device.fetched(numbers).ravel().tolist() == list(range(24)))
+del numbers, weights, out, work, device
 """
 
 
@@ -77,3 +78,6 @@ def test_memory_comes_back_and_is_freed_behind_its_readers(said):
     assert "0x5 waits" in said
     assert "0x22 waits" in said
     assert said.count("freed") == 3
+    assert said.count("pool 1 0 1 0") == 1  # pinned, shared with nobody, on device 0
+    assert said.count(f"pool keeps 4 {1 << 30}") == 1  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    assert said.count("pool is gone") == 1

@@ -229,7 +229,7 @@ def test_calls_and_graphs_on_a_driver_that_is_none(bundle, driver):
     assert len(driver.memory) == kept
     driver.calls.clear()
     graph = run.captured(x)
-    assert not driver.named("cuMemAllocAsync")
+    assert not driver.named("cuMemAllocFromPoolAsync")
     assert {one[-3] for one in driver.named("cuLaunchKernel")} == {OWN_STREAM}
     launched = len(driver.named("cuLaunchKernel"))
     x.numbers[...] = drawn(*x.numbers.shape)
@@ -280,6 +280,20 @@ def test_the_caller_s_context_stays_the_current_one(bundle, driver, current):
     with pytest.raises(ConversionError):
         device.timed(lambda stream: device.buffer((8,), None), 2)
     assert driver.contexts == [8]
+
+
+def test_memory_of_calls_is_of_a_pool_that_ends_with_its_device(bundle, driver):
+    run, x = load(bundle), OnDevice(drawn(1, 8, 8, 8))
+    driver.memory.update([x.memory])
+    assert not driver.named("cuMemPoolCreate")
+    found = [run(x, stream=STREAM) for _ in range(2)]
+    assert len(driver.named("cuMemPoolCreate")) == driver.alive["pools"] == 1
+    del run
+    gc.collect()
+    assert driver.alive["pools"] == 1  # arrays are left
+    del found
+    gc.collect()
+    assert driver.alive["pools"] == 0
 
 
 def test_nothing_is_collected_during_a_capture(driver):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -252,3 +253,14 @@ def test_a_key_hangs_on_all_that_a_time_does():
     assert len(keys) == 3
     assert key(sesr(3), SHAPE) in keys  # whatever its weights
     assert tuning._templates() == tuning._templates()
+
+
+@pytest.mark.parametrize("name", ["grids.py", "meter.py", "templates/tile.py", "templates/tile.cuh"])
+def test_a_key_hangs_on_the_files_that_launch_and_measure(tmp_path, monkeypatch, name):
+    folder = tmp_path / "bolt"
+    shutil.copytree(tuning.FOLDER, folder)
+    monkeypatch.setattr(tuning, "FOLDER", folder)
+    before = tuning._templates.__wrapped__()
+    with open(folder / name, "a") as file:
+        file.write("\n")
+    assert tuning._templates.__wrapped__() != before
