@@ -6,7 +6,7 @@ kernel that a search found is timed once more before its peers run and once more
 count, not the search's, which chose the luckiest. Peers do not take turns with it launch by launch.
 
 Each group of cases runs in a process of its own: after an error that a GPU's context does not get over, or a crash,
-another one goes on behind the case at fault, and one that hangs is killed when its share of the time is up. The whole
+another one goes on behind the case at fault, as it does where a case hangs for half of its group's time. The whole
 ends within ten minutes (`BUDGET`): half of what a group has left is shared out among its searches, and a peer for which
 there is no time is told as such. What fails, ours or a peer, costs its row only. Not verified: no GPU was at hand yet;
 the order of all is tested with stand-ins.
@@ -275,32 +275,44 @@ def isolated(
         target: what runs there, as `measured`.
     """
     left = {case.label: planned(name, case) for case in GROUPS[name].cases(quick)}
+    patience = (end - time.monotonic()) / 2 + GRACE
     while left:
         sent: set[str] = set()
         own: list[float] = []
-        why = ""
+        why, hung = "", False
+        arguments = (name, quick, list(left), str(path), end)
         try:
-            for row, own in _sent(target or measured, (name, quick, list(left), str(path), end), end + GRACE):  # noqa: B007
+            for row, own in _sent(target or measured, arguments, end + GRACE, patience):  # noqa: B007
                 sent.add(row.what)
                 yield row
         except RuntimeError as err:
-            why = str(err)
+            why, hung = str(err), isinstance(err, _Hung)
             print(f"{name}: {why}", file=sys.stderr, flush=True)
         errors += own
         count = len(left)
         left = {label: rows for label, rows in left.items() if not sent.issuperset(row.what for row in rows)}
         is_over = not why or time.monotonic() >= end
         # Where others were done before it, the first one is tried once more: what they left may be at fault.
-        at_fault = list(left) if is_over else list(left)[: len(left) == count]
+        at_fault = list(left) if is_over else list(left)[: hung or len(left) == count]
         for label in at_fault:
             yield from (replace(row, why=why or "it gave no row") for row in left.pop(label) if row.what not in sent)
 
 
-def _sent(target: Callable[..., Any], arguments: Sequence[Any], end: float) -> Iterator[Any]:
-    """What a new process sends.
+class _Hung(RuntimeError):
+    """A process took too long."""
+
+
+def _sent(target: Callable[..., Any], arguments: Sequence[Any], end: float, patience: float) -> Iterator[Any]:
+    """What a new process sends; at the end it is killed, and whatever it started.
+
+    Args:
+        target: what runs there, and gives what is sent.
+        arguments: of it.
+        end: of `time.monotonic()`, when it is killed at the latest.
+        patience: seconds that it may send nothing.
 
     Raises:
-        RuntimeError: it ended early, or did not by `end`; it is killed then, and whatever it started.
+        RuntimeError: it ended early, or had to be killed.
     """
     context = multiprocessing.get_context("spawn")  # a fork would share what the parent knows of the driver
     receiver, sender = context.Pipe(duplex=False)
@@ -308,7 +320,7 @@ def _sent(target: Callable[..., Any], arguments: Sequence[Any], end: float) -> I
     process.start()
     sender.close()
     try:
-        while receiver.poll(max(end - time.monotonic(), 0)):
+        while receiver.poll(max(min(end - time.monotonic(), patience), 0)):
             try:
                 message = receiver.recv()
             except (EOFError, OSError):
@@ -319,10 +331,11 @@ def _sent(target: Callable[..., Any], arguments: Sequence[Any], end: float) -> I
             if isinstance(message, str):
                 raise RuntimeError(message)
             yield message
-        raise RuntimeError("its process was killed when its time was up")
+        raise _Hung("its process was killed when its time was up")
     finally:
         try:
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            assert process.pid  # of 0 the group would be our own
+            os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:  # it ended, or has not begun
             process.kill()
         process.join()

@@ -218,6 +218,8 @@ def stand_in(name, quick, labels, path, end):
     for number, label in enumerate(labels):
         if kind == "stuck" and number == 1:
             time.sleep(100)
+        if kind == "waits" and label.startswith("32×56") and ", relu" in label:
+            time.sleep(100)
         if kind == "dies" and label.startswith("32×56"):
             os.abort()
         yield gpu.Row(label, 1.0, "ms", ratio=2.0), [1e-4] * (number + 1)
@@ -284,14 +286,25 @@ def test_an_error_that_stays_costs_a_process_and_no_row(gpu, tmp_path, capsys):
 def test_a_process_that_hangs_is_killed(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 0.0)
     start = time.monotonic()
-    rows, _, (process,) = sent(gpu, tmp_path / "stuck", 12.0)
+    rows, _, processes = sent(gpu, tmp_path / "stuck", 16.0)
     assert time.monotonic() - start < 30
-    assert [one.ours for one in rows] == [1] + [None] * 7
-    assert {one.why for one in rows[1:]} == {"its process was killed when its time was up"}
-    assert not os.path.exists(f"/proc/{process}")
+    # The second one hangs, and so does the second one behind it, until the group's time is up.
+    assert [one.ours for one in rows] == [1, None, 1] + [None] * 5
+    assert {one.why for one in rows if one.ours is None} == {"its process was killed when its time was up"}
+    assert len(processes) == 2
+    assert not any(os.path.exists(f"/proc/{one}") for one in processes)
     summary = gpu.GROUPS["convolutions"].summary(gpu.ONE, rows)
-    assert (summary.ours, summary.reached) == (2, None)
+    assert (summary.ours, summary.reached) == (pytest.approx(2), None)
     assert "killed when its time was up" in summary.why
+
+
+def test_a_case_that_hangs_leaves_time_for_others(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 0.0)
+    rows, errors, processes = sent(gpu, tmp_path / "waits", 20.0)
+    at_fault = [one for one in rows if one.ours is None]
+    assert [one in at_fault for one in rows] == [True] + [False] * 7
+    assert at_fault[0].why == "its process was killed when its time was up"
+    assert (len(processes), len(errors)) == (2, 7)
 
 
 # ------------------------------------------------------------------------------------------------ the file of results
