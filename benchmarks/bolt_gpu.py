@@ -49,6 +49,7 @@ __all__ = ["rows"]
 
 NOT_MEASURED = "no GPU was at hand"
 NO_TIME = "no time was left"
+NOT_ENDED = "its peers did not end"
 CANDIDATES = 16
 BUDGET = 540.0  # seconds of the whole run, so that it ends within ten minutes
 GRACE = 20.0  # beyond its share, until a group's process is killed
@@ -278,11 +279,15 @@ def isolated(
     patience = (end - time.monotonic()) / 2 + GRACE
     while left:
         sent: set[str] = set()
+        early: dict[str, Row] = {}
         own: list[float] = []
         why, hung = "", False
         arguments = (name, quick, list(left), str(path), end)
         try:
             for row, own in _sent(target or measured, arguments, end + GRACE, patience):  # noqa: B007
+                if row.why == NOT_ENDED:
+                    early[row.what] = row
+                    continue
                 sent.add(row.what)
                 yield row
         except RuntimeError as err:
@@ -295,7 +300,8 @@ def isolated(
         # Where others were done before it, the first one is tried once more: what they left may be at fault.
         at_fault = list(left) if is_over else list(left)[: hung or len(left) == count]
         for label in at_fault:
-            yield from (replace(row, why=why or "it gave no row") for row in left.pop(label) if row.what not in sent)
+            missing = [early.get(row.what, row) for row in left.pop(label) if row.what not in sent]
+            yield from (replace(row, why=why or "it gave no row") for row in missing)
 
 
 class _Hung(RuntimeError):
@@ -418,21 +424,25 @@ class Bench:
         self.took: dict[str, float] = {}  # by a peer for a layer, the last time
 
     def rows(self, name: str, case: Case) -> Iterator[Row]:
-        """Those that `planned` names."""
+        """Those that `planned` names; and before its peers run what there is of a case, as `NOT_ENDED`."""
         if name == "again":
             yield self.again(case)
             return
-        found = self.compared(case, GROUPS[name].peer)
-        if name != "networks":
-            yield Row(case.label, found.ours, "ms", found.peer, found.ratio, why=found.why, details=found.details)
-            return
-        if _is_first(case):
+        plan, found = planned(name, case)[-1], self.ours(case)
+        if found.candidate is not None:
+            yield replace(plan, ours=found.ours, why=NOT_ENDED, details={"ours": found.candidate.to_dict()})
+        if name == "networks" and _is_first(case):
             yield TIME.row(found.ours, why=found.failed)
             details = {"network": "SESR-M5, 1080p: one kernel"}
             yield COLD.row(found.searched or None, why=found.failed, details=details)
             yield self.whole(case, found)
-        bar = next(one for one in SESR.values() if one.what == case.label)
-        yield bar.row(found.ours, found.ratio, found.why, peer=found.peer, ratio=found.ratio, details=found.details)
+        self.compare(case, found, GROUPS[name].peer)
+        numbers: dict[str, Any] = {"peer": found.peer, "ratio": found.ratio, "details": found.details}
+        if name == "networks":
+            bar = next(one for one in SESR.values() if one.what == case.label)
+            yield bar.row(found.ours, found.ratio, found.why, **numbers)
+        else:
+            yield replace(plan, ours=found.ours, why=found.why, **numbers)
 
     def again(self, case: Case) -> Row:
         """A second search, by the file that the first one wrote and nothing else."""
@@ -447,29 +457,28 @@ class Bench:
 
     # ----------------------------------------------------------------------------------------------- ours, and peers
 
-    def compared(self, case: Case, peer: str | None = None) -> Found:
-        """The fastest kernel, and the peers that run: all, of which the best one counts, unless one is named."""
+    def ours(self, case: Case) -> Found:
+        """The fastest kernel."""
         found, start = Found(), time.perf_counter()
         try:
-            found.candidate = best = self.search(case)
+            found.candidate = self.search(case)
+            found.searched = time.perf_counter() - start
+            found.take(self.fresh(case, found.candidate))
         except Exception as err:  # of one case, of which the others know nothing
-            found.why = _line(err)
+            found.candidate, found.why = None, _line(err)
             print(f"{case.label}: {found.why}", file=sys.stderr, flush=True)
-            return found
-        found.searched, times = time.perf_counter() - start, []
-        peers: dict[str, float] = {}
-        failures: dict[str, str] = {}
+        return found
+
+    def compare(self, case: Case, found: Found, peer: str | None = None) -> None:
+        """Adds the peers that run: all, of which the best one counts, unless one is named."""
+        if found.candidate is None:
+            return
+        peers, failures = self.peers(case)
         try:
-            times += self.fresh(case, best)
-            peers, failures = self.peers(case)
-            times += self.fresh(case, best)
+            found.take(self.fresh(case, found.candidate))
         except KerasEfficientError as err:
-            if not times:
-                found.candidate, found.why = None, _line(err)
-                return found
             failures["ours, behind the peers"] = _line(err)
-        best = replace(best, seconds=statistics.median(times))
-        found.ours = 1000 * best.seconds
+        best = replace(found.candidate, seconds=statistics.median(found.times))
         counted = {name: one for name, one in peers.items() if peer in (None, name)}
         found.details = {
             "peers, ms": {name: 1000 * one for name, one in peers.items()},
@@ -478,7 +487,7 @@ class Bench:
             "TFLOP/s": 1e-12 * _operations(case.region, case.shape) / best.seconds,
             "ours": best.to_dict(),
             "ours before and behind the peers, ms": [
-                1000 * statistics.median(part) for part in (times[:FRESH], times[FRESH:]) if part
+                1000 * statistics.median(part) for part in (found.times[:FRESH], found.times[FRESH:]) if part
             ],
         }
         if counted:
@@ -490,7 +499,6 @@ class Bench:
             found.why = f"{NO_TIME} for {', '.join(without)}"
         elif not counted:
             found.why = "no peer ran: " + "; ".join(f"{name}: {why}" for name, why in failures.items())
-        return found
 
     def search(self, case: Case, is_known: bool = False) -> Candidate:
         """The fastest candidate, measured; its error is kept.
@@ -581,6 +589,12 @@ class Found:
     ratio: float | None = None
     why: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
+
+    def take(self, times: list[float]) -> None:
+        """More seconds of ours, of which the median of all counts."""
+        self.times += times
+        self.ours = 1000 * statistics.median(self.times)
 
     @property
     def failed(self) -> str:

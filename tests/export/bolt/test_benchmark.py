@@ -64,7 +64,7 @@ def ran(gpu, path, peers, meter=None, budget=None, compilers=ThreadPoolExecutor)
             cases = list(gpu.GROUPS[name].cases(True))
             bench.left, bench.errors = len(cases), []
             for case in cases:
-                rows = list(bench.rows(name, case))
+                rows = [row for row in bench.rows(name, case) if row.why != gpu.NOT_ENDED]
                 assert [(one.what, one.unit, one.bar) for one in rows] == [
                     (one.what, one.unit, one.bar) for one in gpu.planned(name, case)
                 ]
@@ -219,6 +219,7 @@ def stand_in(name, quick, labels, path, end):
         if kind == "stuck" and number == 1:
             time.sleep(100)
         if kind == "waits" and label.startswith("32×56") and ", relu" in label:
+            yield gpu.Row(label, 7.0, "ms", why=gpu.NOT_ENDED), [1e-4]
             time.sleep(100)
         if kind == "dies" and label.startswith("32×56"):
             os.abort()
@@ -259,9 +260,12 @@ def test_what_runs_in_a_process(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.Bench.__init__, "__defaults__", (None, ThreadPoolExecutor))
     labels = [one.label for one in gpu._products(False)]
     found = gpu.measured("products", False, labels[1:], str(tmp_path / "measured.jsonl"), time.monotonic() + 60)
-    assert [(row.what, row.ours, len(errors)) for row, errors in (next(found), next(found))] == [
-        (labels[1], pytest.approx(0.1), 1), (labels[2], pytest.approx(0.1), 2)
+    rows = [next(found) for _ in range(4)]
+    assert [(row.what, len(errors), row.why) for row, errors in rows] == [
+        (labels[1], 1, gpu.NOT_ENDED), (labels[1], 1, "no peer ran: "),
+        (labels[2], 2, gpu.NOT_ENDED), (labels[2], 2, "no peer ran: "),
     ]  # fmt: skip
+    assert [row.ours for row, _ in rows] == [pytest.approx(0.1)] * 4
     with pytest.raises(ConversionError):
         next(found)
     assert calls == [7, 7]
@@ -301,10 +305,10 @@ def test_a_process_that_hangs_is_killed(gpu, tmp_path, monkeypatch):
 def test_a_case_that_hangs_leaves_time_for_others(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 0.0)
     rows, errors, processes = sent(gpu, tmp_path / "waits", 20.0)
-    at_fault = [one for one in rows if one.ours is None]
-    assert [one in at_fault for one in rows] == [True] + [False] * 7
-    assert at_fault[0].why == "its process was killed when its time was up"
-    assert (len(processes), len(errors)) == (2, 7)
+    # Ours was measured before its peers hung.
+    assert [one.ours for one in rows] == [7] + [1] * 7
+    assert [one.why for one in rows] == ["its process was killed when its time was up"] + [""] * 7
+    assert (len(processes), len(errors)) == (2, 8)
 
 
 # ------------------------------------------------------------------------------------------------ the file of results
