@@ -81,11 +81,21 @@ def gpu(quick: bool) -> Iterator[Row]:
     from benchmarks import bolt_gpu
 
     path = harness.RESULTS / "bolt.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    file = json.loads(path.read_text()) if path.exists() else {"sections": {}, "rows": []}
+    measured = {one["what"]: one for one in file["rows"] if one["section"] == "gpu" and one["ours"] is not None}
     for row in bolt_gpu.rows(quick):
-        if row.ours is None and any(one["what"] == row.what and one["ours"] is not None for one in known):
-            sys.exit(f"{row.why} What {path.name} has was measured, and stays.")
-        yield row
+        if row.why == bolt_gpu.NOT_MEASURED and measured:
+            sys.exit(f"{row.why}. What {path.name} has was measured, and stays.")
+        older = measured.get(row.what)
+        yield row if row.ours is not None or older is None else _kept(older, row.why, file["sections"].get("gpu", {}))
+
+
+def _kept(older: dict[str, Any], why: str, section: dict[str, Any]) -> Row:
+    """A row of an earlier run, which says of which one, and why there is no newer one."""
+    row = {name: value for name, value in older.items() if name != "section"}
+    told = {name: section.get(name) for name in ("measured", "commit")}
+    row["details"] = {"kept of an earlier run": {**told, "because": why}, **row["details"]}
+    return Row(**row)
 
 
 def _networks() -> dict[str, Callable[[], Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,7 +80,11 @@ def memory(kind: str = "VmRSS") -> float:
 
 
 def main(name: str, sections: dict[str, Callable[[bool], Iterable[Row]]]) -> None:
-    """Command line of a benchmark: all sections or some, into one JSON file whose other sections stay as they are."""
+    """Command line of a benchmark: all sections or some, into one JSON file whose other sections stay as they are.
+
+    The file is written after each row, so that a run that is killed loses none; until a section has ended, rows of an
+    earlier run stay that it has not come to.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and pictures; never written over results")
     parser.add_argument("--json", type=Path, help="where the results go (default: benchmarks/results)")
@@ -88,18 +93,28 @@ def main(name: str, sections: dict[str, Callable[[bool], Iterable[Row]]]) -> Non
     path = arguments.json or (None if arguments.quick else RESULTS / f"{name}.json")
     for section in arguments.only or sections:
         print(f"== {section}", file=sys.stderr, flush=True)
-        rows = []
+        rows: list[Row] = []
         for row in sections[section](arguments.quick):
-            rows.append(row)
-            print(_line(row), file=sys.stderr, flush=True)
+            rows.append(_finite(row))
+            print(_line(rows[-1]), file=sys.stderr, flush=True)
+            if path is not None:
+                write(path, name, section, rows, ended=False)
         if path is not None:
             write(path, name, section, rows)
     if path is None:
         print("(--quick without --json: nothing written)", file=sys.stderr)
 
 
-def write(path: Path, name: str, section: str, rows: list[Row]) -> None:
-    """Puts one section's rows into the file, keeping those of the other sections."""
+def write(path: Path, name: str, section: str, rows: list[Row], *, ended: bool = True) -> None:
+    """Puts one section's rows into the file, keeping those of the other sections.
+
+    Args:
+        path: of the file.
+        name: of the benchmark.
+        section: whose rows these are.
+        rows: all that there are so far.
+        ended: whether these are all; else the section is marked as unfinished, and its earlier rows stay behind them.
+    """
     known = json.loads(path.read_text()) if path.exists() else {"benchmark": name, "sections": {}, "rows": []}
     known["sections"][section] = {
         "measured": time.strftime("%Y-%m-%d"),
@@ -108,11 +123,36 @@ def write(path: Path, name: str, section: str, rows: list[Row]) -> None:
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {package: _version(package) for package in ("keras-efficient", *_PACKAGES)},
     }
+    if not ended:
+        known["sections"][section]["unfinished"] = True
     kept = [row for row in known["rows"] if row["section"] != section]
-    known["rows"] = kept + [{"section": section, **asdict(row)} for row in rows]
+    new = {row.what for row in rows}
+    older = [row for row in known["rows"] if row["section"] == section and row["what"] not in new and not ended]
+    known["rows"] = kept + [{"section": section, **asdict(row)} for row in rows] + older
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def _finite(row: Row) -> Row:
+    """The row as JSON can hold it: `None` for numbers that are none, which is then its reason."""
+    numbers = {name: getattr(row, name) for name in ("ours", "peer", "ratio")}
+    strange = {name: one for name, one in numbers.items() if one is not None and not math.isfinite(one)}
+    if strange:
+        told = ", ".join(f"{name} is {one}" for name, one in strange.items())
+        row = replace(row, **dict.fromkeys(strange), reached=None, why="; ".join(filter(None, (row.why, told))))
+    return replace(row, details=_finite_all(row.details))
+
+
+def _finite_all(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite_all(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_finite_all(one) for one in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def _line(row: Row) -> str:
@@ -123,10 +163,16 @@ def _line(row: Row) -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the code that runs, and whether it was changed since."""
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    """The commit of the code that runs, and whether it was changed since; `unknown` where there is no git."""
+    changes = ["git", "status", "--porcelain", "--", "*.py"]
+    try:
+        run, dirty = (
+            subprocess.run(command, capture_output=True, text=True, check=False)
+            for command in (["git", "rev-parse", "--short", "HEAD"], changes)
+        )
+    except OSError:
+        return "unknown"
+    return (run.stdout.strip() or "unknown") + ("+changes" if dirty.stdout.strip() else "")
 
 
 def _cpu() -> str:

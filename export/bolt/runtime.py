@@ -10,10 +10,10 @@ Nothing is copied: kernels read the caller's arrays and write into one that they
 Only drivers are needed (the package `cuda-bindings` and the GPU's own), no toolkit.
 
 Memory that is made here is freed when its last array is gone, behind all that was queued on the stream that filled it,
-and on the one that another library took it on. Libraries do not know of our streams, nor we of others of theirs, so
-with a stream of your own three things are yours to see to: inputs must live until the stream is done with them (of
-torch `x.record_stream(stream)`), what reads `out` must wait for the stream, and an array that is read on a third stream
-must live until that is done.
+and on the one that another library took it on; up to 1 GiB of it stays with the device for calls to come. Libraries do
+not know of our streams, nor we of others of theirs, so with a stream of your own three things are yours to see to:
+inputs must live until the stream is done with them (of torch `x.record_stream(stream)`), what reads `out` must wait for
+the stream, and an array that is read on a third stream must live until that is done.
 
 Not verified: this page ran on no GPU yet; `CudaDevice` is tested with a driver that is none, and all else with
 `HostDevice`, which runs the same kernels on the CPU, thread by thread.
@@ -23,11 +23,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,10 +42,17 @@ from keras_efficient.export.bolt.grids import Launch, arguments, launch
 from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
-__all__ = ["Captured", "CudaDevice", "Device", "HostDevice", "Runner", "load"]
+__all__ = ["Captured", "CudaDevice", "Device", "HostDevice", "Runner", "driver", "load", "warmups"]
 
 
+INSTEAD = "`runtime.HostDevice()` as second argument runs kernels on the CPU."
 ALIGNMENT = 16  # bytes: the widest loads of kernels
+WARM = 0.05  # seconds of work before a time counts
+MOST_WARMUPS = 2000  # and replays of it, at most
+KEPT = 1 << 30  # bytes that stay with a device's pool when all is freed
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Graph(Protocol):
@@ -458,6 +468,51 @@ class _Recording:
             self.device.launch(*one, stream)
 
 
+def driver(without: str = INSTEAD) -> Any:
+    """The driver's own interface; no context is made.
+
+    Args:
+        without: what to do where there is no GPU.
+
+    Raises:
+        MissingDependency: no `cuda-bindings`.
+        ConversionError: no driver, or no GPU.
+    """
+    try:
+        from cuda.bindings import driver as found
+    except ImportError as err:
+        raise MissingDependency("cuda-bindings", "Running kernels", "gpu") from err
+    try:
+        _call(found, "cuInit", 0)
+    except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
+        reason = str(err).split(". ")[0].rstrip(".")
+        raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=without) from err
+    return found
+
+
+def _call(driver: Any, name: str, *arguments: Any) -> Any:
+    result, *found = getattr(driver, name)(*arguments)
+    if result != driver.CUresult.CUDA_SUCCESS:
+        raise ConversionError(f"The CUDA driver refused {name}: {result.name}.")
+    return found[0] if len(found) == 1 else found
+
+
+def warmups(seconds: float) -> int:
+    """How often work of so many seconds is done before it is timed, so that clocks are up."""
+    return min(ceil(WARM / max(seconds, 1e-6)), MOST_WARMUPS)
+
+
+def _entering(method: Callable[Concatenate[CudaDevice, P], R]) -> Callable[Concatenate[CudaDevice, P], R]:
+    """In the device's context."""
+
+    @wraps(method)
+    def entered(self: CudaDevice, *arguments: P.args, **options: P.kwargs) -> R:
+        with self.entered():
+            return method(self, *arguments, **options)
+
+    return entered
+
+
 class CudaDevice:
     """The current CUDA device, by the driver's own interface. Not verified: it ran on no GPU yet.
 
@@ -472,25 +527,14 @@ class CudaDevice:
         ConversionError: no driver, or no GPU.
     """
 
-    def __init__(self, without: str = "`runtime.HostDevice()` as second argument runs kernels on the CPU.") -> None:
-        try:
-            from cuda.bindings import driver
-        except ImportError as err:
-            raise MissingDependency("cuda-bindings", "Running kernels", "gpu") from err
-        self._driver = driver
-        try:
-            self._call("cuInit", 0)
-        except Exception as err:  # cuda-bindings raises RuntimeError where there is no libcuda
-            reason = str(err).split(". ")[0].rstrip(".")
-            raise ConversionError(f"No NVIDIA GPU with its driver is here ({reason}).", hint=without) from err
-        device = self._call("cuDeviceGet", 0)
+    def __init__(self, without: str = INSTEAD) -> None:
+        self._driver = driver(without)
+        kinds, device = self._driver.CUdevice_attribute, self._call("cuDeviceGet", 0)
         context = self._call("cuCtxGetCurrent")
         if not int(context):  # libraries that share arrays use the device's primary context
             context = self._call("cuDevicePrimaryCtxRetain", device)
-            self._call("cuCtxSetCurrent", context)
         else:
             device = self._call("cuCtxGetDevice")
-        kinds = driver.CUdevice_attribute
         major, minor, self.processors, self._most_shared, self.cache_bytes = (
             self._call("cuDeviceGetAttribute", getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
             for name in (
@@ -508,12 +552,19 @@ class CudaDevice:
         self._context, self.place = context, (CUDA, int(device))
         self._libraries: list[Any] = []
         self._stream: Any = None
+        self._pool: Any = None
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        result, *found = getattr(self._driver, name)(*arguments)
-        if result != self._driver.CUresult.CUDA_SUCCESS:
-            raise ConversionError(f"The CUDA driver refused {name}: {result.name}.")
-        return found[0] if len(found) == 1 else found
+        return _call(self._driver, name, *arguments)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Makes the context this thread's, and then the one again that was: the caller's device stays the current."""
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._driver.cuCtxPopCurrent()
 
     def kernel(self, bundle: Bundle, name: str, shared_bytes: int) -> Any:
         names = [f"{name}/{arch}" for arch in self._runs]
@@ -539,6 +590,7 @@ class CudaDevice:
                 found[int(arch)] = ptx + b"\0"
         return found[max(found)] if found else None
 
+    @_entering
     def function(self, code: bytes, name: str, shared_bytes: int) -> Any:
         """A kernel of machine code or PTX, that may take so much dynamic shared memory."""
         library = self._call("cuLibraryLoadData", code, [], [], 0, [], [], 0)
@@ -552,12 +604,13 @@ class CudaDevice:
 
     def identity(self) -> dict[str, Any]:
         """What measurements hang on."""
-        name = self._call("cuDeviceGetName", 256, self._call("cuCtxGetDevice"))
+        name = self._call("cuDeviceGetName", 256, self.place[1])
         driver = self._call("cuDriverGetVersion")
         label = name.split(b"\0")[0].decode()  # what is behind the end of the text is anything
         return {"name": label, "processors": self.processors, "arch": self.arch, "driver": int(driver)}
 
     @property
+    @_entering
     def stream(self) -> int:
         """One of our own, for measurements."""
         if self._stream is None:
@@ -565,14 +618,22 @@ class CudaDevice:
             self._stream = self._call("cuStreamCreate", kind)
         return int(self._stream)
 
+    @_entering
     def copied(self, array: np.ndarray) -> Array:
         """A copy of float16 numbers on the device."""
-        array = np.ascontiguousarray(array)
         memory = _Memory(int(self._call("cuMemAlloc", array.nbytes)), self)
-        self._call("cuMemcpyHtoD", memory.pointer, array.ctypes.data, array.nbytes)
-        self._call("cuCtxSynchronize")
-        return Array(memory.pointer, array.shape, (CUDA, int(self._call("cuCtxGetDevice"))), memory)
+        made = Array(memory.pointer, array.shape, self.place, memory)
+        self.overwrite(made, array)
+        return made
 
+    @_entering
+    def overwrite(self, array: Array, numbers: np.ndarray) -> None:
+        """Puts float16 numbers into an array on the device."""
+        numbers = np.ascontiguousarray(numbers)
+        self._call("cuMemcpyHtoD", array.pointer, numbers.ctypes.data, numbers.nbytes)
+        self._call("cuCtxSynchronize")
+
+    @_entering
     def fetched(self, array: Array) -> np.ndarray:
         """A copy on the CPU, when all work is done."""
         found = np.empty(array.shape, np.float16)
@@ -580,43 +641,68 @@ class CudaDevice:
         self._call("cuMemcpyDtoH", found.ctypes.data, array.pointer, found.nbytes)
         return found
 
+    @_entering
     def captured(self, work: Callable[[int], None]) -> _CudaGraph:
         driver, stream = self._driver, self.stream
-        self.enter()
-        self._call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        collects = gc.isenabled()
+        gc.disable()  # memory that is freed by this thread in between would end the capture
         try:
-            work(stream)
-        except BaseException:
-            driver.cuStreamEndCapture(stream)  # else the stream is of no more use
-            raise
-        graph = self._call("cuStreamEndCapture", stream)
+            self._call("cuStreamBeginCapture", stream, mode)
+            try:
+                work(stream)
+            except BaseException:
+                driver.cuStreamEndCapture(stream)  # else the stream is of no more use
+                raise
+            graph = self._call("cuStreamEndCapture", stream)
+        finally:
+            if collects:
+                gc.enable()
         try:
             return _CudaGraph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
             self._call("cuGraphDestroy", graph)
 
+    @_entering
     def timed(self, work: Callable[[int], None], repetitions: int) -> list[float]:
-        """Seconds of what `work` launches on the stream that it is given, each as one replay of a graph."""
-        kind, stream = self._driver.CUevent_flags.CU_EVENT_DEFAULT, self.stream
+        """Seconds of what `work` launches on the stream that it is given, each as one replay of a graph.
+
+        Replays are queued one behind the other, with events between them, so that no launch by the CPU is part of a
+        time; others go first, until clocks are up.
+        """
+        stream = self.stream
         work(stream)  # what is made at the first call cannot be captured
         self.finish(stream)
-        graph, found = self.captured(work), []
-        begin, end = self._call("cuEventCreate", kind), self._call("cuEventCreate", kind)
-        try:
-            for number in range(repetitions + 1):
-                self._call("cuEventRecord", begin, stream)
-                graph.replay(stream)
-                self._call("cuEventRecord", end, stream)
-                self._call("cuEventSynchronize", end)
-                if number:  # the first one uploads the graph
-                    found.append(self._call("cuEventElapsedTime", begin, end) / 1000)
-        finally:
-            self._call("cuEventDestroy", begin)
-            self._call("cuEventDestroy", end)
-        return found
+        graph, events = self.captured(work), []
 
+        def marked() -> Any:
+            events.append(self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DEFAULT))
+            self._call("cuEventRecord", events[-1], stream)
+            return events[-1]
+
+        def between(begin: Any, end: Any) -> float:
+            return float(self._call("cuEventElapsedTime", begin, end)) / 1000
+
+        try:
+            graph.replay(stream)  # which uploads it
+            begin = marked()
+            graph.replay(stream)
+            end = marked()
+            self._call("cuEventSynchronize", end)
+            for _ in range(warmups(between(begin, end))):
+                graph.replay(stream)
+            marks = [marked()]
+            for _ in range(repetitions):
+                graph.replay(stream)
+                marks.append(marked())
+            self._call("cuEventSynchronize", marks[-1])
+            return [between(*two) for two in pairwise(marks)]
+        finally:
+            for one in events:
+                self._call("cuEventDestroy", one)
+
+    @_entering
     def lend(self, array: Array, before: int, after: int) -> None:
-        self.enter()
         self.order(before, after)
         if isinstance(array.owner, _Memory):
             array.owner.readers.add(after)
@@ -632,32 +718,49 @@ class CudaDevice:
         finally:
             self._call("cuEventDestroy", event)  # when it is done with
 
+    @_entering
     def finish(self, stream: int) -> None:
         self._call("cuStreamSynchronize", stream)
 
-    def enter(self) -> None:
-        """Makes the context this thread's."""
-        self._call("cuCtxSetCurrent", self._context)
-
+    @_entering
     def weights(self, packed: bytes) -> Any:
-        self.enter()
         pointer = self._call("cuMemAlloc", len(packed))
         self._call("cuMemcpyHtoD", pointer, packed, len(packed))
         self._call("cuCtxSynchronize")  # a copy from pageable memory may return before it is there
         return _Memory(int(pointer), self)
 
+    @_entering
     def buffer(self, shape: tuple[int, ...], stream: int | None) -> Array:
-        self.enter()
         nbytes = 2 * int(np.prod(shape))
-        made = self._call("cuMemAlloc", nbytes) if stream is None else self._call("cuMemAllocAsync", nbytes, stream)
-        pointer = int(made)
+        if stream is None:
+            pointer = int(self._call("cuMemAlloc", nbytes))
+        else:
+            pointer = int(self._call("cuMemAllocFromPoolAsync", nbytes, self._memory_pool(), stream))
         owner = _Memory(pointer, self, stream)
-        return Array(pointer, tuple(shape), device=(CUDA, int(self._call("cuCtxGetDevice"))), owner=owner)
+        return Array(pointer, tuple(shape), device=self.place, owner=owner)
 
+    def _memory_pool(self) -> Any:
+        """Our own: the device's default one, which is everybody's, gives all that is free back whenever work ends."""
+        if self._pool is None:
+            driver, properties = self._driver, self._driver.CUmemPoolProps()
+            properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+            properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+            properties.location.id = self.place[1]
+            self._pool = self._call("cuMemPoolCreate", properties)
+            threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+            self._call("cuMemPoolSetAttribute", self._pool, threshold, driver.cuuint64_t(KEPT))
+        return self._pool
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # as of memory, of which none is left that knows this device
+            if self._pool is not None:
+                with self.entered():
+                    self._call("cuMemPoolDestroy", self._pool)
+
+    @_entering
     def launch(
         self, kernel: Any, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[Any], stream: int
     ) -> None:
-        self.enter()
         values, kinds = zip(*_plain(arguments), strict=True)
         self._call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared_bytes, stream, (values, kinds), 0)
 
@@ -688,8 +791,10 @@ class _Memory:
         self.readers: set[int] = set()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the interpreter ends, and the driver has ended already
-            self._device.enter()
+        with (
+            contextlib.suppress(Exception),
+            self._device.entered(),
+        ):  # the interpreter ends, and the driver ended before
             if self._stream is None or not self._is_freed_in_order(self._stream):
                 self._device._call("cuCtxSynchronize")
                 self._device._call("cuMemFree", self.pointer)
@@ -711,10 +816,9 @@ class _CudaGraph:
         self._device, self._executable = device, executable
 
     def replay(self, stream: int) -> None:
-        self._device.enter()
-        self._device._call("cuGraphLaunch", self._executable, stream)
+        with self._device.entered():
+            self._device._call("cuGraphLaunch", self._executable, stream)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # as of memory; one that is running ends first
-            self._device.enter()
+        with contextlib.suppress(Exception), self._device.entered():  # as of memory; one that is running ends first
             self._device._call("cuGraphExecDestroy", self._executable)

@@ -16,13 +16,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_efficient.errors import FileProblem, KerasEfficientError
+from keras_efficient.errors import ConversionError, FileProblem, KerasEfficientError
 from keras_efficient.export.bolt import build, spec
 from keras_efficient.export.bolt.checking import TOLERANCE
 from keras_efficient.export.bolt.region import Region
@@ -53,14 +53,18 @@ class Meter(Protocol):
     def seconds(
         self, region: Region, source: Source, cubin: bytes, shape: tuple[int, int, int], repetitions: int
     ) -> list[float]:
-        """Of single launches within a graph."""
+        """Of single launches within a graph.
+
+        Raises:
+            KerasEfficientError: the kernel does not run, or computes something else at this size.
+        """
 
 
 @cache
 def _templates() -> str:
-    """A hash of all that makes sources."""
+    """A hash of all that makes sources, launches them and measures."""
     digest = hashlib.sha256()
-    for path in sorted((FOLDER / "templates").iterdir()):
+    for path in (*sorted((FOLDER / "templates").iterdir()), FOLDER / "grids.py", FOLDER / "meter.py"):
         if path.suffix in (".py", ".cuh"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -184,6 +188,7 @@ def compilers() -> Iterator[Executor]:
 
 @dataclass
 class _Trial:
+    place: int
     candidate: Candidate
     source: Source
     cubin: bytes
@@ -216,6 +221,9 @@ def tuned(
         on_progress: called with a line for each candidate.
         executor: that compiles; by default `compilers()` of its own.
         compiled: kernels for this architecture, by their names; they are taken as they are, and new ones come to them.
+
+    Raises:
+        ConversionError: processes that compile cannot run. What was measured before is in the cache.
     """
     name, device = key(region, shape), {"arch": arch} if meter is None else meter.identity
     earlier = _from_cache([] if cache is None else cache.get(name, device), ranking)
@@ -225,28 +233,44 @@ def tuned(
     trials: list[_Trial] = []
     refused: dict[int, str] = {}
     compiled = {} if compiled is None else compiled
-    with contextlib.nullcontext(executor) if executor is not None else compilers() as pool:
-        for place, source, result in _compiled(region, left, meter.arch, pool, deadline, compiled):
-            on_progress(f"candidate {len(earlier) + len(trials) + len(refused) + 1} of {len(ranking)}")
-            problem = _problem(region, source, result, meter)
-            if problem is None and isinstance(result, build.Compiled):
-                times = meter.seconds(region, source, result.cubin, shape, FIRST)
-                trials.append(_Trial(left[place], source, result.cubin, times))
-            else:
-                refused[place] = f"{left[place].parameters}: {problem}"
-    for repetitions, share in ROUNDS:
-        trials.sort(key=_median)
-        for trial in trials[: max(1, round(share * len(trials)))]:
-            if time.monotonic() > deadline:
-                break
-            trial.times += meter.seconds(region, trial.source, trial.cubin, shape, repetitions)
-    trials.sort(key=_median)
-    found = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials]
-    news, found = bool(found), sorted([*earlier, *found], key=lambda one: one.seconds)
-    if news and cache is not None:
-        cache.put(name, device, [{**one.to_dict(), "seconds": one.seconds} for one in found])
+    try:
+        with contextlib.nullcontext(executor) if executor is not None else compilers() as pool:
+            for place, source, result in _compiled(region, left, meter.arch, pool, deadline, compiled):
+                on_progress(f"candidate {len(earlier) + len(trials) + len(refused) + 1} of {len(ranking)}")
+                problem = _problem(region, source, result, meter)
+                if problem is None and isinstance(result, build.Compiled):
+                    trial = _Trial(place, left[place], source, result.cubin, [])
+                    problem = _timed(trial, region, shape, meter, FIRST)
+                    if problem is None:
+                        trials.append(trial)
+                if problem is not None:
+                    refused[place] = f"{left[place].parameters}: {problem}"
+        for repetitions, share in ROUNDS:
+            trials.sort(key=_median)
+            for trial in trials[: max(1, round(share * len(trials)))]:
+                if time.monotonic() > deadline:
+                    break
+                problem = _timed(trial, region, shape, meter, repetitions)
+                if problem is not None:
+                    trials.remove(trial)
+                    refused[trial.place] = f"{trial.candidate.parameters}: {problem}"
+    finally:  # what was measured is worth keeping, whatever came in between
+        news = [replace(one.candidate, seconds=_median(one), measured=True) for one in trials]
+        found = sorted([*earlier, *news], key=lambda one: one.seconds)
+        if news and cache is not None:
+            cache.put(name, device, [{**one.to_dict(), "seconds": one.seconds} for one in found])
     rest = [one for one in ranking if one.to_dict() not in [other.to_dict() for other in found]]
     return [*found, *rest], [refused[place] for place in sorted(refused)]
+
+
+def _timed(trial: _Trial, region: Region, shape: tuple[int, int, int], meter: Meter, repetitions: int) -> str | None:
+    """Times a candidate some more; why it cannot be, or `None`."""
+    try:
+        times = meter.seconds(region, trial.source, trial.cubin, shape, repetitions)
+    except KerasEfficientError as err:
+        return err.message
+    trial.times += times
+    return None
 
 
 def _median(trial: _Trial) -> float:
@@ -275,12 +299,11 @@ def _compiled(
 ) -> Iterator[tuple[int, Source, build.Compiled | KerasEfficientError]]:
     """Places in the ranking, as compilers get done with them, until the deadline."""
     sources = [one.emit(region) for one in ranking]
-    jobs = {
-        pool.submit(build.compiled_source, replace(one, packed=b""), arch): place  # weights have no part in it
-        for place, one in enumerate(sources)
-        if one.kernel not in known
-    }
+    jobs: dict[Any, int] = {}
     try:
+        for place, source in enumerate(sources):
+            if source.kernel not in known:  # weights have no part in it
+                jobs[pool.submit(build.compiled_source, replace(source, packed=b""), arch)] = place
         for place in sorted(set(range(len(sources))) - set(jobs.values())):
             yield place, sources[place], known[sources[place].kernel]
             if time.monotonic() > deadline:
@@ -296,6 +319,9 @@ def _compiled(
                 return
     except TimeoutError:  # a compiler takes longer than there is time
         return
+    except BrokenExecutor as err:  # mostly since each process runs the script that started it, up to this call
+        reason = "A process that compiles kernels ended early; in a script, put the call under"
+        raise ConversionError(f"{reason} `if __name__ == '__main__':`.") from err
     finally:
         for job in jobs:
             job.cancel()

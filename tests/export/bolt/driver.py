@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from keras_efficient.export.bolt import host
 from keras_efficient.export.bolt.dlpack import CUDA, Array, Owned
 
 OWN_STREAM = 77  # what `cuStreamCreate` gives
+POOL = 88
+PRIMARY = 9  # the device's primary context
 ATTRIBUTES = {"MULTIPROCESSOR_COUNT": 4, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 << 10, "L2_CACHE_SIZE": 1 << 14}
 
 
@@ -39,16 +42,20 @@ class Driver:
         calls: names and arguments, from the first call on.
         memory: what is allocated, by its pointer.
         gone: streams that there are no more.
-        alive: how many graphs and events there are.
+        alive: how many graphs, events and pools of memory there are.
+        contexts: of this thread, the current one last.
         takes_ptx: whether its compiler knows the version of PTX.
     """
 
     CUresult = CUresult
     CUdevice_attribute = CUfunction_attribute = CUstream_flags = CUevent_flags = CUstreamCaptureMode = _Names()
+    CUmemAllocationType = CUmemLocationType = CUmemPool_attribute = _Names()
+    cuuint64_t = int
 
     def __init__(self, version: tuple[int, int] = (9, 0)):
         self.version, self.takes_ptx = version, True
         self.calls: list[tuple[Any, ...]] = []
+        self.contexts = [5]
         self.memory: dict[int, Any] = {}
         self.gone: set[int] = set()
         self.alive: Counter[str] = Counter()
@@ -67,7 +74,7 @@ class Driver:
         return called
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("cuInit", "cuCtxSetCurrent", "cuCtxSynchronize", "cuFuncSetAttribute", "cuStreamSynchronize",
+        if name in ("cuInit", "cuCtxSynchronize", "cuFuncSetAttribute", "cuStreamSynchronize",
                     "cuEventSynchronize", "cuGraphDestroy"):  # fmt: skip
             return self.called_only(name)
         raise AttributeError(name)
@@ -89,7 +96,16 @@ class Driver:
         return number
 
     def cuCtxGetCurrent(self) -> int:
-        return 5
+        return self.contexts[-1] if self.contexts else 0
+
+    def cuCtxPushCurrent(self, context: int) -> None:
+        self.contexts.append(context)
+
+    def cuCtxPopCurrent(self) -> int:
+        return self.contexts.pop()
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> int:
+        return PRIMARY
 
     def cuCtxGetDevice(self) -> int:
         return 0
@@ -110,12 +126,28 @@ class Driver:
     def cuMemAlloc(self, nbytes: int) -> Any:
         if self.capture is not None:
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        assert self.contexts
         buffer = (ctypes.c_uint8 * (nbytes + 256))()
         pointer = (ctypes.addressof(buffer) + 255) // 256 * 256
         self.memory[pointer] = buffer, nbytes
         return pointer
 
-    def cuMemAllocAsync(self, nbytes: int, stream: int) -> Any:
+    def CUmemPoolProps(self) -> Any:
+        return SimpleNamespace(location=SimpleNamespace())
+
+    def cuMemPoolCreate(self, properties: Any) -> int:
+        assert properties.location.id == 0
+        self.alive["pools"] += 1
+        return POOL
+
+    def cuMemPoolSetAttribute(self, pool: int, name: str, value: int) -> None:
+        assert (pool, name) == (POOL, "CU_MEMPOOL_ATTR_RELEASE_THRESHOLD")
+
+    def cuMemPoolDestroy(self, pool: int) -> None:
+        self.alive["pools"] -= 1
+
+    def cuMemAllocFromPoolAsync(self, nbytes: int, pool: int, stream: int) -> Any:
+        assert pool == POOL
         return object.__getattribute__(self, "cuMemAlloc")(nbytes)
 
     def cuMemFree(self, pointer: int) -> None:
@@ -153,6 +185,7 @@ class Driver:
         return CUresult.CUDA_SUCCESS, kernel
 
     def cuLaunchKernel(self, function: Any, *rest: Any) -> None:
+        assert self.contexts
         x, y, z, threads, _, _, shared, _, (values, kinds), _ = rest
 
         def run() -> None:

@@ -21,14 +21,28 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
         default: return 1;
     }
 }
-static void* current;
+static void *current, *before[9];
+static int depth;
 int cuCtxGetCurrent(void** context) { return *context = current, 0; }
-int cuCtxSetCurrent(void* context) { return current = context, 0; }
+int cuCtxPushCurrent(void* context) { return before[++depth] = current, current = context, 0; }
+int cuCtxPopCurrent(void** context) { return *context = current, current = before[depth--], 0; }
 int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : 201; }
 int cuCtxSynchronize(void) { return 0; }
 int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)0x11, 0; }
 int cuMemAlloc(uint64_t* pointer, size_t bytes) { return *pointer = (uint64_t)aligned_alloc(256, (bytes + 255) / 256 * 256), 0; }
-int cuMemAllocAsync(uint64_t* pointer, size_t bytes, void* stream) { return cuMemAlloc(pointer, bytes); }
+typedef struct { int kind, handles, place, number; } Properties;  // the first of CUmemPoolProps
+int cuMemPoolCreate(void** pool, const Properties* asked) {
+    printf("pool %d %d %d %d\n", asked->kind, asked->handles, asked->place, asked->number);
+    return *pool = (void*)0x99, 0;
+}
+int cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
+    printf("pool keeps %d %lu\n", attribute, *(unsigned long*)value);
+    return pool != (void*)0x99;
+}
+int cuMemPoolDestroy(void* pool) { return printf("pool is gone\n"), pool != (void*)0x99; }
+int cuMemAllocFromPoolAsync(uint64_t* pointer, size_t bytes, void* pool, void* stream) {
+    return pool == (void*)0x99 ? cuMemAlloc(pointer, bytes) : 1;
+}
 int cuMemFree(uint64_t pointer) { return free((void*)pointer), printf("freed\n"), 0; }
 int cuMemFreeAsync(uint64_t pointer, void* stream) { return cuMemFree(pointer); }
 int cuMemcpyHtoD(uint64_t to, const void* from, size_t bytes) { return memcpy((void*)to, from, bytes), 0; }

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from keras_efficient import export
 from keras_efficient.errors import ConversionError, WrongArgument
-from keras_efficient.export.bolt import dlpack, meter, reference, spec
+from keras_efficient.export.bolt import checking, dlpack, meter, reference, runtime, spec
 from keras_efficient.export.bolt.architectures import architecture
 from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.dlpack import array_of
@@ -29,7 +29,7 @@ from keras_efficient.export.bolt.runtime import CudaDevice, HostDevice, load
 from keras_efficient.export.bolt.search import candidates
 from keras_efficient.export.bolt.standard import DOMAIN, FUSED
 
-from .driver import OWN_STREAM, Driver, OnDevice
+from .driver import OWN_STREAM, PRIMARY, Driver, OnDevice
 from .kernels import conv, sesr
 
 pytest.importorskip("onnx_ir", reason="kernels need the extra gpu")
@@ -114,6 +114,7 @@ def driver(monkeypatch):
     found = Driver()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", found)
     monkeypatch.setattr(bindings, "driver", found, raising=False)
+    monkeypatch.setattr(runtime, "WARM", 1e-3)  # two replays
     return found
 
 
@@ -294,7 +295,7 @@ def test_calls_and_graphs_on_a_driver_that_is_none(bundle, driver):
     assert len(driver.memory) == kept
     driver.calls.clear()
     graph = run.captured(x)
-    assert not driver.named("cuMemAllocAsync")
+    assert not driver.named("cuMemAllocFromPoolAsync")
     assert {one[-3] for one in driver.named("cuLaunchKernel")} == {OWN_STREAM}
     launched = len(driver.named("cuLaunchKernel"))
     x.numbers[...] = drawn(*x.numbers.shape)
@@ -323,6 +324,62 @@ def test_a_capture_that_fails_is_ended(bundle, driver):
     with pytest.raises(ConversionError, match="refused cuMemAlloc: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
         device.captured(lambda stream: device.buffer((8,), None))
     assert driver.capture is None
+
+
+@pytest.mark.parametrize("current", [[], [5], [6]])
+def test_the_caller_s_context_stays_the_current_one(bundle, driver, current):
+    driver.contexts = list(current)
+    device = CudaDevice()
+    run, x = load(bundle, device), OnDevice(drawn(1, 8, 8, 8))
+    driver.memory.update([x.memory])
+    own = (current or [PRIMARY])[0]
+    driver.contexts = [8]  # of another device, later
+    driver.calls.clear()
+    found, graph = run(x, stream=STREAM), run.captured(x)
+    graph.replay(STREAM)
+    device.timed(lambda stream: None, 2)
+    device.fetched(device.copied(x.numbers))
+    del found, graph
+    gc.collect()
+    assert driver.contexts == [8]
+    assert {one[1] for one in driver.named("cuCtxPushCurrent")} == {own}
+    with pytest.raises(ConversionError):
+        device.timed(lambda stream: device.buffer((8,), None), 2)
+    assert driver.contexts == [8]
+
+
+def test_memory_of_calls_is_of_a_pool_that_ends_with_its_device(bundle, driver):
+    run, x = load(bundle), OnDevice(drawn(1, 8, 8, 8))
+    driver.memory.update([x.memory])
+    assert not driver.named("cuMemPoolCreate")
+    found = [run(x, stream=STREAM) for _ in range(2)]
+    assert len(driver.named("cuMemPoolCreate")) == driver.alive["pools"] == 1
+    del run
+    gc.collect()
+    assert driver.alive["pools"] == 1  # arrays are left
+    del found
+    gc.collect()
+    assert driver.alive["pools"] == 0
+
+
+def test_nothing_is_collected_during_a_capture(driver):
+    device, seen = CudaDevice(), []
+    for wanted in (True, False):
+        (gc.enable if wanted else gc.disable)()
+        try:
+            device.captured(lambda stream: seen.append(gc.isenabled()))
+            assert gc.isenabled() == wanted
+        finally:
+            gc.enable()
+    assert seen == [False, False]
+
+
+def test_replays_are_timed_without_waiting_in_between(driver):
+    assert CudaDevice().timed(lambda stream: None, 3) == [0.5e-3] * 3
+    names = [one[0] for one in driver.named("cuGraphLaunch", "cuEventRecord", "cuEventSynchronize")]
+    launch, record, wait = "cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"
+    assert names == [launch, record, launch, record, wait, *[launch] * 2, record, *[launch, record] * 3, wait]
+    assert driver.alive["events"] == 0
 
 
 def test_results_are_freed_behind_who_took_them(bundle, driver):
@@ -398,3 +455,39 @@ def test_a_meter_draws_arrays_once(driver, monkeypatch):
     gauge.error(other, source, source.text.encode())
     assert len(driver.memory) < kept  # what was drawn for the first one is freed
     assert driver.alive == {"graphs": 0, "events": 0}
+
+
+@pytest.mark.parametrize(
+    ("region", "shape"),
+    [
+        (sesr(3), (1, 70, 90)),
+        (
+            Region((conv(0, 3, 8, 16, Activate("relu"), Add(1), stride=(2, 2), padding=(0, 0, 1, 1)),), (8, 16)),
+            (2, 65, 130),
+        ),
+        (Region((conv(0, 3, 8, 8), conv(1, 3, 8, 8, dilation=(2, 2), padding=(2,) * 4)), (8,)), (1, 9, 80)),
+        (Region((conv(0, 1, 8, 24, Add(1)),), (8, 24), rows=True), (1, 1, 150)),
+    ],
+    ids=["shuffled", "stride, a skip", "low", "rows"],
+)
+def test_the_corner_is_what_the_whole_has_there(region, shape):
+    inputs = checking.random_inputs(region, *(shape[2:] if region.rows else shape))
+    whole, corner = reference.computed(region, inputs, rounded=np.float16), meter._corner(region, inputs)
+    there = whole[-len(corner) :] if region.rows else whole[-1, -corner.shape[0] :, -corner.shape[1] :]
+    assert min(corner.shape[:-1]) >= min(meter.CORNER, *whole.shape[-3:-1])
+    assert np.abs(corner - there).max() < 1e-12
+
+
+def test_a_kernel_that_is_wrong_at_its_real_size_is_refused(driver):
+    gauge, region, shape = meter.CudaMeter(), Region((conv(0, 3, 16, 16, Activate("relu")),), (16,)), (1, 20, 24)
+    source = candidates(region, architecture("sm_90a"), *shape, limit=1)[0].emit(region)
+    right = gauge.device.launch
+    gauge.device.launch = lambda kernel, grid, *more: right(kernel, (1, 1, 1), *more)  # the first block only
+    with pytest.raises(ConversionError, match=r"Its relative error at the size that is timed is (nan|1)"):
+        gauge.seconds(region, source, source.text.encode(), shape, 1)
+
+
+def test_sets_fill_the_cache():
+    assert meter.turns(1 << 20, 50 << 20) == 101
+    assert meter.turns(1 << 30, 50 << 20) == 2
+    assert meter.turns(1000, 50 << 20) == meter.MOST_SETS

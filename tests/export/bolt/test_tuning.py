@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 
 import pytest
 
@@ -146,6 +148,46 @@ def test_what_is_compiled_is_kept(compiler, monkeypatch):
     assert len(asked) == len(RANKING) + 1  # what does not compile is tried again
 
 
+class Failing(Meter):
+    """A GPU that refuses to time a candidate in its first or second round, or in the second one ends all."""
+
+    def __init__(self, place, repetitions, error=None):
+        super().__init__()
+        self.at, self.failure = (place, repetitions), error or ConversionError("The CUDA driver refused cuGraphLaunch.")
+
+    def seconds(self, region, source, cubin, shape, repetitions):
+        if (self.place(source), repetitions) == self.at:
+            raise self.failure
+        return super().seconds(region, source, cubin, shape, repetitions)
+
+
+@pytest.mark.parametrize("repetitions", [3, 7])
+def test_a_candidate_that_cannot_be_timed_is_refused(compiler, tmp_path, repetitions):
+    cache = Cache(tmp_path / "measured.jsonl")
+    found, refused = search(Failing(5, repetitions), cache)
+    assert [one.measured for one in found] == [True] * 2 + [False] * 4
+    assert found[0].to_dict() == RANKING[3].to_dict()
+    assert refused[-1].endswith("refused cuGraphLaunch.")
+    assert len(refused) == 4
+    assert len(cache.get(key(REGION, SHAPE), Meter.identity)) == 2
+
+
+def test_what_was_measured_is_kept_whatever_ends_a_search(compiler, tmp_path):
+    path = tmp_path / "measured.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        search(Failing(5, 7, KeyboardInterrupt()), Cache(path))
+    assert len(Cache(path).get(key(REGION, SHAPE), Meter.identity)) == 3
+
+
+def test_compilers_that_end_are_told_in_one_line():
+    with tuning.compilers() as pool:
+        with pytest.raises(BrokenExecutor):
+            pool.submit(os.abort).result(60)
+        how = {"arch": "sm_90a", "deadline": time.monotonic() + 60, "executor": pool}
+        with pytest.raises(ConversionError, match=r"put the call under `if __name__ == '__main__':`"):
+            tuned(REGION, RANKING, SHAPE, Meter(), **how)
+
+
 def test_compilers_are_processes_that_nobody_waits_for():
     with tuning.compilers() as pool:
         assert pool.submit(sorted, [2, 1]).result(60) == [1, 2]
@@ -235,3 +277,14 @@ def test_a_key_hangs_on_all_that_a_time_does():
     assert len(keys) == 3
     assert key(sesr(3), SHAPE) in keys  # whatever its weights
     assert tuning._templates() == tuning._templates()
+
+
+@pytest.mark.parametrize("name", ["grids.py", "meter.py", "templates/tile.py", "templates/tile.cuh"])
+def test_a_key_hangs_on_the_files_that_launch_and_measure(tmp_path, monkeypatch, name):
+    folder = tmp_path / "bolt"
+    shutil.copytree(tuning.FOLDER, folder)
+    monkeypatch.setattr(tuning, "FOLDER", folder)
+    before = tuning._templates.__wrapped__()
+    with open(folder / name, "a") as file:
+        file.write("\n")
+    assert tuning._templates.__wrapped__() != before
