@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -349,12 +350,17 @@ def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx
         for dim, size in zip(dims, sizes.get(value.name, ()), strict=False):  # `sizes_of` says what does not fit
             if not dim.dim_value:
                 dim.dim_value = size
+    log = logging.getLogger("onnxscript.optimizer")  # warns of what it leaves alone
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)
         folded = ir.serde.deserialize_model(fixed)
         fold_constants(folded, onnx_shape_inference=True)
         return ir.serde.serialize_model(folded)
     except Exception:  # of onnx_ir and onnxscript, without a public base; partition says what is wrong with the model
         return model
+    finally:
+        log.setLevel(level)
 
 
 def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
