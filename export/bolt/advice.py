@@ -26,6 +26,7 @@ from keras_efficient.export.bolt.naming import layer_of, name_layers
 from keras_efficient.export.bolt.partition import NO_KERNEL, ONE_NODE, Partitioned
 from keras_efficient.export.bolt.region import ACTIVATIONS, Activate, Add, Layer, Region
 from keras_efficient.export.bolt.search import Candidate, candidates, unserved
+from keras_efficient.export.bolt.templates.tile import one_by_one
 
 if TYPE_CHECKING:
     import keras
@@ -51,8 +52,6 @@ INSTRUCTIONS = {
     "tanh": 30,
     "softplus": 36,
 }
-LOADS_PER_CYCLE = 32  # of a multiprocessor, whatever their width
-FETCH, STORE = 12, 4  # instructions for a number that moves by itself: its address, whether it is there, the move
 NOT_FUSED = frozenset(
     (
         *ONE_NODE,
@@ -262,8 +261,7 @@ class _Adviser:
 
     def issued(self, instructions: float) -> float:
         """Seconds in which the GPU issues them."""
-        lanes = 64 if self.arch.name == "sm_80" else 128
-        return instructions / (lanes * self.arch.processors * self.arch.clock)
+        return instructions / (self.arch.lanes * self.arch.processors * self.arch.clock)
 
     # ------------------------------------------------------------------------------------------------------ activations
 
@@ -313,26 +311,12 @@ class _Adviser:
             yield Advice("channels", here.names[number], what, self.gain(here, low, high))
 
     def alone(self, region: Region, shape: Shape, best: Candidate) -> tuple[float, float]:
-        """The estimate, and what it lacks: numbers that move one by one, since 16 bytes would hold another place's.
-
-        At least their loads and stores are waited for, at most all instructions for them come on top.
-        """
+        """The least and the most that its estimate may be, which is amid them: see `tile.one_by_one`."""
         if best.template != "tile":
             return best.seconds, best.seconds
-        first, last, tile = region.layers[0], region.layers[-1], best.parameters
-        places = shape[0] * prod(first.size(*shape[1:]))
-        moves = instructions = 0
-        if first.channels % UNIT:
-            across = ceil(first.filters / tile.filters) if len(region.layers) == 1 else 1
-            inner = ceil(prod(first.weights.shape[:3]) / tile.inner) * tile.inner
-            moves += places * inner * across
-            instructions += FETCH * places * inner * across
-        if last.filters % UNIT and region.shuffle == 1:
-            moves += places * last.filters
-            instructions += STORE * places * last.filters
-        arch = self.arch
-        waited = moves / (LOADS_PER_CYCLE * arch.processors * arch.clock) + arch.launch
-        return max(best.seconds, waited), max(best.seconds + self.issued(instructions), waited)
+        places = shape[0] * prod(region.layers[0].size(*shape[1:]))
+        waited, issued = one_by_one(region, best.parameters, self.arch, places)
+        return max(best.seconds - issued / 2, waited), max(best.seconds + issued / 2, waited)
 
     # -------------------------------------------------------------------------------------------------------- pointwise
 

@@ -30,6 +30,7 @@ class Architecture:
         memory_rate: bytes per second of DRAM that copies reach.
         cache_rate: bytes per second that all multiprocessors get of the L2 cache (an estimate from publications).
         registers: of a multiprocessor.
+        lanes: of a multiprocessor, that get an instruction on single numbers in a cycle.
         launch: seconds that a kernel in a graph takes though it does nothing (an estimate).
         barrier: cycles of a barrier of a block (an estimate).
         block_bytes: of shared memory that a block may take, if that is less than all.
@@ -46,6 +47,7 @@ class Architecture:
     group_cycles: float | None = None
     shared_rate: int = 128
     registers: int = 65536
+    lanes: int = 128
     launch: float = 2.5e-6
     barrier: int = 40
     block_bytes: int | None = None
@@ -88,7 +90,7 @@ class Architecture:
 
 
 _ALL = (
-    Architecture("sm_80", "A100", 108, 1.41e9, 4.0 * 2, 163 << 10, 1.7e12, 4.5e12),
+    Architecture("sm_80", "A100", 108, 1.41e9, 4.0 * 2, 163 << 10, 1.7e12, 4.5e12, lanes=64),
     Architecture("sm_86", "A10", 72, 1.7e9, 16.0, 99 << 10, 0.5e12, 2.0e12),
     Architecture("sm_89", "L40S", 142, 2.3e9, 16.0, 99 << 10, 0.75e12, 4.0e12),
     Architecture("sm_90a", "H200", 132, 1.755e9, 4.0 / 0.62, 227 << 10, 4.3e12, 6.5e12, 4.0 / 0.8),

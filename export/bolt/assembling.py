@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from keras_efficient.export.bolt.bundle import Bundle
 from keras_efficient.export.bolt.half import to_float16
 from keras_efficient.export.bolt.naming import layer_of
 from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.rewriting import folded
 from keras_efficient.export.bolt.search import Candidate, candidates, left_out, unserved
 from keras_efficient.export.bolt.source import Source
 
@@ -32,6 +32,7 @@ WORTH = 0.9  # of the time with fewer kernels: estimates are not better than tha
 Shape = tuple[int, int, int]
 _Ranking = tuple[Shape | None, list[Candidate]]
 POLICIES = tuple(partition.Policy(max_layers=count) for count in (1024, 6, 4, 3, 2, 1))
+UNIT = 8  # channels that are 16 bytes
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,11 @@ def best_partition(
     model = at_sizes(model, sizes)
     best: tuple[float, partition.Partitioned, list[_Ranking]] | None = None
     seen = set()
-    for one in POLICIES if policy is None else (policy,):
+    policies = list(POLICIES if policy is None else (policy,))
+    for one in policies:
         parted = partition.partition(model, one)
+        if policy is None and one is policies[0] and _is_uneven(parted):
+            policies += [replace(one, unit=UNIT) for one in POLICIES]
         key = hashlib.sha256(parted.model.SerializeToString(deterministic=True)).digest()
         if key in seen:
             continue
@@ -332,6 +336,12 @@ def _kernel(
     return None, f"no kernel of {len(refused)} is good: {refused[0]}"
 
 
+def _is_uneven(parted: partition.Partitioned) -> bool:
+    """Whether channels of a value inside of the network are no whole chunks."""
+    outside = {value.name for value in parted.model.graph.output}
+    return any(one.layers[-1].filters % UNIT and one.names[-1] not in outside for one in parted.regions)
+
+
 def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
     """The network at these sizes, if it computes with sizes: shapes of what follows are known by nothing else.
 
@@ -339,7 +349,6 @@ def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx
     """
     import onnx
     import onnx_ir as ir
-    from onnxscript.optimizer import fold_constants
 
     if not any(node.op_type == "Shape" for node in model.graph.node):
         return model
@@ -350,17 +359,12 @@ def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> onnx
         for dim, size in zip(dims, sizes.get(value.name, ()), strict=False):  # `sizes_of` says what does not fit
             if not dim.dim_value:
                 dim.dim_value = size
-    log = logging.getLogger("onnxscript.optimizer")  # warns of what it leaves alone
-    level = log.level
     try:
-        log.setLevel(logging.ERROR)
-        folded = ir.serde.deserialize_model(fixed)
-        fold_constants(folded, onnx_shape_inference=True)
-        return ir.serde.serialize_model(folded)
+        known = ir.serde.deserialize_model(fixed)
+        folded(known, onnx_shape_inference=True)
+        return ir.serde.serialize_model(known)
     except Exception:  # of onnx_ir and onnxscript, without a public base; partition says what is wrong with the model
         return model
-    finally:
-        log.setLevel(level)
 
 
 def sizes_of(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

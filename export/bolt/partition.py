@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_efficient.export.bolt import spec
+from keras_efficient.export.bolt.aligning import aligned
 from keras_efficient.export.bolt.folding import bounds, per_channel
 from keras_efficient.export.bolt.graph import check_installed, normalised_ir
 from keras_efficient.export.bolt.layout import NCHW, NHWC, sink_transposes
@@ -64,6 +65,7 @@ class Policy:
             makes more channels than this; 0: none are.
         max_layers: of a region.
         max_shuffle: block of a depth to space.
+        unit: inside of the network, channels are padded to a multiple of it; 1: they stay.
     """
 
     max_channels: int = 64
@@ -71,6 +73,7 @@ class Policy:
     max_second: int = 256
     max_layers: int = 1024
     max_shuffle: int = 8
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def partition(model: onnx.ModelProto, policy: Policy | None = None) -> Partition
     import onnx_ir as ir
 
     inner = normalised_ir(model)
+    if (policy or Policy()).unit > 1:
+        aligned(inner, (policy or Policy()).unit)
     found = _Search(inner, policy or Policy())
     for node in list(inner.graph):
         if node.graph is not None and node not in found.taken and _is(node, LAYERS):

@@ -20,7 +20,10 @@ from keras_efficient.export.bolt.templates.implicit import Places
 from keras_efficient.export.bolt.templates.packing import Packed, fragments, table, up
 from keras_efficient.export.bolt.templates.results import Sums
 
-__all__ = ["Tile", "candidates", "emit", "refusal", "seconds"]
+__all__ = ["Tile", "candidates", "emit", "one_by_one", "refusal", "seconds"]
+
+LOADS_PER_CYCLE = 32  # of a multiprocessor, whatever their width
+FETCH, STORE = 12, 4  # instructions for a number that moves by itself: its address, whether it is there, the move
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int,
         shared += 4 * tile.places * tile.filters if tile.second == "shared" else 0
     numbers = n * height * width * region.channels[0] + places * (sum(region.channels[1:]) + last.filters)
     weights = sum(layer.weights.size for layer in region.layers)
-    return arch.seconds(
+    found = arch.seconds(
         blocks=prod(grid),
         at_once=tile.blocks,
         products=products,
@@ -311,3 +314,22 @@ def seconds(region: Region, tile: Tile, arch: Architecture, n: int, height: int,
         cache=float(places * grid[1] * implicit.fetched(first) + prod(grid) * steps * 32 * tile.filters),
         barriers=ceil(inner_axis / tile.inner) + 4,
     )
+    waited, issued = one_by_one(region, tile, arch, places)
+    return max(found + issued / 2, waited)
+
+
+def one_by_one(region: Region, tile: Tile, arch: Architecture, places: int) -> tuple[float, float]:
+    """Seconds for numbers that move one by one, since 16 bytes would hold another place's.
+
+    Their loads and stores at least are waited for; at most all instructions for them come on top of everything else.
+    """
+    first, last = region.layers[0], region.layers[-1]
+    loads = stores = 0
+    if first.channels % 8:
+        across = ceil(first.filters / tile.filters) if len(region.layers) == 1 else 1
+        loads = places * across * ceil(prod(first.weights.shape[:3]) / tile.inner) * tile.inner
+    if last.filters % 8 and region.shuffle == 1:
+        stores = places * last.filters
+    waited = arch.launch if loads + stores else 0.0
+    waited += (loads + stores) / (LOADS_PER_CYCLE * arch.processors * arch.clock)
+    return waited, (FETCH * loads + STORE * stores) / (arch.lanes * arch.processors * arch.clock)
