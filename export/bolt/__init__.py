@@ -2,8 +2,8 @@
 
     region.py, spec.py       a part of a network that one kernel computes, as values and as JSON; reference.py: in NumPy
     naming.py, graph.py,     an ONNX file, called by its Keras layers, normalised (by widening, folding, layout,
-    partition.py             phases), padded (aligning.py), and its parts, each as a node of its own (standard.py: what such a node means);
-                             half.py: in float16; ranges.py: whether its numbers fit into that
+    partition.py             phases), padded (aligning.py), and its parts, each as a node of its own (standard.py:
+                             what such a node means); half.py: in float16; ranges.py: whether its numbers fit into that
     templates/, source.py    CUDA sources for a region, written from parameters; grids.py: how they are launched
     search.py, tuning.py     candidates ranked by an estimate (architectures.py), or by a GPU's times (meter.py)
     build.py, checking.py    sources compiled; run on the CPU, thread by thread (host/), and compared
