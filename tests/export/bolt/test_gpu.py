@@ -41,6 +41,4 @@ def test_kernels_compute_what_regions_mean(device, name, region, parameters, sha
     kernel = device.function(code, source.kernel, source.shared_bytes)
     device.launch(kernel, grid, source.threads, source.shared_bytes, taken, device.stream)
     found = device.fetched(out).astype(np.float64)
-    # As test_templates says, networks of many layers round as often, in any implementation.
-    limit = 1e-3 if len(region.layers) < 5 else 1.5e-3
-    assert np.linalg.norm(found - wanted) < limit * np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) < 1e-3 * np.linalg.norm(wanted)
