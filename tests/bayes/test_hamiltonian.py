@@ -49,10 +49,14 @@ def test_a_correlated_gaussian(method):
     assert chains.log_density.shape == (500, 8)
     drawn = chains.draws.reshape(-1, 2).astype(float)
     assert drawn.mean(axis=0) == pytest.approx(MEAN, abs=0.07)
-    assert np.cov(drawn.T) == pytest.approx(COVARIANCE, abs=0.1)
     rhat, ess = convergence(chains.draws.swapaxes(0, 1).reshape(-1, 2), 8)
     assert rhat.max() < 1.01
     assert ess.min() > 400
+    # Four standard errors of a variance: other processors round otherwise, and chains go other ways.
+    squares = np.square(chains.draws - MEAN).swapaxes(0, 1).reshape(-1, 2)
+    error = float(np.sqrt(2 / convergence(squares, 8)[1].min()))
+    assert error < 0.1
+    assert np.cov(drawn.T) == pytest.approx(COVARIANCE, abs=4 * error)
     said = chains.diagnostics
     rhat, ess = convergence(chains.log_density.T.reshape(-1), 8)
     assert said["rhat_log_density"] == pytest.approx(float(rhat))

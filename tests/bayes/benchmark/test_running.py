@@ -163,7 +163,7 @@ def test_an_interruption_that_comes_up_as_another_error_is_not_recorded(small, t
 
 def slow(cells):
     for cell in cells:
-        time.sleep(0.02)
+        time.sleep(0.06)  # 20 of them take longer than two of the longest waits before a kill
         yield cell, made_up(cell.spec)
 
 
