@@ -23,7 +23,7 @@ from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
 from keras_efficient.export.bolt.region import Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, complete, indented
-from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.epilogue import steps
 from keras_efficient.export.bolt.templates.packing import Packed, table, up
 
 __all__ = ["PREFERENCE", "Cutlass", "candidates", "emit", "missing", "refusal", "seconds"]
@@ -212,18 +212,13 @@ def _product(layer: Layer) -> list[str]:
 
 def _steps(layer: Layer, columns: int) -> list[str]:
     """What follows the bias, for two pairs `a` and `b` of four neighbouring filters."""
-    lines = []
-    for first, word in ((0, "more.x"), (2, "more.y")):
-        lines += ["{", f"float &a = four[{first}], &b = four[{first + 1}];"]
-        slopes = 0
-        for step in layer.steps:
-            if isinstance(step, Add):
-                lines.append(f"a += low({word}), b += high({word});")
-                continue
-            slopes += step.kind == "prelu"
-            lines += activation(step, f"numbers + {slopes * columns + first} + filter")
-        lines.append("}")
-    return lines
+
+    def two(first: int, word: str) -> list[str]:
+        added = [f"a += low({word}), b += high({word});"]
+        behind = steps(layer, lambda _: added, lambda row: f"numbers + {row * columns + first} + filter")
+        return ["{", f"float &a = four[{first}], &b = four[{first + 1}];", *behind, "}"]
+
+    return [*two(0, "more.x"), *two(2, "more.y")]
 
 
 def candidates(region: Region, arch: Architecture) -> Iterator[Cutlass]:

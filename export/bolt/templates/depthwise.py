@@ -17,9 +17,9 @@ import numpy as np
 from keras_efficient.errors import UnsupportedLayer
 from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import geometry, launch
-from keras_efficient.export.bolt.region import Add, Region
+from keras_efficient.export.bolt.region import Region
 from keras_efficient.export.bolt.source import Source, complete, indented
-from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.epilogue import steps
 from keras_efficient.export.bolt.templates.packing import table
 
 __all__ = ["Depthwise", "candidates", "emit", "refusal", "seconds"]
@@ -152,16 +152,15 @@ def _text(region: Region, parameters: Depthwise) -> str:
         f"float a = sums[i][k], b = {'sums[i][k + 1]' if together > 1 else '0.0f'};",
         f"const int filter = channel + {'k' if together > 1 else '0'};",
     ]
-    slopes = 0
-    for step in layer.steps:
-        if isinstance(step, Add):
-            given = region.channels[step.value]
-            for name, ahead in (("a", 0), ("b", 1))[: min(together, 2)]:
-                where = "to" if given == 1 else f"to * {given} + filter + {ahead}"
-                lines.append(f"{name} += to_float(load_global(input_{step.value} + {where}));")
-            continue
-        slopes += step.kind == "prelu"
-        lines += activation(step, f"weights + {(taps + slopes) * channels} + filter", pair=together > 1)
+
+    def add(value: int) -> list[str]:
+        given, found = region.channels[value], []
+        for name, ahead in (("a", 0), ("b", 1))[: min(together, 2)]:
+            where = "to" if given == 1 else f"to * {given} + filter + {ahead}"
+            found.append(f"{name} += to_float(load_global(input_{value} + {where}));")
+        return found
+
+    lines += steps(layer, add, lambda row: f"weights + {(taps + row) * channels} + filter", pair=together > 1)
     lines += ["results[k] = a, results[k + 1] = b;", "}"]
     start = f"output + to * {channels} + channel"
     if together == 1:

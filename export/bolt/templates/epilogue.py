@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from keras_efficient.export.bolt.region import Activate
+from collections.abc import Callable
 
-__all__ = ["activation"]
+from keras_efficient.export.bolt.region import Activate, Add, Layer
+
+__all__ = ["activation", "steps"]
+
+
+def steps(
+    layer: Layer, add: Callable[[int], list[str]], slopes: Callable[[int], str], *, pair: bool = True
+) -> list[str]:
+    """Lines of all steps behind a layer's bias, in their order.
+
+    Args:
+        layer: whose steps.
+        add: gives the lines that add a value, by its number.
+        slopes: gives the address of the slopes, as of `activation`, of the layer's first PReLU (1), second one, ….
+        pair: as of `activation`.
+    """
+    lines, count = [], 0
+    for step in layer.steps:
+        if isinstance(step, Add):
+            lines += add(step.value)
+            continue
+        count += step.kind == "prelu"
+        lines += activation(step, slopes(count) if step.kind == "prelu" else "", pair=pair)
+    return lines
 
 
 def activation(step: Activate, slopes: str = "", *, pair: bool = True) -> list[str]:

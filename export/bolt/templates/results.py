@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keras_efficient.export.bolt.region import Add, Region
-from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.region import Region
+from keras_efficient.export.bolt.templates.epilogue import steps
 
 __all__ = ["Sums"]
 
@@ -52,17 +52,8 @@ class Sums:
             f"float a = {self.name}[i][tile][2 * side], b = {self.name}[i][tile][2 * side + 1];",
             f"const int filter = {self.block} * {self.filters} + 8 * ({self.before} + tile) + 2 * (lane() & 3);",
         ]
-        slopes = 0
-        for step in self.region.layers[self.number].steps:
-            if isinstance(step, Add):
-                lines += self._add(step.value)
-                continue
-            table = ""
-            if step.kind == "prelu":
-                slopes += 1
-                table = f"numbers + {self.table + slopes * self.columns} + filter"
-            lines += activation(step, table)
-        return lines
+        layer = self.region.layers[self.number]
+        return lines + steps(layer, self._add, lambda row: f"numbers + {self.table + row * self.columns} + filter")
 
     def _add(self, value: int) -> list[str]:
         channels = self.region.channels[value]

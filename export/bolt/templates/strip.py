@@ -15,7 +15,7 @@ from keras_efficient.export.bolt.architectures import Architecture
 from keras_efficient.export.bolt.grids import launch
 from keras_efficient.export.bolt.region import Activate, Add, Layer, Region
 from keras_efficient.export.bolt.source import Source, complete, indented
-from keras_efficient.export.bolt.templates.epilogue import activation
+from keras_efficient.export.bolt.templates.epilogue import steps
 from keras_efficient.export.bolt.templates.packing import Packed, fragments, fragments_by_tap, table, up
 
 __all__ = ["Plan", "Strip", "candidates", "emit", "refusal", "seconds"]
@@ -455,16 +455,12 @@ class _Writer:
             "float a = sums[at][part / 2][tile][part % 2 * 2], b = sums[at][part / 2][tile][part % 2 * 2 + 1];",
             f"const int filter = 8 * tile + 2 * (lane() & {3 // together});",
         ]
-        slopes = 0
-        for step in layer.steps:
-            if isinstance(step, Add):
-                lines += self._add(step.value, value)
-                continue
-            table = ""
-            if step.kind == "prelu":
-                slopes += 1
-                table = f"numbers + {self.packed.tables[number] // 4 + slopes * 8 * tiles} + filter"
-            lines += activation(step, table)
+        table = self.packed.tables[number] // 4
+        lines += steps(
+            layer,
+            lambda other: self._add(other, value),
+            lambda row: f"numbers + {table + row * 8 * tiles} + filter",
+        )
         lines += self._store(layer) if is_last else self._into_ring(value)
         if value == self.plan.last and value in self.plan.rings:
             raise AssertionError("The last value is read by nothing.")
